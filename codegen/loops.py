@@ -1,0 +1,166 @@
+"""The loop language: a kernel as explicit loops, vector regions and stores.
+
+A kernel works on flat buffers with I64 element indices. Extents are symbols, passed at launch.
+
+Semantics:
+- `For` runs its body for var = start, start+step, ... below stop. `unroll=True` asks the emitter
+  to repeat the body (start, stop, step must be literals).
+- Every kernel's body is run for the sub-range [begin, end) of its parallel extent: the variables
+  `begin` and `end` are in scope. Iterations of that range are independent.
+- `Vector(var, width, body)`: the body runs for all var = 0..width-1 at once, one lane each
+  (single program, multiple data). An expression is *varying* if it depends on the lane variable,
+  on a varying register, or loads at a varying index; else it is uniform. Loops inside a vector
+  region have uniform bounds. Vector regions do not nest.
+- `If(cond)`: a uniform condition branches; a varying one masks stores, loads and assignments.
+- `Declare` makes a register (one per lane if declared inside a vector region), `Assign` writes it.
+- `Let` names a value once.
+- `lanes.add(x)` etc. combine the lanes of x by halving: lane i with lane i + width/2, then
+  width/4, ... down to one; the result is uniform. All lanes take part, whatever the mask.
+- `Alloc` makes a thread-private array of a literal number of elements, uninitialised.
+- `Report(cond, site, value)`: where cond holds, an error is recorded for the program: the first
+  site (an integer that the caller maps to an operation) and value win; execution goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Union
+
+from graphc.codegen.expr import Expr, show
+from graphc.ir.types import DType
+
+
+@dataclass(frozen=True, eq=False)
+class Buffer:
+    """A flat array. kind: "in", "out", "inout", "scratch" (kernel arguments) or "local"."""
+
+    name: str
+    dtype: DType
+    kind: str
+
+    def __repr__(self) -> str:
+        return f"{self.kind} {self.name}: {self.dtype}"
+
+
+@dataclass(frozen=True)
+class For:
+    var: Expr
+    start: Expr
+    stop: Expr
+    body: tuple[Stmt, ...]
+    step: Expr
+    unroll: bool = False
+
+
+@dataclass(frozen=True)
+class Vector:
+    var: Expr
+    width: int
+    body: tuple[Stmt, ...]
+
+
+@dataclass(frozen=True)
+class If:
+    cond: Expr
+    then: tuple[Stmt, ...]
+    orelse: tuple[Stmt, ...] = ()
+
+
+@dataclass(frozen=True)
+class Let:
+    var: Expr
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Declare:
+    var: Expr
+    init: Expr
+
+
+@dataclass(frozen=True)
+class Assign:
+    var: Expr
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Store:
+    buffer: Buffer
+    index: Expr
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Alloc:
+    buffer: Buffer  # kind "local"
+    size: int
+
+
+@dataclass(frozen=True)
+class Report:
+    cond: Expr
+    site: int
+    value: Expr
+
+
+Stmt = Union[For, Vector, If, Let, Declare, Assign, Store, Alloc, Report]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel: `buffers` then `extents` are its arguments, in order.
+
+    parallel: the number of independent iterations, an I64 expression over the extents; the body
+        refers to its share as the variables `begin` and `end`.
+    work: roughly how many elementary operations the whole launch does, over the extents; decides
+        whether a launch is worth several threads.
+    """
+
+    name: str
+    buffers: tuple[Buffer, ...]
+    extents: tuple[str, ...]
+    parallel: Expr
+    work: Expr
+    body: tuple[Stmt, ...]
+    sites: tuple[str, ...] = field(default=())
+
+
+def print_kernel(kernel: Kernel) -> str:
+    """The text of a kernel, one statement a line."""
+    head = ", ".join([*map(repr, kernel.buffers), *kernel.extents])
+    lines = [f"kernel @{kernel.name}({head})", f"    parallel {show(kernel.parallel)} {{"]
+    lines += _print_block(kernel.body, "  ")
+    return "\n".join([*lines, "}"])
+
+
+def _print_block(body: Sequence[Stmt], pad: str) -> list[str]:
+    out: list[str] = []
+    for s in body:
+        if isinstance(s, For):
+            step = "" if show(s.step) == "1" else f" step {show(s.step)}"
+            mark = "unrolled " if s.unroll else ""
+            head = f"{mark}for {show(s.var)} = {show(s.start)} .. {show(s.stop)}{step}"
+            out += [f"{pad}{head} {{", *_print_block(s.body, pad + "  "), pad + "}"]
+        elif isinstance(s, Vector):
+            head = f"vector {show(s.var)} < {s.width}"
+            out += [f"{pad}{head} {{", *_print_block(s.body, pad + "  "), pad + "}"]
+        elif isinstance(s, If):
+            out += [f"{pad}if {show(s.cond)} {{", *_print_block(s.then, pad + "  ")]
+            if s.orelse:
+                out += [pad + "} else {", *_print_block(s.orelse, pad + "  ")]
+            out.append(pad + "}")
+        elif isinstance(s, Let):
+            out.append(f"{pad}let {show(s.var)} = {show(s.value)}")
+        elif isinstance(s, Declare):
+            out.append(f"{pad}var {show(s.var)}: {s.var.dtype} = {show(s.init)}")
+        elif isinstance(s, Assign):
+            out.append(f"{pad}{show(s.var)} := {show(s.value)}")
+        elif isinstance(s, Store):
+            out.append(f"{pad}{s.buffer.name}[{show(s.index)}] = {show(s.value)}")
+        elif isinstance(s, Alloc):
+            out.append(f"{pad}local {s.buffer.name}: {s.buffer.dtype}[{s.size}]")
+        else:
+            out.append(f"{pad}report {s.site} if {show(s.cond)}: {show(s.value)}")
+    return out

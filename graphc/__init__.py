@@ -1,0 +1,1 @@
+"""graphc: a compiler-style deep-learning framework."""
