@@ -1,0 +1,29 @@
+"""The operations, a file for each family; importing this package registers all of them."""
+
+from graphc.ir.ops import (
+    compare,
+    control,
+    conv,
+    create,
+    dot,
+    elementwise,
+    indexing,
+    layout,
+    pool,
+    random,
+    reduce,
+)
+
+__all__ = [
+    "compare",
+    "control",
+    "conv",
+    "create",
+    "dot",
+    "elementwise",
+    "indexing",
+    "layout",
+    "pool",
+    "random",
+    "reduce",
+]

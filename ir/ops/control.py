@@ -1,0 +1,1 @@
+"""Calls and identities that steer differentiation and checks."""

@@ -1,0 +1,1 @@
+"""Operations that make a tensor from no tensor, or from a scalar."""

@@ -1,0 +1,1 @@
+"""The matrix product with any batch and contraction dimensions."""

@@ -1,0 +1,1 @@
+"""Layout operations: reshape, permute, broadcast, slice, pad, concat, flip."""
