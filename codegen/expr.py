@@ -53,7 +53,8 @@ MACHINE_OPS: dict[str, tuple[int, str, str]] = {
 # Besides these:
 #   const                 data = Python bool / int, or the bit pattern (int) of a float
 #   var                   data = name; a loop variable, a `Let`, a `Declare`d register or an extent
-#   load(index)           data = the Buffer (see loops.py); index is an I64 expression
+#   load(index[, cond])   data = the Buffer (see loops.py); index is an I64 expression. Where cond is
+#                         false nothing is read (the index may be out of range) and the value is 0
 #   select(cond, a, b)    cond is BOOL; only the chosen value matters
 #   cast(x)               integer to integer wraps; integer or bool to float rounds to nearest even;
 #                         float to integer truncates, saturates, NaN gives 0; float to float rounds
@@ -352,6 +353,13 @@ def to_signed_bits(x: Expr) -> Expr:
     return bitcast(x, {32: I32, 64: I64}[x.dtype.bits])
 
 
+def load(buffer: Any, position: Expr, cond: Expr | None = None) -> Expr:
+    """The element of `buffer` at the flat I64 `position`; zero, and not read, where `cond` is false."""
+    if cond is None or (cond.op == "const" and cond.data):
+        return make("load", buffer.dtype, (position,), buffer)
+    return make("load", buffer.dtype, (position, cond), buffer)
+
+
 def logical_and(a: Expr, b: Expr) -> Expr:
     """Boolean and, folding constants."""
     if a.op == "const":
@@ -402,7 +410,8 @@ def show(e: Expr) -> str:
     if e.op == "var":
         return str(e.data)
     if e.op == "load":
-        return f"{e.data.name}[{show(e.args[0])}]"
+        condition = f" if {show(e.args[1])}" if len(e.args) == 2 else ""
+        return f"{e.data.name}[{show(e.args[0])}{condition}]"
     infix = {"add": "+", "sub": "-", "mul": "*", "idiv": "//", "irem": "%"}
     if e.op in infix and e.dtype is I64:
         return f"({show(e.args[0])} {infix[e.op]} {show(e.args[1])})"
