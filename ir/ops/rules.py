@@ -6,6 +6,7 @@ message names the operation with its operand types, the rule that is broken, and
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,7 +104,7 @@ def check_axes(name: str, types: Sequence[TensorType], axes: Any, rank: int) -> 
         raise type_error(name, types, f"axes must be a tuple of integers, not {axes!r}", f"write ({axes!r},)")
     for a in axes:
         check_axis(name, types, a, rank)
-    if any(a >= b for a, b in zip(axes, axes[1:])):
+    if any(a >= b for a, b in itertools.pairwise(axes)):
         raise type_error(name, types, f"axes {axes} are not ascending and distinct", "sort them and drop repeats")
     return axes
 
