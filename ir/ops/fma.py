@@ -13,8 +13,10 @@ from fractions import Fraction
 
 import numpy as np
 from graphc.ir.registry import Array
+from graphc.ir.types import DType
 
 SPLIT = 134217729.0  # 2**27 + 1, Veltkamp's constant for float64
+BLOCK = 256  # of k, in the bit contract of dot and conv
 
 
 def fma(a: Array, b: Array, c: Array) -> Array:
@@ -24,6 +26,32 @@ def fma(a: Array, b: Array, c: Array) -> Array:
             product = np.multiply(a, b, dtype=np.float64)
             return odd_sum(product, np.asarray(c, np.float64)).astype(np.float32)
         return _fma64(*np.broadcast_arrays(a, b, c))
+
+
+def contract(a: Array, b: Array, dtype: DType) -> Array:
+    """The sum of a[k] * b[k] over the first axis, in the order of the bit contract of dot and conv.
+
+    a, b: arrays that broadcast together once their first axes, of equal length, are taken away; both
+        of element type `dtype`, as is the result. float16 and bfloat16 are summed in float32 and rounded
+        once; integers wrap.
+    """
+    shape = np.broadcast_shapes(a.shape[1:], b.shape[1:])
+    if dtype.is_integer:
+        whole = np.zeros(shape, dtype.numpy)
+        with np.errstate(all="ignore"):
+            for p, q in zip(a, b):
+                whole += p * q
+        return whole
+    wide = np.float64 if dtype.bits == 64 else np.float32
+    a, b = a.astype(wide), b.astype(wide)
+    total = np.zeros(shape, wide)
+    with np.errstate(all="ignore"):
+        for start in range(0, len(a), BLOCK):
+            block = np.zeros(shape, wide)
+            for p, q in zip(a[start : start + BLOCK], b[start : start + BLOCK]):
+                block = fma(p, q, block)
+            total = block if start == 0 else total + block
+    return np.asarray(total).astype(dtype.numpy)
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
