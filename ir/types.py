@@ -166,10 +166,12 @@ class DimExpr:
             raise ValueError(f"dimension {self} divided by {other}")
         if all(c % other == 0 for _, c in self.terms):
             return _from_terms([(m, c // other) for m, c in self.terms])
-        # The evenly divisible part comes out, so that 2*B//2 + 1 and (2*B + 2)//2 agree.
-        even = [(m, c // other) for m, c in self.terms if c % other == 0]
-        odd = _from_terms([(m, c) for m, c in self.terms if c % other != 0])
-        return _from_terms(even) + _from_terms([((("//", odd, other),), 1)])
+        # Whole multiples come out and remainders stay in, so that (3*B + 3)//2 and B + 1 + (B + 1)//2 agree.
+        whole = [(m, c // other) for m, c in self.terms]
+        rest = _from_terms([(m, c % other) for m, c in self.terms])
+        if isinstance(rest, int):
+            return _from_terms(whole)
+        return _from_terms(whole) + _from_terms([((("//", rest, other),), 1)])
 
     def __rfloordiv__(self, other: int) -> Dim:
         return _divide_exactly(other, self)
