@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-
 from graphc.ir.function import Attrs, Builder, DenseArray, Operation, Value
 from graphc.ir.ops.rules import check_axis, check_count, check_dtype, check_shape, type_error
 from graphc.ir.registry import REQUIRED, Array, OpDef, register
@@ -64,7 +63,7 @@ def _infer_iota(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType
 
 
 def _eval_iota(args: Sequence[Array], attrs: Attrs, types: tuple[TensorType, ...]) -> Sequence[Array]:
-    from graphc.ir.ops.elementwise import convert
+    from graphc.ir.ops.arithmetic import convert
 
     shape, axis = types[0].shape, attrs["axis"]
     line = convert(np.arange(shape[axis], dtype=np.int64), types[0].dtype)
