@@ -7,6 +7,7 @@ is the k of the bit contract.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from graphc.ir.function import Attrs, Builder, Operation, Value
 from graphc.ir.ops.fma import contract
@@ -23,6 +24,10 @@ def free_axes(rank: int, batch: Axes, contract: Axes) -> Axes:
     return tuple(i for i in range(rank) if i not in batch and i not in contract)
 
 
+def _axes(types: Types, attr: str, value: Any) -> Axes:
+    return check_ints("dot", types, attr, value, len(value) if isinstance(value, tuple) else 1, least=0)
+
+
 def _infer(types: Types, attrs: Attrs) -> Types:
     check_count("dot", types, 2)
     check_same_dtype("dot", types)
@@ -34,7 +39,7 @@ def _infer(types: Types, attrs: Attrs) -> Types:
         axes = [
             a
             for attr in (f"{side}_batch", f"{side}_contract")
-            for a in check_ints("dot", types, attr, attrs[attr], len(attrs[attr]), least=0)
+            for a in _axes(types, attr, attrs[attr])
         ]
         if len(set(axes)) != len(axes) or any(a >= t.rank for a in axes):
             rule = f"{side}_batch and {side}_contract {tuple(axes)} must be distinct axes below the rank {t.rank}"

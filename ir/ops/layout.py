@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from graphc.ir.function import Attrs, Builder, DenseArray, Operation, Value
+from graphc.ir.function import Attrs, Builder, Operation, Value
+from graphc.ir.ops.create import constant_scalar, filled
 from graphc.ir.ops.rules import (
     check_axes,
     check_axis,
@@ -23,26 +24,18 @@ from graphc.ir.ops.rules import (
     type_error,
 )
 from graphc.ir.registry import REQUIRED, Array, Infer, OpDef, Vjp, register
-from graphc.ir.types import Dim, DimExpr, DType, Shape, TensorType, size_of
+from graphc.ir.types import BOOL, Dim, DimExpr, TensorType, size_of
 
 Types = tuple[TensorType, ...]
 Cotangents = tuple[Value | None, ...]
-
-
-def filled(b: Builder, dtype: DType, shape: Shape, value: float) -> Value:
-    """A tensor of `shape` with `value` everywhere."""
-    scalar = b.emit("constant", value=DenseArray(np.array(value, dtype.numpy)))
-    result: Value = b.emit("full", scalar, shape=shape)
-    return result
 
 
 def is_negative(d: Dim) -> bool:
     """Whether `d` is below 0 for every value of its symbols (which are >= 0)."""
     if not isinstance(d, DimExpr):
         return d < 0
-    constant = dict(d.terms).get((), 0)
-    plain = all(isinstance(atom, str) for monomial, _ in d.terms for atom in monomial)
-    return plain and constant < 0 and all(c < 0 for _, c in d.terms)
+    # The constant, if there is one, is the last term; what stands before it is >= 0 up to its sign.
+    return d.terms[-1][0] == () and all(c < 0 for _, c in d.terms)
 
 
 def _check_dims(name: str, types: Types, attr: str, value: Any, count: int) -> tuple[Dim, ...]:
@@ -71,7 +64,9 @@ def _reshape_eval(args: Sequence[Array], attrs: Attrs, types: Types) -> Sequence
 
 
 def _reshape_vjp(b: Builder, op: Operation, cotangents: Cotangents) -> Sequence[Value | None]:
-    return (b.emit("reshape", cotangents[0], shape=op.operands[0].type.shape),)  # type: ignore[arg-type]
+    (g,) = cotangents
+    assert g is not None
+    return (b.emit("reshape", g, shape=op.operands[0].type.shape),)
 
 
 # permute
@@ -91,9 +86,11 @@ def _permute_eval(args: Sequence[Array], attrs: Attrs, types: Types) -> Sequence
 
 
 def _permute_vjp(b: Builder, op: Operation, cotangents: Cotangents) -> Sequence[Value | None]:
+    (g,) = cotangents
+    assert g is not None
     axes = op.attrs["axes"]
     inverse = tuple(sorted(range(len(axes)), key=axes.__getitem__))
-    return (b.emit("permute", cotangents[0], axes=inverse),)  # type: ignore[arg-type]
+    return (b.emit("permute", g, axes=inverse),)
 
 
 # broadcast
@@ -167,7 +164,7 @@ def _slice_vjp(b: Builder, op: Operation, cotangents: Cotangents) -> Sequence[Va
     low, stride = op.attrs["start"], op.attrs["stride"]
     dims = zip(op.operands[0].type.shape, low, g.type.shape, stride)
     high = tuple(d - lo - ((n - 1) * step + 1) for d, lo, n, step in dims)
-    zero = b.emit("constant", value=DenseArray(np.zeros((), g.type.dtype.numpy)))
+    zero = constant_scalar(b, 0, g.type.dtype)
     return (b.emit("pad", g, zero, low=low, high=high, interior=tuple(s - 1 for s in stride)),)
 
 
@@ -205,16 +202,15 @@ def _pad_eval(args: Sequence[Array], attrs: Attrs, types: Types) -> Sequence[Arr
 def _pad_vjp(b: Builder, op: Operation, cotangents: Cotangents) -> Sequence[Value | None]:
     (g,) = cotangents
     assert g is not None
-    x, low, dtype = op.operands[0].type, op.attrs["low"], op.operands[0].type.dtype
+    x, low = op.operands[0].type, op.attrs["low"]
     interior = op.attrs["interior"]
     stride = tuple(between + 1 for between in interior)
     limit = tuple(lo + (n - 1) * step + 1 if n != 0 else lo for lo, n, step in zip(low, x.shape, stride))
     dx = b.emit("slice", g, start=low, limit=limit, stride=stride)
     # The padding's cotangents are picked out, not `sum(g) - sum(dx)`: that would round, and make NaN of inf.
-    false, true = (b.emit("constant", value=DenseArray(np.array(v))) for v in (False, True))
-    inside = b.emit("full", false, shape=x.shape)
-    outside = b.emit("pad", inside, true, low=low, high=op.attrs["high"], interior=interior)
-    padding = b.emit("select", outside, g, filled(b, dtype, g.type.shape, 0))
+    inside = filled(b, False, x.with_dtype(BOOL))
+    outside = b.emit("pad", inside, constant_scalar(b, True, BOOL), low=low, high=op.attrs["high"], interior=interior)
+    padding = b.emit("select", outside, g, filled(b, 0, g.type))
     return (dx, b.emit("sum", padding, axes=tuple(range(x.rank))) if x.rank else padding)
 
 
@@ -269,7 +265,9 @@ def _flip_eval(args: Sequence[Array], attrs: Attrs, types: Types) -> Sequence[Ar
 
 
 def _flip_vjp(b: Builder, op: Operation, cotangents: Cotangents) -> Sequence[Value | None]:
-    return (b.emit("flip", cotangents[0], axes=op.attrs["axes"]),)  # type: ignore[arg-type]
+    (g,) = cotangents
+    assert g is not None
+    return (b.emit("flip", g, axes=op.attrs["axes"]),)
 
 
 def _layout(name: str, infer: Infer, eval: Any, vjp: Vjp, doc: str, **attrs: Any) -> None:
