@@ -12,6 +12,7 @@ from graphc.ir.ops import (
     pool,
     random,
     reduce,
+    scan,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "pool",
     "random",
     "reduce",
+    "scan",
 ]

@@ -16,7 +16,7 @@ from graphc.ir.types import BF16, F64, DType
 
 def is_narrow(a: Array) -> bool:
     """Whether the elements are float16 or bfloat16."""
-    return a.dtype == np.float16 or a.dtype == BF16.numpy
+    return a.dtype in (np.float16, BF16.numpy)
 
 
 def convert(x: Array, dtype: DType) -> Array:

@@ -43,7 +43,7 @@ def _infer_full(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType
 
 
 def _eval_full(args: Sequence[Array], attrs: Attrs, types: tuple[TensorType, ...]) -> Sequence[Array]:
-    return [np.full(types[0].shape, args[0], dtype=types[0].dtype.numpy)]  # type: ignore[arg-type]
+    return [np.full(types[0].shape, args[0], dtype=types[0].dtype.numpy)]
 
 
 def _vjp_full(b: Builder, op: Operation, cotangents: tuple[Value | None, ...]) -> Sequence[Value | None]:
@@ -65,10 +65,10 @@ def _infer_iota(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType
 def _eval_iota(args: Sequence[Array], attrs: Attrs, types: tuple[TensorType, ...]) -> Sequence[Array]:
     from graphc.ir.ops.arithmetic import convert
 
-    shape, axis = types[0].shape, attrs["axis"]
+    shape, axis = [int(d) for d in types[0].shape], attrs["axis"]
     line = convert(np.arange(shape[axis], dtype=np.int64), types[0].dtype)
     line = line.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-    return [np.broadcast_to(line, shape).copy()]  # type: ignore[arg-type]
+    return [np.broadcast_to(line, shape).copy()]
 
 
 register(

@@ -222,7 +222,9 @@ def _infer_cast(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType
 
 
 def _vjp_cast(b: Builder, op: Operation, cotangents: tuple[Value | None, ...]) -> Sequence[Value | None]:
-    return [b.emit("cast", cotangents[0], dtype=op.operands[0].type.dtype)]
+    (g,) = cotangents
+    assert g is not None
+    return [b.emit("cast", g, dtype=op.operands[0].type.dtype)]
 
 
 def _infer_bitcast(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:

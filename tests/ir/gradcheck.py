@@ -1,0 +1,103 @@
+"""The driver of all gradient tests: `vjp` and `jvp` against central differences in float64, any order.
+
+    check_gradients(lambda b, x, y: b.mul(x, y), [x, y])
+
+builds the function with one parameter for each array and checks first and second order. Integer and
+bool arrays are parameters that are not differentiated by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from graphc.ir.autodiff import jvp, vjp
+from graphc.ir.function import Builder, Function, Value
+from graphc.ir.interpret import interpret
+from graphc.ir.types import TensorType, dtype
+
+# Central differences with this step have a truncation error of about STEP**2 and a rounding error of
+# about 2**-53 / STEP, relative to derivatives of order 1.
+STEP = 4e-6
+TOLERANCE = 2e-7
+
+
+def build(body: Callable[..., Value | Sequence[Value]], arrays: Sequence[np.ndarray[Any, Any]]) -> Function:
+    """The function `body(builder, *parameters)` with a parameter of each array's type."""
+    b = Builder("f")
+    params = [b.param(TensorType(dtype(a.dtype), a.shape)) for a in map(np.asarray, arrays)]
+    results = body(b, *params)
+    return b.build([results] if isinstance(results, Value) else results)
+
+
+def check_gradients(
+    body: Callable[..., Value | Sequence[Value]] | Function,
+    arrays: Sequence[np.ndarray[Any, Any]],
+    order: int = 2,
+    wrt: Sequence[int] | None = None,
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Asserts that gradients up to `order` agree with central differences.
+
+    body: a Function, or what `build` takes. arrays: the point, away from kinks by more than STEP.
+    The check of order n + 1 is the check of order 1 of the gradient function of order n.
+    """
+    arrays = [np.asarray(a) for a in arrays]
+    f = body if isinstance(body, Function) else build(body, arrays)
+    _check(f, arrays, order, wrt, tolerance, np.random.default_rng(7))
+
+
+def _check(
+    f: Function,
+    arrays: list[np.ndarray[Any, Any]],
+    order: int,
+    wrt: Sequence[int] | None,
+    tolerance: float,
+    rng: np.random.Generator,
+) -> None:
+    chosen = [i for i, a in enumerate(arrays) if a.dtype == np.float64] if wrt is None else list(wrt)
+    floating = [i for i, r in enumerate(f.results) if r.type.dtype.is_float]
+    values = interpret(f, arrays)
+    weights = [np.asarray(rng.standard_normal(values[i].shape)) for i in floating]
+    pullback = vjp(f, chosen)
+    out = interpret(pullback, [*arrays, *weights])
+    for value, again in zip(values, out):
+        np.testing.assert_array_equal(value, again)
+    gradients = out[len(values) :]
+    directions = [np.asarray(rng.standard_normal(arrays[i].shape)) for i in chosen]
+    tangents = [np.zeros(w.shape) for w in weights]
+    for i, gradient, direction in zip(chosen, gradients, directions):
+        for at in np.ndindex(arrays[i].shape):
+            slope = _slope(f, arrays, i, at, floating)
+            want = sum((float(np.sum(s * w)) for s, w in zip(slope, weights)), 0.0)
+            _compare(float(gradient[at]), want, tolerance, f"order {order}: gradient by parameter {i} at {at}")
+            tangents = [t + s * direction[at] for t, s in zip(tangents, slope)]
+    forward = interpret(jvp(f, chosen), [*arrays, *directions])[len(values) :]
+    for i, got, want_tangent in zip(floating, forward, tangents):
+        for at in np.ndindex(got.shape):
+            _compare(float(got[at]), float(want_tangent[at]), tolerance, f"order {order}: tangent of result {i} at {at}")
+    if order > 1:
+        gradient_only = Function(
+            "g", pullback.params, pullback.ops, pullback.results[len(values) :], pullback.param_names
+        )
+        inner = list(chosen) + list(range(len(arrays), len(arrays) + len(weights)))
+        _check(gradient_only, [*arrays, *weights], order - 1, inner, tolerance, rng)
+
+
+def _slope(
+    f: Function, arrays: list[np.ndarray[Any, Any]], i: int, at: tuple[int, ...], floating: Sequence[int]
+) -> list[np.ndarray[Any, Any]]:
+    """The derivative of each floating result by one element of one argument."""
+    sides = []
+    for step in (STEP, -STEP):
+        moved = arrays[i].copy()
+        moved[at] += step
+        out = interpret(f, [*arrays[:i], moved, *arrays[i + 1 :]])
+        sides.append([out[k] for k in floating])
+    return [(high - low) / (2 * STEP) for high, low in zip(*sides)]
+
+
+def _compare(got: float, want: float, tolerance: float, what: str) -> None:
+    assert abs(got - want) <= tolerance * max(1.0, abs(want)), f"{what}: {got}, central difference {want}"
