@@ -89,9 +89,6 @@ def specialize(f: Function, symbols: Mapping[str, int]) -> Function:
     return Function(f.name, [env[p] for p in f.params], ops, [env[r] for r in f.results], f.param_names)
 
 
-def fold_operation(op: Operation, args: Sequence[Array]) -> list[Array]:
-    """The results of one operation (without symbolic dimensions) on arrays."""
-    return _evaluate(op, args)
 
 
 def _evaluate(op: Operation, args: Sequence[Array]) -> list[Array]:

@@ -115,15 +115,16 @@ def shift_left(x: Array, count: Array) -> Array:
     """x << count; 0 where the count is negative or not below the width."""
     bits = x.dtype.itemsize * 8
     fits = (count >= 0) & (count < bits)
-    return np.where(fits, np.left_shift(x, np.where(fits, count, 0).astype(x.dtype)), x.dtype.type(0))
+    shifted = np.left_shift(x, np.where(fits, count, 0).astype(x.dtype))
+    return np.where(fits, shifted, np.zeros_like(x))
 
 
 def shift_right(x: Array, count: Array) -> Array:
     """x >> count, arithmetic for signed x; a count out of range shifts all digits out."""
     bits = x.dtype.itemsize * 8
     fits = (count >= 0) & (count < bits)
-    shifted = np.right_shift(x, np.where(fits, count, bits - 1).astype(x.dtype))
-    return shifted if x.dtype.kind == "i" else np.where(fits, shifted, x.dtype.type(0))
+    shifted = np.asarray(np.right_shift(x, np.where(fits, count, bits - 1).astype(x.dtype)))
+    return shifted if x.dtype.kind == "i" else np.where(fits, shifted, np.zeros_like(x))
 
 
 def nextafter(a: Array, b: Array) -> Array:
@@ -147,7 +148,7 @@ def fma(a: Array, b: Array, c: Array) -> Array:
 
 def erf(x: Array) -> Array:
     """The error function (DLMF 7.2.1), by the C library's."""
-    return _erf(x)
+    return np.asarray(_erf(x))
 
 
 _erf = np.vectorize(math.erf, otypes=[F64.numpy])

@@ -180,7 +180,7 @@ _R: dict[str, Row] = {
 }  # fmt: skip
 
 # Operations whose bits are defined by `codegen/math/`, and only approximated by `eval`.
-APPROXIMATE = frozenset(_T) | frozenset(_R) | {"floor_divide", "remainder"}
+APPROXIMATE = frozenset(_T) | frozenset(_R)
 
 
 def _register(table: dict[str, Row], count: int, evaluate: Callable[[Callable[..., Array]], Eval]) -> None:

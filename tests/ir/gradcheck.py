@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-
 from graphc.ir.autodiff import jvp, vjp
 from graphc.ir.function import Builder, Function, Value
 from graphc.ir.interpret import interpret
