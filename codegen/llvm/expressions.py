@@ -1,0 +1,309 @@
+"""Machine operations as LLVM instructions: a table of instructions, a table of intrinsics, and the exceptions.
+
+16-bit floats are held as bits; arithmetic on them is done in float32 and rounded once.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from graphc.codegen.expr import Expr
+from graphc.codegen.llvm.convert import convert
+from graphc.codegen.llvm.memory import load
+from graphc.codegen.llvm.scope import REGISTER, Value, Writer, wrap64
+from graphc.ir.types import BOOL, F32, I64, DType
+
+# operation -> kind of the operands -> instruction, written `instruction type operands`.
+INSTRUCTIONS: dict[str, dict[str, str]] = {
+    "add": {"i": "add", "u": "add", "f": "fadd"},
+    "sub": {"i": "sub", "u": "sub", "f": "fsub"},
+    "mul": {"i": "mul", "u": "mul", "f": "fmul"},
+    "div": {"f": "fdiv"},
+    "idiv": {"i": "sdiv", "u": "udiv"},
+    "irem": {"i": "srem", "u": "urem"},
+    "and": {"b": "and", "i": "and", "u": "and"},
+    "or": {"b": "or", "i": "or", "u": "or"},
+    "xor": {"b": "xor", "i": "xor", "u": "xor"},
+    "shl": {"i": "shl", "u": "shl"},
+    "shr": {"i": "ashr", "u": "lshr"},
+    "eq": {"b": "icmp eq", "i": "icmp eq", "u": "icmp eq", "f": "fcmp oeq"},
+    "ne": {"b": "icmp ne", "i": "icmp ne", "u": "icmp ne", "f": "fcmp une"},
+    "lt": {"i": "icmp slt", "u": "icmp ult", "f": "fcmp olt"},
+    "le": {"i": "icmp sle", "u": "icmp ule", "f": "fcmp ole"},
+    "gt": {"i": "icmp sgt", "u": "icmp ugt", "f": "fcmp ogt"},
+    "ge": {"i": "icmp sge", "u": "icmp uge", "f": "fcmp oge"},
+    "neg": {"i": "sub {t} zeroinitializer,", "f": "fneg {t}"},
+    "not": {"b": "xor {t} {ones},", "i": "xor {t} {ones},", "u": "xor {t} {ones},"},
+}
+# Intrinsics on floats; none of them becomes a call of libm on a target that graphc accepts.
+INTRINSICS = {
+    "fma": "llvm.fma",
+    "sqrt": "llvm.sqrt",
+    "abs": "llvm.fabs",
+    "floor": "llvm.floor",
+    "ceil": "llvm.ceil",
+    "trunc": "llvm.trunc",
+    "rint": "llvm.roundeven",
+}
+COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
+_FOLDED_COMPARISONS: dict[str, Callable[[int, int], bool]] = {
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+}
+
+
+def value(w: Writer, e: Expr) -> Value:
+    """The value of an expression here, written where it is needed and not known yet."""
+    memo = w.memo
+    v = memo.get(e)
+    if v is not None:
+        return v
+    stack = [e]
+    while stack:
+        node = stack[-1]
+        if node in memo:
+            stack.pop()
+            continue
+        missing = [a for a in node.args if a not in memo]
+        if missing:
+            stack += missing
+            continue
+        stack.pop()
+        handler = HANDLERS.get(node.op, arithmetic)
+        w.remember(node, handler(w, node, [memo[a] for a in node.args]))
+    return memo[e]
+
+
+def place(w: Writer, args: list[Value], floor: int) -> tuple[int, int, bool]:
+    """Depth, dependences and whether varying, of what is computed from `args`."""
+    deps, varying = 0, False
+    for a in args:
+        if a.depth > floor:
+            floor = a.depth
+        deps |= a.deps
+        if a.coef != 0:
+            varying = True
+    return floor, deps, varying
+
+
+def result(w: Writer, dtype: DType, depth: int, deps: int, varying: bool, text: str) -> Value:
+    """The value of a name or literal just made."""
+    if varying:
+        return Value(dtype, depth, deps, None, text, w.width, None)
+    return Value(dtype, depth, deps, text, base=text if dtype is I64 else "")
+
+
+def arithmetic(w: Writer, e: Expr, args: list[Value]) -> Value:
+    op = e.op
+    operand_type = args[0].dtype
+    if operand_type is I64:
+        folded = _index_arithmetic(w, op, args)
+        if folded is not None:
+            return folded
+    scope = w.scopes[-1]
+    # A division may trap, so it stays where it is reached, unless the divisor is a literal.
+    traps = op in ("idiv", "irem") and (args[1].coef != 0 or w.scalar(args[1])[0] == "%")
+    floor = scope.load_floor if traps else scope.pure_floor
+    depth, deps, varying = place(w, args, floor)
+    texts = [w.vector(a) for a in args] if varying else [w.scalar(a) for a in args]
+    short = operand_type.short
+    narrow = operand_type.bits == 16 and operand_type.kind == "f"
+    if narrow:
+        texts = [convert(w, depth, varying, t, operand_type, F32) for t in texts]
+        short = "f32"
+    kind = operand_type.kind
+    t = w.vector_types[short] if varying else REGISTER[short]
+    intrinsic = INTRINSICS.get(op)
+    if intrinsic is not None:
+        text = w.put(depth, f"call {t} @{intrinsic}({', '.join([f'{t} {x}' for x in texts])})")
+    else:
+        instruction = INSTRUCTIONS[op][kind]
+        if "{" in instruction:
+            ones = f"splat ({REGISTER[short]} -1)" if varying else "-1"
+            text = w.put(depth, f"{instruction.format(t=t, ones=ones)} {texts[0]}")
+        else:
+            text = w.put(depth, f"{instruction} {t} {', '.join(texts)}")
+    if narrow and op not in COMPARISONS:
+        text = convert(w, depth, varying, text, F32, operand_type)
+    return result(w, e.dtype, depth, deps, varying, text)
+
+
+def _index_arithmetic(w: Writer, op: str, args: list[Value]) -> Value | None:
+    """add, sub, mul and the rest on indices that stay affine in the lane, or are known; None: do it in full."""
+    a = args[0]
+    if a.coef is None or len(args) != 2:
+        return None
+    b = args[1]
+    if b.coef is None:
+        return None
+    known = not (a.base or b.base or a.coef or b.coef)
+    if op in ("add", "sub"):
+        sign = 1 if op == "add" else -1
+        depth = max(a.depth, b.depth, w.scopes[-1].pure_floor)
+        base = a.base
+        if b.base:
+            if base or sign < 0:
+                base = w.put(depth, f"{op} i64 {base or 0}, {b.base}")
+            else:
+                base = b.base
+        coef, offset = a.coef + sign * b.coef, wrap64(a.offset + sign * b.offset)
+        return Value(I64, depth, a.deps | b.deps, None, base=base, offset=offset, coef=coef)
+    if op == "mul":
+        if a.base or a.coef:
+            a, b = b, a
+        if a.base or a.coef:
+            return None
+        c = a.offset
+        depth = max(b.depth, w.scopes[-1].pure_floor)
+        base = w.put(depth, f"mul i64 {b.base}, {c}") if b.base and c not in (0, 1) else b.base if c else ""
+        return Value(I64, depth, b.deps, None, base=base, offset=wrap64(b.offset * c), coef=b.coef * c)
+    if not known:
+        return None
+    x, y = a.offset, b.offset
+    if op in _FOLDED_COMPARISONS:
+        return Value(BOOL, 0, 0, "true" if _FOLDED_COMPARISONS[op](x, y) else "false")
+    if op in ("idiv", "irem") and y > 0:
+        q = abs(x) // y * (1 if x >= 0 else -1)
+        return Value(I64, 0, 0, None, offset=q if op == "idiv" else x - q * y)
+    return None
+
+
+def _const(w: Writer, e: Expr, args: list[Value]) -> Value:
+    dtype, data = e.dtype, e.data
+    if dtype is I64:
+        return Value(I64, 0, 0, str(data), offset=data)
+    if dtype is BOOL:
+        return Value(dtype, 0, 0, "true" if data else "false")
+    return Value(dtype, 0, 0, float_literal(dtype, data) if dtype.kind == "f" else str(data))
+
+
+def float_literal(dtype: DType, bits: int) -> str:
+    """LLVM writes a float as the double of the same value, in hexadecimal; 16-bit floats are held as bits."""
+    if dtype.bits == 16:
+        return str(bits)
+    if dtype.bits == 32:
+        bits = struct.unpack("<Q", struct.pack("<d", struct.unpack("<f", struct.pack("<I", bits))[0]))[0]
+    return f"0x{bits:016X}"
+
+
+def _var(w: Writer, e: Expr, args: list[Value]) -> Value:
+    raise KeyError(f"the variable {e.data} of a kernel is used where it is not in scope")
+
+
+def _load(w: Writer, e: Expr, args: list[Value]) -> Value:
+    return load(w, e.data, args[0])
+
+
+def _select(w: Writer, e: Expr, args: list[Value]) -> Value:
+    cond, a, b = args
+    if cond.scalar in ("true", "false"):
+        return a if cond.scalar == "true" else b
+    depth, deps, varying = place(w, args, w.scopes[-1].pure_floor)
+    t = w.typed(e.dtype.short, varying)
+    if cond.coef == 0:
+        c = f"i1 {w.scalar(cond)}"
+    else:
+        c = f"{w.vector_types['bool']} {w.vector(cond)}"
+    text = f"select {c}, {t} {w.operand(a, varying)}, {t} {w.operand(b, varying)}"
+    return result(w, e.dtype, depth, deps, varying, w.put(depth, text))
+
+
+def _cast(w: Writer, e: Expr, args: list[Value]) -> Value:
+    v = args[0]
+    depth, deps, varying = place(w, args, w.scopes[-1].pure_floor)
+    if varying and v.coef is not None and e.dtype.kind in "iu" and e.dtype.bits < 64:
+        # A lane index in a narrow type is computed in that type.
+        short = e.dtype.short
+        t, scalar = w.vector_types[short], REGISTER[short]
+        lanes = w.lanes_of(v.coef, scalar)
+        start = w.put(depth, f"trunc i64 {w.scalar(w.uniform_part(v))} to {scalar}")
+        text = w.put(depth, f"add {t} {w.splat(start, short, depth)}, {lanes}")
+    else:
+        text = convert(w, depth, varying, w.operand(v, varying), v.dtype, e.dtype)
+    return result(w, e.dtype, depth, deps, varying, text)
+
+
+def _bitcast(w: Writer, e: Expr, args: list[Value]) -> Value:
+    v = args[0]
+    depth, deps, varying = place(w, args, w.scopes[-1].pure_floor)
+    source, target = w.typed(v.dtype.short, varying), w.typed(e.dtype.short, varying)
+    text = w.operand(v, varying)
+    if source != target:
+        text = w.put(depth, f"bitcast {source} {text} to {target}")
+    return result(w, e.dtype, depth, deps, varying, text)
+
+
+def _mulhi(w: Writer, e: Expr, args: list[Value]) -> Value:
+    depth, deps, varying = place(w, args, w.scopes[-1].pure_floor)
+    bits = e.dtype.bits
+    narrow = w.typed(e.dtype.short, varying)
+    wide = f"<{w.width} x i{2 * bits}>" if varying else f"i{2 * bits}"
+    a, b = (w.put(depth, f"zext {narrow} {w.operand(x, varying)} to {wide}") for x in args)
+    product = w.put(depth, f"mul {wide} {a}, {b}")
+    shift = f"splat (i{2 * bits} {bits})" if varying else str(bits)
+    upper = w.put(depth, f"lshr {wide} {product}, {shift}")
+    return result(w, e.dtype, depth, deps, varying, w.put(depth, f"trunc {wide} {upper} to {narrow}"))
+
+
+def _lanes(w: Writer, e: Expr, args: list[Value]) -> Value:
+    """Halve until one lane is left; each step combines lane i with lane i + half."""
+    v, dtype = args[0], e.dtype
+    if not w.width:
+        raise TypeError("lanes() stands outside a vector region")
+    depth, deps, _ = place(w, args, w.scopes[-1].pure_floor)
+    text, width, short = w.vector(v), w.width, dtype.short
+    if dtype is BOOL:
+        # For bits the tree is a question about the whole mask.
+        bits = w.put(depth, f"bitcast <{width} x i1> {text} to i{width}")
+        question = f"icmp ne i{width} {bits}, 0" if e.data in ("or", "max", "add") else f"icmp eq i{width} {bits}, -1"
+        return result(w, dtype, depth, deps, False, w.put(depth, question))
+    narrow = dtype.kind == "f" and dtype.bits == 16
+    scalar = REGISTER[short]
+    while width > 1:
+        full, width = f"<{width} x {scalar}>", width // 2
+        low, high = (
+            w.put(depth, f"shufflevector {full} {text}, {full} poison, {_run(start, width)}") for start in (0, width)
+        )
+        half = f"<{width} x {scalar}>"
+        if narrow:
+            low, high = (convert(w, depth, True, x, dtype, F32, width) for x in (low, high))
+            text = combine(w, depth, e.data, "f", f"<{width} x float>", width, low, high)
+            text = convert(w, depth, True, text, F32, dtype, width)
+        else:
+            text = combine(w, depth, e.data, dtype.kind, half, width, low, high)
+    return result(w, dtype, depth, deps, False, w.put(depth, f"extractelement <1 x {scalar}> {text}, i64 0"))
+
+
+def _run(start: int, count: int) -> str:
+    return f"<{count} x i32> <" + ", ".join([f"i32 {start + i}" for i in range(count)]) + ">"
+
+
+def combine(w: Writer, depth: int, op: str, kind: str, t: str, width: int, a: str, b: str) -> str:
+    """One step of a reduction; for max and min of floats: a if a >= b (<= b) or a is NaN, else b."""
+    if op in ("max", "min"):
+        if kind != "f":
+            name = {"i": "s", "u": "u"}[kind] + op
+            return w.put(depth, f"call {t} @llvm.{name}({t} {a}, {t} {b})")
+        mask = f"<{width} x i1>"
+        ordered = w.put(depth, f"fcmp {'oge' if op == 'max' else 'ole'} {t} {a}, {b}")
+        nan = w.put(depth, f"fcmp uno {t} {a}, {a}")
+        first = w.put(depth, f"or {mask} {ordered}, {nan}")
+        return w.put(depth, f"select {mask} {first}, {t} {a}, {t} {b}")
+    return w.put(depth, f"{INSTRUCTIONS[op][kind]} {t} {a}, {b}")
+
+
+HANDLERS: dict[str, Callable[[Writer, Expr, list[Value]], Value]] = {
+    "const": _const,
+    "var": _var,
+    "load": _load,
+    "select": _select,
+    "cast": _cast,
+    "bitcast": _bitcast,
+    "mulhi": _mulhi,
+    "lanes": _lanes,
+}

@@ -1,0 +1,89 @@
+"""LLVM text to object code, assembly, and loaded addresses. The only file that drives LLVM.
+
+Kernels come out of the emitter in static single assignment form, already vectorised, hoisted and
+free of common subexpressions, so none of LLVM's passes over its IR is run; its code generator is.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+from typing import Any
+
+from graphc.codegen.llvm.target import Target, host_target, llvm_binding, make_target
+
+# llvmlite serialises calls anyway, but a module's context and the JIT's symbol table need one owner.
+_lock = threading.RLock()
+_numbers = itertools.count()
+# Loaded libraries live as long as the process: an address may be in any program's table.
+_loaded: list[Any] = []
+
+
+@functools.cache
+def _machine(target: Target) -> Any:
+    llvm = llvm_binding()
+    # Position independent and small: constants are reached relative to the instruction pointer.
+    return llvm.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="small"
+    )
+
+
+@functools.cache
+def _jit() -> Any:
+    llvm = llvm_binding()
+    # JITLink places an object's code and constants together, as the small code model needs.
+    return llvm.create_lljit_compiler(_machine(host_target()), use_jit_link=True)
+
+
+def _parse(llvm_ir: str) -> Any:
+    llvm = llvm_binding()
+    try:
+        # A context of its own: types and constants go away with the module.
+        module = llvm.parse_assembly(llvm_ir, llvm.create_context())
+    except RuntimeError as error:
+        raise RuntimeError(f"LLVM refused generated code: {error}") from None
+    return module
+
+
+def compile_text(llvm_ir: str, target: Target | None = None) -> bytes:
+    """The object file of an LLVM module in text form. Raises `RuntimeError` on invalid text."""
+    with _lock:
+        return bytes(_machine(target or host_target()).emit_object(_parse(llvm_ir)))
+
+
+def assembly(llvm_ir: str, target: Target | None = None) -> str:
+    """The assembly text of an LLVM module in text form."""
+    with _lock:
+        return str(_machine(target or host_target()).emit_assembly(_parse(llvm_ir)))
+
+
+def verify(llvm_ir: str) -> None:
+    """Raise `RuntimeError` where LLVM's verifier objects to the module."""
+    with _lock:
+        _parse(llvm_ir).verify()
+
+
+def load(object_bytes: bytes, symbol: str, process_symbols: bool = False) -> int:
+    """Link an object into this process and give the address of `symbol`, valid for ever.
+
+    process_symbols: the object refers to functions of the process (such as those of libc).
+    """
+    return load_all(object_bytes, (symbol,), process_symbols)[symbol]
+
+
+def load_all(object_bytes: bytes, symbols: tuple[str, ...], process_symbols: bool = False) -> dict[str, int]:
+    """Link an object into this process and give the addresses of `symbols`, valid for ever."""
+    llvm = llvm_binding()
+    with _lock:
+        builder = llvm.JITLibraryBuilder().add_object_img(object_bytes)
+        if process_symbols:
+            builder.add_current_process()
+        for symbol in symbols:
+            builder.export_symbol(symbol)
+        tracker = builder.link(_jit(), f"graphc.{next(_numbers)}")
+        _loaded.append(tracker)
+        return {symbol: int(tracker[symbol]) for symbol in symbols}
+
+
+__all__ = ["assembly", "compile_text", "host_target", "load", "load_all", "make_target", "verify"]

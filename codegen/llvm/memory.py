@@ -1,0 +1,152 @@
+"""Loads and stores: contiguous, reversed, uniform, or gathered, each with or without a mask."""
+
+from __future__ import annotations
+
+from graphc.codegen.llvm.scope import MEMORY, Value, Writer
+from graphc.codegen.loops import Buffer
+from graphc.ir.types import BOOL, I64
+
+
+def _address(w: Writer, buffer: Buffer, index: Value, depth: int, shift: int = 0) -> str:
+    """The address of the element at an affine index in lane `shift` lanes to the left of lane 0."""
+    element, pointer = MEMORY[buffer.dtype.short], w.pointers[buffer]
+    known = w.scopes[depth].addresses
+    if index.base:
+        key = (pointer, index.base)
+        started = known.get(key)
+        if started is None:
+            started = known[key] = w.put(depth, f"getelementptr {element}, ptr {pointer}, i64 {index.base}")
+        pointer = started
+    offset = index.offset - shift
+    if offset:
+        return w.put(depth, f"getelementptr {element}, ptr {pointer}, i64 {offset}")
+    return pointer
+
+
+def _pointers(w: Writer, buffer: Buffer, index: Value, depth: int) -> str:
+    """One address for each lane."""
+    element = MEMORY[buffer.dtype.short]
+    t = w.vector_types["i64"]
+    return w.put(depth, f"getelementptr {element}, ptr {w.pointers[buffer]}, {t} {w.vector(index)}")
+
+
+def _reversed(w: Writer, depth: int, t: str, x: str) -> str:
+    order = ", ".join([f"i32 {i}" for i in reversed(range(w.width))])
+    return w.put(depth, f"shufflevector {t} {x}, {t} poison, <{w.width} x i32> <{order}>")
+
+
+def any_lane(w: Writer, mask: Value, depth: int) -> str:
+    """An i1: does any lane take part."""
+    bits = w.put(depth, f"bitcast <{w.width} x i1> {w.vector(mask)} to i{w.width}")
+    return w.put(depth, f"icmp ne i{w.width} {bits}, 0")
+
+
+def load(w: Writer, buffer: Buffer, index: Value) -> Value:
+    """The element(s) at `index`. Under a mask, lanes that do not take part read nothing and hold zero."""
+    scope = w.scopes[-1]
+    deps = index.deps
+    if buffer in w.written:
+        depth = len(w.scopes) - 1
+        deps |= w.bit(buffer)
+    else:
+        depth = max(index.depth, scope.load_floor)
+    short, size, tag = buffer.dtype.short, buffer.dtype.itemsize, w.tags[buffer]
+    mask = w.mask
+    if mask is not None:
+        depth = max(depth, mask.depth)
+    if index.coef == 0:
+        t = MEMORY[short]
+        # Addresses are pure: they may stand further out than the load.
+        address = _address(w, buffer, index, max(index.depth, scope.pure_floor))
+        if mask is None:
+            text = w.put(depth, f"load {t}, ptr {address}, align {size}{tag}")
+        else:
+            one = w.put(depth, f"insertelement <1 x i1> poison, i1 {any_lane(w, mask, depth)}, i64 0")
+            got = w.put(
+                depth,
+                f"call <1 x {t}> @llvm.masked.load(ptr align {size} {address}, <1 x i1> {one}, "
+                f"<1 x {t}> zeroinitializer){tag}",
+            )
+            text = w.put(depth, f"extractelement <1 x {t}> {got}, i64 0")
+        if buffer.dtype is BOOL:
+            text = w.put(depth, f"icmp ne i8 {text}, 0")
+        return Value(buffer.dtype, depth, deps, text, base=text if buffer.dtype is I64 else "")
+    t = f"<{w.width} x {MEMORY[short]}>"
+    lanes = "" if mask is None else w.vector(mask)
+    if index.coef in (1, -1):
+        back = w.width - 1 if index.coef == -1 else 0
+        address = _address(w, buffer, index, max(index.depth, scope.pure_floor), back)
+        if mask is not None and back:
+            lanes = _reversed(w, depth, f"<{w.width} x i1>", lanes)
+        if mask is None:
+            text = w.put(depth, f"load {t}, ptr {address}, align {size}{tag}")
+        else:
+            text = w.put(
+                depth,
+                f"call {t} @llvm.masked.load(ptr align {size} {address}, <{w.width} x i1> {lanes}, "
+                f"{t} zeroinitializer){tag}",
+            )
+        if back:
+            text = _reversed(w, depth, t, text)
+    else:
+        pointers = _pointers(w, buffer, index, max(index.depth, scope.pure_floor))
+        lanes = lanes or "splat (i1 true)"
+        text = w.put(
+            depth,
+            f"call {t} @llvm.masked.gather(<{w.width} x ptr> align {size} {pointers}, "
+            f"<{w.width} x i1> {lanes}, {t} zeroinitializer){tag}",
+        )
+    if buffer.dtype is BOOL:
+        text = w.put(depth, f"icmp ne {t} {text}, zeroinitializer")
+    return Value(buffer.dtype, depth, deps, None, text, w.width, None)
+
+
+def store(w: Writer, buffer: Buffer, index: Value, v: Value) -> None:
+    """Write v at `index`; where lanes agree on a place the last of them wins."""
+    depth = len(w.scopes) - 1
+    short, size, tag = buffer.dtype.short, buffer.dtype.itemsize, w.tags[buffer]
+    mask = w.mask
+    varying = index.coef != 0 or v.coef != 0
+    text = w.operand(v, varying)
+    t = f"<{w.width} x {MEMORY[short]}>" if varying else MEMORY[short]
+    if buffer.dtype is BOOL:
+        text = w.put(depth, f"zext {w.typed(short, varying)} {text} to {t}")
+    pure = w.scopes[-1].pure_floor
+    if not varying:
+        address = _address(w, buffer, index, max(index.depth, pure))
+        if mask is None:
+            w.line(f"store {t} {text}, ptr {address}, align {size}{tag}")
+            return
+        one = w.put(depth, f"insertelement <1 x i1> poison, i1 {any_lane(w, mask, depth)}, i64 0")
+        data = w.put(depth, f"insertelement <1 x {t}> poison, {t} {text}, i64 0")
+        w.line(f"call void @llvm.masked.store(<1 x {t}> {data}, ptr align {size} {address}, <1 x i1> {one}){tag}")
+        return
+    lanes = "" if mask is None else w.vector(mask)
+    if index.coef in (1, -1):
+        back = w.width - 1 if index.coef == -1 else 0
+        address = _address(w, buffer, index, max(index.depth, pure), back)
+        if back:
+            text = _reversed(w, depth, t, text)
+            lanes = lanes and _reversed(w, depth, f"<{w.width} x i1>", lanes)
+        if mask is None:
+            w.line(f"store {t} {text}, ptr {address}, align {size}{tag}")
+        else:
+            w.line(
+                f"call void @llvm.masked.store({t} {text}, ptr align {size} {address}, "
+                f"<{w.width} x i1> {lanes}){tag}"
+            )
+        return
+    pointers = _pointers(w, buffer, index, max(index.depth, pure))
+    lanes = lanes or "splat (i1 true)"
+    w.line(
+        f"call void @llvm.masked.scatter({t} {text}, <{w.width} x ptr> align {size} {pointers}, "
+        f"<{w.width} x i1> {lanes}){tag}"
+    )
+
+
+def element_type(buffer: Buffer) -> str:
+    """The type of an element in memory."""
+    return MEMORY[buffer.dtype.short]
+
+
+__all__ = ["any_lane", "element_type", "load", "store"]
