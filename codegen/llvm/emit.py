@@ -258,7 +258,7 @@ def _for(w: _Emitter, s: For) -> None:
     depth = len(w.scopes) - 1
     index = f"%i{n}"
     w.name(s.var, Value(I64, depth, 0, index, base=index))
-    for r, t in zip(carried, types):
+    for r in carried:
         _fresh_register(w, r, f"%r{w.fresh()}")
     names = [_register_operand(w, r) for r in carried]
     _block(w, s.body)

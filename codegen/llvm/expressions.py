@@ -147,16 +147,13 @@ def _index_arithmetic(w: Writer, op: str, args: list[Value]) -> Value | None:
         depth = max(a.depth, b.depth, w.scopes[-1].pure_floor)
         base = a.base
         if b.base:
-            if base or sign < 0:
-                base = w.put(depth, f"{op} i64 {base or 0}, {b.base}")
-            else:
-                base = b.base
+            base = w.put(depth, f"{op} i64 {base or 0}, {b.base}") if base or sign < 0 else b.base
         coef, offset = a.coef + sign * b.coef, wrap64(a.offset + sign * b.offset)
         return Value(I64, depth, a.deps | b.deps, None, base=base, offset=offset, coef=coef)
     if op == "mul":
         if a.base or a.coef:
             a, b = b, a
-        if a.base or a.coef:
+        if a.base or a.coef or b.coef is None:
             return None
         c = a.offset
         depth = max(b.depth, w.scopes[-1].pure_floor)
@@ -205,11 +202,7 @@ def _select(w: Writer, e: Expr, args: list[Value]) -> Value:
         return a if cond.scalar == "true" else b
     depth, deps, varying = place(w, args, w.scopes[-1].pure_floor)
     t = w.typed(e.dtype.short, varying)
-    if cond.coef == 0:
-        c = f"i1 {w.scalar(cond)}"
-    else:
-        c = f"{w.vector_types['bool']} {w.vector(cond)}"
-    text = f"select {c}, {t} {w.operand(a, varying)}, {t} {w.operand(b, varying)}"
+    text = f"select {w.typed('bool', cond.coef != 0)} {w.operand(cond, cond.coef != 0)}, {t} {w.operand(a, varying)}, {t} {w.operand(b, varying)}"
     return result(w, e.dtype, depth, deps, varying, w.put(depth, text))
 
 

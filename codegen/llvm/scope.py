@@ -214,10 +214,7 @@ class Writer:
         if v.width == self.width:
             return v.vector  # type: ignore[return-value]
         width = self.width
-        if v.coef == 0:
-            text = self.splat(self.scalar(v), v.dtype.short, v.depth)
-        else:
-            text = self._affine(v)
+        text = self.splat(self.scalar(v), v.dtype.short, v.depth) if v.coef == 0 else self._affine(v)
         v.vector, v.width = text, width
         return text
 

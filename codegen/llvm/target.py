@@ -48,7 +48,7 @@ def llvm_binding() -> Any:
 
 @functools.cache
 def _initialised() -> Any:
-    import llvmlite.binding as llvm
+    import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
