@@ -57,6 +57,8 @@ class Position:
         self, shape: Shape, coords: Sequence[Expr] | None = None, flat: Expr | None = None
     ) -> None:
         self.shape = shape
+        if coords is None and flat is None:
+            coords = [index(0)] * len(shape)  # the first element; of rank 0, the only one
         self._coords = None if coords is None else tuple(coords)
         self._flat = flat
 

@@ -1,0 +1,426 @@
+"""Fusion: a function becomes an entry of calls, one function for each kernel group.
+
+Kinds of groups:
+- map: elementwise operations and layout over one domain;
+- row: reductions over the same dimensions of one domain, with what feeds and follows them, so that
+  softmax, layer norm and their gradients read memory once;
+- contract: one dot or conv, with the elementwise operations that follow it as its epilogue;
+- alone: an operation with a kernel of its own (scatter).
+
+Operations are visited from the results backwards; each joins the group of its consumers where
+that is legal (no cycle between groups, positions that line up) and pays. Layout operations,
+constants and iotas cost nothing inside a kernel: they are repeated in every group that reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from graphc.ir.function import Builder, Function, Module, Operation, Value
+from graphc.ir.registry import lookup
+from graphc.ir.types import Dim, Shape, size_of
+
+FREE = frozenset(
+    ("reshape", "permute", "broadcast", "slice", "flip", "full", "iota", "constant", "stop_gradient")
+)
+REDUCE = frozenset(("sum", "prod", "max", "min", "any", "all", "argmax", "argmin"))
+CONTRACT = frozenset(("dot", "conv"))
+ALONE = frozenset(("scatter_add", "scatter", "put_along_add", "put_along"))
+# Operations that read their first operand at computed positions, or several times.
+_REREAD = frozenset(
+    ("gather", "take_along", "max_pool", "max_pool_grad", "max_pool_take", "sum_pool", "sum_pool_grad")
+)
+_HEAVY = frozenset(
+    """exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf
+    pow atan2 hypot logaddexp nextafter remainder floor_divide random_bits div sqrt reciprocal gather
+    take_along pad concat""".split()
+) | _REREAD
+# A reduction with fewer rows than this and longer rows than that keeps to itself, so that it can
+# run on several threads.
+_FEW_ROWS, _LONG_ROW = 16, 16384
+
+Token = object
+Tokens = tuple[Token, ...]
+UNIT = "unit"
+
+
+@dataclass(eq=False)
+class Group:
+    kind: str
+    shape: Shape  # the domain: result shape; for a row group the shape that is reduced
+    axes: tuple[int, ...] = ()
+    ops: list[Operation] = field(default_factory=list)  # in reverse program order
+    results: list[Value] = field(default_factory=list)
+    feeds: set[Group] = field(default_factory=set)  # groups that read this one's results
+
+    def kept(self) -> Shape:
+        return tuple(d for i, d in enumerate(self.shape) if i not in self.axes)
+
+
+def _squeezed(shape: Shape) -> Shape:
+    return tuple(d for d in shape if d != 1)
+
+
+def _at_most(d: Dim, limit: int, otherwise: bool) -> bool:
+    return d <= limit if isinstance(d, int) else otherwise
+
+
+class _Fuser:
+    def __init__(self, f: Function) -> None:
+        self.f = f
+        self.wanted = set(f.results)
+        self.users: dict[Value, list[Operation]] = {}
+        self.producer: dict[Value, Operation] = {}
+        for op in f.ops:
+            for v in op.operands:
+                self.users.setdefault(v, []).append(op)
+            for r in op.results:
+                self.producer[r] = op
+        self.group_of: dict[Operation, Group] = {}
+        self.groups: list[Group] = []
+        self._reading: dict[Value, dict[Group, list[Operation]]] = {}
+
+    def free(self, op: Operation) -> bool:
+        return op.name in FREE and not any(r in self.wanted for r in op.results)
+
+    def reading(self, value: Value) -> dict[Group, list[Operation]]:
+        """The groups that read `value`, each with the operations in it that do, through free ones."""
+        found = self._reading.get(value)
+        if found is None:
+            found = {}
+            for op in self.users.get(value, ()):
+                if self.free(op):
+                    for group, ops in self.reading(op.result).items():
+                        found.setdefault(group, []).extend(ops)
+                else:
+                    found.setdefault(self.group_of[op], []).append(op)
+            self._reading[value] = found
+        return found
+
+    def run(self) -> list[Group]:
+        for op in reversed(self.f.ops):
+            if self.free(op):
+                continue
+            readers: dict[Group, list[Operation]] = {}
+            for r in op.results:
+                for group, ops in self.reading(r).items():
+                    readers.setdefault(group, []).extend(ops)
+            wanted = any(r in self.wanted for r in op.results)
+            if not readers and not wanted:
+                continue
+            group = self.choose(op, readers, wanted)
+            group.ops.append(op)
+            self.group_of[op] = group
+            for r in op.results:
+                others = set(self.reading(r)) - {group}
+                if others or r in self.wanted:
+                    group.results.append(r)
+                group.feeds |= others
+        return self.groups
+
+    def choose(self, op: Operation, readers: dict[Group, list[Operation]], wanted: bool) -> Group:
+        extra = wanted or len(readers) > 1 or len(op.results) > 1
+        for group, ops in readers.items():
+            if extra and not self.can_output(op, group):
+                continue
+            if any(other is not group and self.reaches(other, group) for other in readers):
+                continue
+            if self.joins(op, group, ops):
+                return group
+        if op.name in REDUCE:
+            axes = op.attrs["axes"] if "axes" in op.attrs else (op.attrs["axis"],)
+            group = Group("row", op.operands[0].type.shape, tuple(axes))
+        else:
+            kind = "contract" if op.name in CONTRACT else "alone" if op.name in ALONE else "map"
+            group = Group(kind, op.results[0].type.shape)
+        self.groups.append(group)
+        return group
+
+    @staticmethod
+    def reaches(start: Group, goal: Group) -> bool:
+        stack, seen = [start], {start}
+        while stack:
+            g = stack.pop()
+            if g is goal:
+                return True
+            stack.extend(n for n in g.feeds if n not in seen)
+            seen |= g.feeds
+        return False
+
+    def can_output(self, op: Operation, group: Group) -> bool:
+        """Whether the result of `op` can be a further result of `group`."""
+        shape = op.results[0].type.shape
+        if group.kind == "row":
+            if op.name in REDUCE:
+                return True
+            return shape == group.shape or _squeezed(shape) == _squeezed(group.kept())
+        return _squeezed(shape) == _squeezed(group.shape)
+
+    def joins(self, op: Operation, group: Group, readers: list[Operation]) -> bool:
+        if group.kind == "alone" or any(r.name in ALONE or r.name in CONTRACT for r in readers):
+            return False
+        if op.name in ALONE:
+            return False
+        if op.name in REDUCE:
+            return self.reduction_joins(op, group)
+        if op.name in CONTRACT:
+            if (
+                group.kind != "map"
+                or _squeezed(op.result.type.shape) != _squeezed(group.shape)
+                or any(lookup(o.name).family in ("pool", "indexing") for o in group.ops)
+                or not self.lines_up(op.result, group, tokens_of(group.shape), ())
+            ):
+                return False
+            group.kind = "contract"
+            return True
+        if lookup(op.name).family == "pool" and group.kind != "map":
+            return False
+        heavy = op.name in _HEAVY
+        if any(r.name in _REREAD and op.results[0] in self.sources(r) for r in readers):
+            return False
+        if heavy and self.spreads(op, group):
+            return False
+        if extra_results := [r for r in op.results[1:] if self.users.get(r) or r in self.wanted]:
+            return bool(extra_results) and _squeezed(op.results[0].type.shape) == _squeezed(group.shape)
+        return True
+
+    def sources(self, reader: Operation) -> set[Value]:
+        """The values that `reader` reads at computed positions, seen through free operations."""
+        found: set[Value] = set()
+        stack = [reader.operands[0]]
+        while stack:
+            v = stack.pop()
+            if v in found:
+                continue
+            found.add(v)
+            op = self.producer.get(v)
+            if op is not None and self.free(op):
+                stack.extend(op.operands)
+        return found
+
+    def spreads(self, op: Operation, group: Group) -> bool:
+        """Whether each element of `op` would be computed several times in `group`."""
+        size = size_of(op.results[0].type.shape)
+        if size == size_of(group.shape):
+            return False
+        return not (group.kind == "row" and size == size_of(group.kept()))
+
+    def reduction_joins(self, op: Operation, group: Group) -> bool:
+        shape = op.operands[0].type.shape
+        axes = tuple(op.attrs["axes"] if "axes" in op.attrs else (op.attrs["axis"],))
+        kept = tuple(d for i, d in enumerate(shape) if i not in axes)
+        if group.kind == "row":
+            if (shape, axes) != (group.shape, group.axes):
+                return False
+        elif group.kind != "map":
+            return False
+        elif group.shape != shape and _squeezed(group.shape) != _squeezed(kept):
+            return False
+        rows, length = size_of(kept), size_of(shape[a] for a in axes)
+        whole = group.kind == "row" or group.shape == shape
+        if whole and _at_most(rows, _FEW_ROWS, False) and not _at_most(length, _LONG_ROW, True):
+            return False
+        if group.kind == "map" and any(lookup(o.name).family == "pool" for o in group.ops):
+            return False
+        if group.kind == "map" and group.shape != shape and len(group.results) and any(
+            o.name in _REREAD for o in group.ops
+        ):
+            return False
+        tokens = tokens_of(shape)
+        candidate = Group("row", shape, axes, [*group.ops, op], group.results)
+        if not self.lines_up(op.results[0], candidate, tokens, axes):
+            return False
+        group.kind, group.shape, group.axes = "row", shape, axes
+        return True
+
+    def lines_up(self, value: Value, group: Group, tokens: Tokens, axes: tuple[int, ...]) -> bool:
+        """Whether every path from the group's results to `value` reads it at the current position.
+
+        Positions are tuples of tokens, one for each domain dimension. For a row group, `value` and
+        every other reduction must be read at the kept coordinates.
+        """
+        members = set(group.ops)
+        kept = tuple(t for i, t in enumerate(tokens) if i not in axes)
+        good = True
+        seen: set[tuple[Value, Tokens]] = set()
+
+        def visit(v: Value, at: Tokens) -> None:
+            nonlocal good
+            if not good or (v, at) in seen:
+                return
+            seen.add((v, at))
+            op = self.producer.get(v)
+            if v is value or (op is not None and op in members and op.name in REDUCE):
+                if _units_out(at, v.type.shape) != _units_out(
+                    kept if axes else tokens, group.kept() if axes else group.shape
+                ):
+                    good = False
+                if v is value or op is None:
+                    return
+                visit(op.operands[0], tokens)
+                return
+            if op is None or (op not in members and not self.free(op)):
+                return
+            for operand, position in step(op, at):
+                visit(operand, position)
+
+        for r in group.results:
+            shape = r.type.shape
+            if r is value:
+                continue
+            if shape == group.shape:
+                visit(r, tokens)
+            elif axes and _squeezed(shape) == _squeezed(group.kept()):
+                visit(r, _with_units(kept, group.kept(), shape))
+            elif not axes and _squeezed(shape) == _squeezed(group.shape):
+                visit(r, _with_units(tokens, group.shape, shape))
+            else:
+                return False
+        return good
+
+
+def tokens_of(shape: Shape) -> Tokens:
+    return tuple(UNIT if d == 1 else f"d{i}" for i, d in enumerate(shape))
+
+
+def _units_out(tokens: Tokens, shape: Shape) -> Tokens:
+    return tuple(t for t, d in zip(tokens, shape, strict=True) if d != 1)
+
+
+def _with_units(tokens: Tokens, shape: Shape, target: Shape) -> Tokens:
+    rest = iter(_units_out(tokens, shape))
+    return tuple(UNIT if d == 1 else next(rest) for d in target)
+
+
+def step(op: Operation, at: Tokens) -> Iterable[tuple[Value, Tokens]]:
+    """Where `op`, read at `at`, reads its operands. Unknown positions are fresh objects."""
+    name = op.name
+    if name == "reshape":
+        source = op.operands[0].type.shape
+        if _squeezed(source) == _squeezed(op.result.type.shape):
+            return [(op.operands[0], _with_units(at, op.result.type.shape, source))]
+        return [(op.operands[0], tuple(object() for _ in source))]
+    if name == "permute":
+        moved: list[Token] = [UNIT] * len(at)
+        for d, a in enumerate(op.attrs["axes"]):
+            moved[a] = at[d]
+        return [(op.operands[0], tuple(moved))]
+    if name == "broadcast":
+        shape = op.operands[0].type.shape
+        return [
+            (op.operands[0], tuple(UNIT if shape[i] == 1 else at[a] for i, a in enumerate(op.attrs["axes"])))
+        ]
+    if name == "full":
+        return [(op.operands[0], ())]
+    if lookup(name).family in ("elementwise", "compare") or name == "stop_gradient":
+        return [(v, at) for v in op.operands]
+    return [(v, tuple(object() for _ in v.type.shape)) for v in op.operands]
+
+
+def fuse(f: Function) -> Module:
+    """The module of `f` after fusion: entry `f.name`, whose operations are calls of the groups.
+
+    Every result of the entry is the result of a call, and no value is returned twice.
+    """
+    f = _own_results(f)
+    fuser = _Fuser(f)
+    groups = fuser.run()
+    order = _topological(fuser, groups)
+    entry = Builder(f.name)
+    env: dict[Value, Value] = {}
+    for p, name in zip(f.params, f.param_names, strict=True):
+        env[p] = entry.param(p.type, name)
+    functions: list[Function] = []
+    for i, group in enumerate(order):
+        body, inputs = _outline(fuser, group, f"group{i}")
+        functions.append(body)
+        locs = [op.loc for op in reversed(group.ops) if op.loc]
+        entry.loc = locs[-1] if locs else None
+        call = entry.emit_op("call", *(env[v] for v in inputs), function=body)
+        env.update(zip(group.results, call.results, strict=True))
+    main = entry.build([env[r] for r in f.results])
+    return Module([main, *functions])
+
+
+def _own_results(f: Function) -> Function:
+    """Results that are parameters, or are returned twice, become copies of their own."""
+    seen: set[Value] = set(f.params)
+    if len(set(f.results)) == len(f.results) and not seen & set(f.results):
+        return f
+    ops, results = list(f.ops), []
+    for r in f.results:
+        if r in seen:
+            copy = Operation("stop_gradient", [r], {}, [Value(r.type)])
+            ops.append(copy)
+            r = copy.result
+        seen.add(r)
+        results.append(r)
+    return Function(f.name, f.params, ops, results, f.param_names)
+
+
+def _topological(fuser: _Fuser, groups: list[Group]) -> list[Group]:
+    """Groups in an order that respects data, as close to program order as that allows."""
+    position = {op: i for i, op in enumerate(fuser.f.ops)}
+    needs: dict[Group, int] = dict.fromkeys(groups, 0)
+    for g in groups:
+        for n in g.feeds:
+            needs[n] += 1
+    import heapq
+
+    first = {g: min(position[op] for op in g.ops) for g in groups}
+    ready = [(first[g], i, g) for i, g in enumerate(groups) if needs[g] == 0]
+    heapq.heapify(ready)
+    order: list[Group] = []
+    while ready:
+        _, _, g = heapq.heappop(ready)
+        order.append(g)
+        for n in g.feeds:
+            needs[n] -= 1
+            if needs[n] == 0:
+                heapq.heappush(ready, (first[n], len(groups) + len(order), n))
+    if len(order) != len(groups):
+        raise AssertionError("fusion made a cycle of groups")
+    return order
+
+
+def _outline(fuser: _Fuser, group: Group, name: str) -> tuple[Function, list[Value]]:
+    """The function of a group and the values it reads from outside."""
+    inside = set(group.ops)
+    needed: list[Operation] = []
+    inputs: dict[Value, None] = {}
+    done: set[Operation] = set()
+
+    def collect(v: Value) -> None:
+        stack = [(v, False)]
+        while stack:
+            value, ready = stack.pop()
+            op = fuser.producer.get(value)
+            if op is None or not (op in inside or fuser.free(op)):
+                inputs.setdefault(value)
+                continue
+            if op in done:
+                continue
+            if ready:
+                done.add(op)
+                needed.append(op)
+                continue
+            stack.append((value, True))
+            stack.extend((o, False) for o in reversed(op.operands))
+
+    for r in group.results:
+        collect(r)
+    for op in group.ops:  # operations kept for a second result only
+        for r in op.results:
+            if r in group.results:
+                collect(r)
+    b = Builder(name)
+    env: dict[Value, Value] = {}
+    for i, v in enumerate(inputs):
+        env[v] = b.param(v.type, f"x{i}")
+    for op in needed:
+        b.loc = op.loc
+        copy = Operation(op.name, [env[v] for v in op.operands], op.attrs, [Value(r.type) for r in op.results], op.loc)
+        b.append(copy)
+        env.update(zip(op.results, copy.results, strict=True))
+    return b.build([env[r] for r in group.results]), list(inputs)

@@ -1,0 +1,212 @@
+"""Compiled groups: from a group function to loaded machine code, through memory and disk.
+
+A group is made canonical first, so that one compiled kernel serves every group of the same text,
+whatever its shapes, its names and the Python lines it came from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from graphc.codegen.canonical import Canonical, canonicalise
+from graphc.codegen.expr import Expr, show
+from graphc.ir.function import Function, Loc
+from graphc.ir.types import Dim, DimExpr, dtype
+
+# A buffer of a launch: ("p", i) parameter, ("r", i) result, ("s", i) scratch of the group.
+BufferRef = tuple[str, int]
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel of a compiled group. `parallel` and `work` are text over the extents."""
+
+    symbol: str
+    buffers: tuple[BufferRef, ...]
+    extents: tuple[str, ...]
+    parallel: str
+    work: str
+    address: int = 0
+
+
+@dataclass(frozen=True)
+class CompiledGroup:
+    """Kernels of one canonical text, loaded. scratch: (dtype, number of elements as text).
+
+    sites: for each `Report` site the operation: its name, and which of that name in the group.
+    """
+
+    key: str
+    launches: tuple[Launch, ...]
+    scratch: tuple[tuple[str, str], ...]
+    sites: tuple[tuple[str, int], ...]
+
+    def scratch_bytes(self, sizes: Sizes) -> list[int]:
+        return [dtype(d).itemsize * evaluate_size(text, sizes) for d, text in self.scratch]
+
+
+@dataclass(frozen=True)
+class BoundGroup:
+    """A compiled group applied to one group function: its extents' dimensions are known."""
+
+    compiled: CompiledGroup
+    extents: dict[str, Dim]
+    locs: tuple[Loc | None, ...] = field(default=())
+
+    def concrete(self) -> dict[str, int]:
+        return {k: int(v) for k, v in self.extents.items()}
+
+
+_SIZE_NAMES: dict[str, Callable[..., Any]] = {
+    "select": lambda c, a, b: a if c else b,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+}
+_size_code: dict[str, Any] = {}
+
+
+def evaluate_size(text: str, sizes: Sizes) -> int:
+    """The value of a launch size: our own text over extents, integers and the names above."""
+    code = _size_code.get(text)
+    if code is None:
+        code = _size_code[text] = compile(text, "<size>", "eval")
+    return int(eval(code, {"__builtins__": {}, **_SIZE_NAMES}, dict(sizes)))
+
+
+_memory: dict[Any, CompiledGroup] = {}
+_canonical: dict[Any, Canonical] = {}
+
+
+def bind_group(group: Function) -> BoundGroup:
+    """The compiled kernels of a group, compiling what no cache holds."""
+    key = group.key()
+    canonical = _canonical.get(key)
+    if canonical is None:
+        canonical = _canonical[key] = canonicalise(group)
+    hint = {name: d for name, d in canonical.extents if not isinstance(d, DimExpr)}
+    compiled = compiled_group(canonical.function, hint)
+    locs = tuple(_site_loc(group, site) for site in compiled.sites)
+    return BoundGroup(compiled, dict(canonical.extents), locs)
+
+
+def _site_loc(group: Function, site: tuple[str, int]) -> Loc | None:
+    name, nth = site
+    same = [op for op in group.ops if op.name == name]
+    return same[nth].loc if nth < len(same) else None
+
+
+def compiled_group(canonical: Function, hint: dict[str, int]) -> CompiledGroup:
+    """The loaded kernels of a canonical group."""
+    from graphc.codegen.llvm.target import host_target
+    from graphc.codegen.lower.lower import variant
+
+    target = host_target()
+    key = (canonical.key(), variant(canonical, target, hint), target)
+    found = _memory.get(key)
+    if found is None:
+        found = _memory[key] = _from_disk_or_compile(canonical, str(key[1]), hint)
+    return found
+
+
+def kernel_text(canonical: Function, choice: str) -> str:
+    """The text under which a kernel is cached on disk."""
+    from graphc.ir.text import print_function
+
+    return f"{choice}\n{print_function(canonical, locs=False)}"
+
+
+def _from_disk_or_compile(canonical: Function, choice: str, hint: dict[str, int]) -> CompiledGroup:
+    from graphc.codegen import cache
+    from graphc.codegen.llvm.target import host_target
+
+    key = cache.key(kernel_text(canonical, choice), host_target().key())
+    data = cache.get(key)
+    if data is None:
+        data = compile_group(canonical, hint, key)
+        cache.put(key, data)
+    return _load(key, data)
+
+
+def compile_group(canonical: Function, hint: dict[str, int], key: str) -> bytes:
+    """Object code with its description, as one cache entry: a line of JSON, then the objects."""
+    from graphc.codegen.llvm.emit import emit_kernel
+    from graphc.codegen.llvm.jit import compile_text
+    from graphc.codegen.llvm.target import host_target
+    from graphc.codegen.lower.lower import lower
+
+    target = host_target()
+    lowered = lower(canonical, target, hint)
+    references: dict[Any, BufferRef] = {}
+    for stem, buffers in (("p", lowered.params), ("r", lowered.results)):
+        references.update({b: (stem, i) for i, b in enumerate(buffers)})
+    references.update({s.buffer: ("s", i) for i, s in enumerate(lowered.scratch)})
+    kernels = rename(lowered.kernels, key)
+    launches = [
+        {
+            "symbol": k.name,
+            "buffers": [list(references[b]) for b in k.buffers],
+            "extents": list(k.extents),
+            "parallel": size_text(k.parallel),
+            "work": size_text(k.work),
+        }
+        for k in kernels
+    ]
+    ordinal = []
+    for op in lowered.sites:
+        same = [o for o in canonical.ops if o.name == op.name]
+        ordinal.append([op.name, same.index(op)])
+    head: dict[str, Any] = {
+        "launches": launches,
+        "scratch": [[s.dtype.name, str(s.size)] for s in lowered.scratch],
+        "sites": ordinal,
+    }
+    objects = [compile_text(emit_kernel(k, target), target) for k in kernels]
+    head["objects"] = [len(o) for o in objects]
+    return json.dumps(head).encode() + b"\n" + b"".join(objects)
+
+
+def rename(kernels: tuple[Any, ...], key: str) -> tuple[Any, ...]:
+    """The kernels under symbols that are unique in the process."""
+    from dataclasses import replace
+
+    return tuple(replace(k, name=f"{k.name}_{key[:16]}_{i}") for i, k in enumerate(kernels))
+
+
+def size_text(e: Expr) -> str:
+    return show(e)
+
+
+def _load(key: str, data: bytes) -> CompiledGroup:
+    from graphc.codegen.llvm.jit import load
+
+    head_text, code = data.split(b"\n", 1)
+    head = json.loads(head_text)
+    addresses, start = [], 0
+    for launch, size in zip(head["launches"], head["objects"], strict=True):
+        addresses.append(load(code[start : start + size], launch["symbol"]))
+        start += size
+    launches = tuple(
+        Launch(
+            launch["symbol"],
+            tuple((str(a), int(b)) for a, b in launch["buffers"]),
+            tuple(launch["extents"]),
+            launch["parallel"],
+            launch["work"],
+            address,
+        )
+        for launch, address in zip(head["launches"], addresses, strict=True)
+    )
+    return CompiledGroup(
+        key,
+        launches,
+        tuple((d, n) for d, n in head["scratch"]),
+        tuple((n, i) for n, i in head["sites"]),
+    )

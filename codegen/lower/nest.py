@@ -1,0 +1,103 @@
+"""Pieces that lowerings share: buffers of a group, coordinates of an item, vector sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+
+from graphc.codegen.expr import Expr, index, select, var
+from graphc.codegen.loops import Buffer, For, If, Let, Stmt, Store, Vector
+from graphc.codegen.lower.index import Position, dim_expr
+from graphc.codegen.lower.pull import Pull
+from graphc.ir.function import Function, Value
+from graphc.ir.types import I64, Shape, dim_symbols
+
+
+def ceil_div(a: Expr, b: int) -> Expr:
+    return (a + (b - 1)) // b
+
+
+def minimum(a: Expr, b: Expr) -> Expr:
+    return a if a is b else select(a < b, a, b)
+
+
+class Names:
+    """Fresh variable names."""
+
+    def __init__(self) -> None:
+        self._count = count()
+
+    def fresh(self, stem: str, dtype: object = I64) -> Expr:
+        return var(f"{stem}{next(self._count)}", dtype)  # type: ignore[arg-type]
+
+
+def group_buffers(group: Function) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...]]:
+    """Buffers for the parameters and the results of a group."""
+    params = tuple(Buffer(f"x{i}", p.type.dtype, "in") for i, p in enumerate(group.params))
+    results = tuple(Buffer(f"y{i}", r.type.dtype, "out") for i, r in enumerate(group.results))
+    return params, results
+
+
+def group_extents(group: Function) -> tuple[str, ...]:
+    """The extent symbols of a canonical group, e0, e1, ... in order."""
+    names: set[str] = set()
+    for v in [*group.params, *(r for op in group.ops for r in op.results)]:
+        for d in v.type.shape:
+            names |= dim_symbols(d)
+    return tuple(sorted(names, key=lambda n: int(n[1:])))
+
+
+def split_coords(item: Expr, shape: Shape, names: Names) -> tuple[list[Stmt], tuple[Expr, ...]]:
+    """Statements that name the coordinates of the row-major position `item` in `shape`."""
+    stmts: list[Stmt] = []
+    coords: list[Expr] = [index(0)] * len(shape)
+    big = [i for i, d in enumerate(shape) if d != 1]
+    rest = item
+    for i in reversed(big):
+        if i == big[0]:
+            coords[i] = rest
+            break
+        d = dim_expr(shape[i])
+        name = names.fresh("c")
+        stmts.append(Let(name, rest % d))
+        coords[i] = name
+        following = names.fresh("q")
+        stmts.append(Let(following, rest // d))
+        rest = following
+    return stmts, tuple(coords)
+
+
+def sweep(
+    start: Expr, stop: Expr, width: int, names: Names, body: Callable[[Expr, Expr], Sequence[Stmt]]
+) -> list[Stmt]:
+    """Run `body(position, lane)` over positions start .. stop - 1, `width` lanes at a time.
+
+    The last, partial block is masked.
+    """
+    i, lane, tail_lane = names.fresh("i"), names.fresh("l"), names.fresh("l")
+    last = names.fresh("m")
+    whole = (stop - start) // width * width + start
+    return [
+        Let(last, whole),
+        For(i, start, last, (Vector(lane, width, tuple(body(i + lane, lane))),), index(width)),
+        If(
+            last < stop,
+            (Vector(tail_lane, width, (If(last + tail_lane < stop, tuple(body(last + tail_lane, tail_lane))),)),),
+        ),
+    ]
+
+
+def take_reports(pull: Pull) -> list[Stmt]:
+    reports, pull.reports = pull.reports, []
+    return reports
+
+
+def store_results(
+    pull: Pull, targets: Sequence[tuple[Value, Buffer]], coords: tuple[Expr, ...], shape: Shape
+) -> list[Stmt]:
+    """Stores of the given results at `coords` of the domain `shape`."""
+    stmts: list[Stmt] = []
+    for value, buffer in targets:
+        at = Position(shape, coords).reshaped(value.type.shape)
+        stmts.append(Store(buffer, at.flat, pull.at(value, at)))
+    return [*take_reports(pull), *stmts]

@@ -1,0 +1,141 @@
+"""Writing at computed positions: scatter_add, scatter, put_along_add, put_along.
+
+One item owns some lines of the result (all positions along the axis): it copies them from x, then
+applies its updates in ascending order. So the order is fixed, whatever the threads, and no two
+items write the same element.
+"""
+
+from __future__ import annotations
+
+from graphc.codegen.expr import Expr, cast, index, load, var
+from graphc.codegen.loops import Buffer, For, If, Kernel, Let, Stmt, Store, Vector
+from graphc.codegen.lower.index import Position, delinearise, dim_expr
+from graphc.codegen.lower.lowered import Lowered, Scratch
+from graphc.codegen.lower.nest import (
+    Names,
+    ceil_div,
+    group_buffers,
+    group_extents,
+    split_coords,
+    sweep,
+    take_reports,
+)
+from graphc.codegen.lower.pull import Pull
+from graphc.codegen.lower.reduce import accumulator
+from graphc.ir.function import Function, Operation
+from graphc.ir.types import I64, Dim, Shape, size_of
+
+WIDTH = 16
+
+
+def lower_scatter(group: Function) -> Lowered:
+    """The kernel of a group with one scattering operation, whose result is the group's only one."""
+    params, results = group_buffers(group)
+    pull = Pull(group, dict(zip(group.params, params, strict=True)))
+    op = next(o for o in group.ops if o.results[0] is group.results[0])
+    x, indices, updates = op.operands
+    shape, axis = x.type.shape, op.attrs["axis"]
+    dtype = x.type.dtype
+    wide = accumulator(dtype) if op.name.endswith("_add") else dtype
+    out = results[0]
+    scratch: tuple[Scratch, ...] = ()
+    target = out
+    if wide is not dtype:
+        target = Buffer("wide", wide, "scratch")
+        scratch = (Scratch(target, wide, size_of(shape)),)
+    names = Names()
+    along = op.name.startswith("put_along")
+    inner = [d for d in range(axis + 1, len(shape)) if shape[d] != 1]
+    lane_dim = inner[-1] if inner else None
+    outer: Shape = tuple(1 if d in (axis, lane_dim) else n for d, n in enumerate(shape))
+    blocks = ceil_div(dim_expr(shape[lane_dim]), WIDTH) if lane_dim is not None else index(1)
+    item, rest, block, lane = (names.fresh(s) for s in ("item", "rest", "block", "l"))
+    stmts, coords = split_coords(rest, outer, names)
+    body: list[Stmt] = [Let(rest, item // blocks), Let(block, item % blocks), *stmts]
+    column = block * WIDTH + lane
+
+    def line(position: Expr) -> Expr:
+        at = list(coords)
+        at[axis] = position
+        if lane_dim is not None:
+            at[lane_dim] = column
+        return Position(shape, at).flat
+
+    def source(position: Expr) -> Position:
+        at = list(coords)
+        at[axis] = position
+        if lane_dim is not None:
+            at[lane_dim] = column
+        return Position(shape, at)
+
+    size = dim_expr(shape[axis])
+
+    def copy(position: Expr, _: Expr) -> list[Stmt]:
+        value = cast(pull.at(x, source(position)), wide)
+        return [*take_reports(pull), Store(target, line(position), value)]
+
+    def narrow(position: Expr, _: Expr) -> list[Stmt]:
+        return [Store(out, line(position), cast(load(target, line(position)), dtype))]
+
+    update = _updates(op, pull, names, coords, axis, column if lane_dim is not None else None, lane_dim, line, target, along)
+    if lane_dim is None:
+        body += sweep(index(0), size, WIDTH, names, copy)
+        body += update
+        if target is not out:
+            body += sweep(index(0), size, WIDTH, names, narrow)
+    else:
+        a, z = names.fresh("a"), names.fresh("a")
+        inside: list[Stmt] = [For(a, index(0), size, tuple(copy(a, lane)), index(1)), *update]
+        if target is not out:
+            inside.append(For(z, index(0), size, tuple(narrow(z, lane)), index(1)))
+        body.append(Vector(lane, WIDTH, (If(column < dim_expr(shape[lane_dim]), tuple(inside)),)))
+    buffers = (*params, *(s.buffer for s in scratch), out)
+    total: Dim = size_of(shape) + size_of(updates.type.shape) * 4
+    kernel = Kernel(
+        name="scatter",
+        buffers=buffers,
+        extents=group_extents(group),
+        parallel=dim_expr(size_of(outer)) * blocks,
+        work=dim_expr(total),
+        body=(For(item, var("begin"), var("end"), tuple(body), index(1)),),
+    )
+    return Lowered((kernel,), params, results, scratch, tuple(pull.sites))
+
+
+def _updates(
+    op: Operation,
+    pull: Pull,
+    names: Names,
+    coords: tuple[Expr, ...],
+    axis: int,
+    column: Expr | None,
+    lane_dim: int | None,
+    line: object,
+    target: Buffer,
+    along: bool,
+) -> list[Stmt]:
+    """The loop that applies the updates of one item, in ascending order of index position."""
+    x, indices, updates = op.operands
+    u = names.fresh("u")
+    at = list(coords)
+    if lane_dim is not None and column is not None:
+        at[lane_dim] = column
+    if along:
+        count: Dim = indices.type.shape[axis]
+        where = [*at[:axis], u, *at[axis + 1 :]]
+        index_at = Position(indices.type.shape, where)
+        update_at = Position(updates.type.shape, where)
+    else:
+        count = size_of(indices.type.shape)
+        picked = delinearise(u, indices.type.shape)
+        index_at = Position(indices.type.shape, picked)
+        update_at = Position(updates.type.shape, [*at[:axis], *picked, *at[axis + 1 :]])
+    raw = cast(pull.at(indices, index_at), I64)
+    row = names.fresh("row")
+    checked = pull.check(op, raw, dim_expr(x.type.shape[axis]))
+    value = cast(pull.at(updates, update_at), target.dtype)
+    position = line(row)  # type: ignore[operator]
+    if op.name.endswith("_add"):
+        value = load(target, position) + value
+    body = (*take_reports(pull), Let(row, checked), Store(target, position, value))
+    return [For(u, index(0), dim_expr(count), body, index(1))]

@@ -1,0 +1,152 @@
+"""Plans: which launch works on which memory.
+
+Inputs and outputs are the caller's; everything between lives in one arena, at offsets given by the
+lifetimes of the values. The plan of a function is its order of launches with all sizes resolved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphc.codegen.kernels import BoundGroup, Launch, bind_group, evaluate_size
+from graphc.ir.function import Function, Loc, Module, Operation, Value
+
+ALIGN = 64
+
+# Where a buffer is: ("in", i), ("out", i) or ("arena", byte offset).
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class PlannedLaunch:
+    """One launch: its kernel, where its buffers are, the values of its extents."""
+
+    launch: Launch
+    places: tuple[Place, ...]
+    extents: tuple[int, ...]
+    parallel: int
+    work: int
+    group: str
+    loc: Loc | None
+    sites: tuple[tuple[str, Loc | None], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The launches of a fused module in order, and the size of the arena in bytes."""
+
+    entry: Function
+    launches: tuple[PlannedLaunch, ...]
+    arena: int
+
+    def __str__(self) -> str:
+        lines = [f"plan @{self.entry.name}: {len(self.launches)} launches, arena {self.arena} bytes"]
+        for i, p in enumerate(self.launches):
+            places = ", ".join(f"{kind}+{at}" if kind == "arena" else f"{kind}{at}" for kind, at in p.places)
+            sizes = ", ".join(f"{n}={v}" for n, v in zip(p.launch.extents, p.extents, strict=True))
+            line = f"  {i}: {p.group} {p.launch.symbol}({places}) {sizes} parallel={p.parallel} work={p.work}"
+            lines.append(line + (f" loc({p.loc})" if p.loc else ""))
+        return "\n".join(lines)
+
+
+class Arena:
+    """Offsets by lifetime: a freed range is given to the best-fitting request that comes later."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.free: list[tuple[int, int]] = []  # (offset, size), ascending, never adjacent
+
+    def take(self, size: int) -> int:
+        size = max(ALIGN, -(-size // ALIGN) * ALIGN)
+        fits = [(s, o) for o, s in self.free if s >= size]
+        if fits:
+            s, o = min(fits)
+            self.free.remove((o, s))
+            if s > size:
+                self._insert(o + size, s - size)
+            return o
+        if self.free and self.free[-1][0] + self.free[-1][1] == self.size:
+            o, s = self.free.pop()
+            self.size = o + size
+            return o
+        o = self.size
+        self.size += size
+        return o
+
+    def give(self, offset: int, size: int) -> None:
+        self._insert(offset, max(ALIGN, -(-size // ALIGN) * ALIGN))
+
+    def _insert(self, offset: int, size: int) -> None:
+        merged = []
+        for o, s in self.free:
+            if o + s == offset:
+                offset, size = o, s + size
+            elif offset + size == o:
+                size += s
+            else:
+                merged.append((o, s))
+        self.free = sorted([*merged, (offset, size)])
+
+
+def make_plan(module: Module) -> Plan:
+    """The plan of a fused module with concrete dimensions."""
+    entry = module.entry
+    place: dict[Value, Place] = {p: ("in", i) for i, p in enumerate(entry.params)}
+    place.update({r: ("out", i) for i, r in enumerate(entry.results)})
+    last: dict[Value, int] = {}
+    for i, op in enumerate(entry.ops):
+        for v in op.operands:
+            last[v] = i
+    arena = Arena()
+    launches: list[PlannedLaunch] = []
+    for i, op in enumerate(entry.ops):
+        bound = bind_group(op.attrs["function"])
+        sizes = bound.concrete()
+        for r in op.results:
+            if r not in place:
+                place[r] = ("arena", arena.take(_bytes(r)))
+        scratch = [(arena.take(n), n) for n in bound.compiled.scratch_bytes(sizes)]
+        launches += _launches(op, bound, sizes, place, [o for o, _ in scratch])
+        for offset, n in scratch:
+            arena.give(offset, n)
+        for v in {*op.operands, *op.results}:
+            kind, offset = place[v]
+            if kind == "arena" and last.get(v, i) == i:
+                arena.give(offset, _bytes(v))
+    return Plan(entry, tuple(launches), arena.size)
+
+
+def _bytes(v: Value) -> int:
+    return int(v.type.nbytes)
+
+
+def _launches(
+    op: Operation, bound: BoundGroup, sizes: dict[str, int], place: dict[Value, Place], scratch: list[int]
+) -> list[PlannedLaunch]:
+    out = []
+    function: Function = op.attrs["function"]
+    sites = tuple(
+        (name, loc) for (name, _), loc in zip(bound.compiled.sites, bound.locs, strict=True)
+    )
+    for launch in bound.compiled.launches:
+        places: list[Place] = []
+        for kind, k in launch.buffers:
+            if kind == "p":
+                places.append(place[op.operands[k]])
+            elif kind == "r":
+                places.append(place[op.results[k]])
+            else:
+                places.append(("arena", scratch[k]))
+        out.append(
+            PlannedLaunch(
+                launch,
+                tuple(places),
+                tuple(sizes.get(e, 0) for e in launch.extents),
+                evaluate_size(launch.parallel, sizes),
+                evaluate_size(launch.work, sizes),
+                function.name,
+                op.loc,
+                sites,
+            )
+        )
+    return out

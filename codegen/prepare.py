@@ -1,0 +1,64 @@
+"""Before fusion: bring a function into the form that the kernel families expect.
+
+- a reduction over several groups of adjacent dimensions becomes one reduction a group, the
+  innermost first (this order is part of the bit contract);
+- constants of more than one element become parameters, returned beside the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from graphc.ir.function import Builder, Function, Operation, Value
+from graphc.ir.registry import Array
+
+REDUCTIONS = ("sum", "prod", "max", "min", "any", "all")
+
+
+def axis_groups(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Runs of adjacent axes, in ascending order."""
+    runs: list[list[int]] = []
+    for a in sorted(axes):
+        if runs and a == runs[-1][-1] + 1:
+            runs[-1].append(a)
+        else:
+            runs.append([a])
+    return [tuple(r) for r in runs]
+
+
+def prepare(f: Function) -> tuple[Function, tuple[Array, ...]]:
+    """The prepared function, whose last parameters are the returned constant arrays."""
+    held: list[tuple[Value, Operation]] = [
+        (op.result, op) for op in f.ops if op.name == "constant" and op.attrs["value"].array.size != 1
+    ]
+    split = any(op.name in REDUCTIONS and len(axis_groups(op.attrs["axes"])) > 1 for op in f.ops)
+    if not held and not split:
+        return f, ()
+    b = Builder(f.name)
+    env: dict[Value, Value] = {}
+    for p, name in zip(f.params, f.param_names, strict=True):
+        env[p] = b.param(p.type, name)
+    arrays: dict[object, Value] = {}
+    constants: list[Array] = []
+    for value, op in held:
+        dense = op.attrs["value"]
+        if dense not in arrays:
+            arrays[dense] = b.param(value.type, f"constant{len(constants)}")
+            constants.append(np.ascontiguousarray(dense.array))
+        env[value] = arrays[dense]
+    for op in f.ops:
+        if op.results and op.results[0] in env:
+            continue
+        b.loc = op.loc
+        if op.name in REDUCTIONS:
+            value = env[op.operands[0]]
+            for group in reversed(axis_groups(op.attrs["axes"])):
+                value = b.emit(op.name, value, axes=group)
+            env[op.result] = value
+        else:
+            copy = Operation(op.name, [env[v] for v in op.operands], op.attrs, [Value(r.type) for r in op.results], op.loc)
+            b.append(copy)
+            env.update(zip(op.results, copy.results, strict=True))
+    return b.build([env[r] for r in f.results]), tuple(constants)

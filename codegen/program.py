@@ -1,0 +1,153 @@
+"""Programs: a function compiled to a table of launches that one native call runs.
+
+`compile_function` is what the floors above use: it runs the passes, fuses, compiles what no cache
+holds, plans the memory and builds the table.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from graphc.codegen.fuse import fuse
+from graphc.codegen.plan import ALIGN, Plan, make_plan
+from graphc.codegen.prepare import prepare
+from graphc.ir.function import Function, Module
+from graphc.ir.types import TensorType
+
+# Elementary operations that make a piece of work worth a thread of its own.
+GRAIN = 16384
+
+
+class _Arena(threading.local):
+    """Memory for values inside programs: one growing block for each thread."""
+
+    def __init__(self) -> None:
+        self.block: Any = None
+        self.size = 0
+        self.address = 0
+
+    def at_least(self, size: int) -> int:
+        if size > self.size:
+            self.block = None
+            self.block = np.empty(size + ALIGN, np.uint8)
+            self.size = size
+            self.address = -(-self.block.ctypes.data // ALIGN) * ALIGN
+        return self.address
+
+
+_arena = _Arena()
+
+
+class Program:
+    """A compiled function. Tensors are row-major and contiguous; bool takes one byte.
+
+    Attributes:
+        function: the optimised function, before fusion.
+        module: the fused module.
+        plan: the launches.
+        input_types, output_types: of the function that was compiled.
+        donated: pairs (input, output) where the output is written in place of the input, so that
+            the caller passes the same address for both.
+    """
+
+    def __init__(self, function: Function, module: Module, plan: Plan, constants: Sequence[Any]) -> None:
+        from graphc.codegen.llvm.runner import runner
+
+        self.function = function
+        self.module = module
+        self.plan = plan
+        self.input_types: tuple[TensorType, ...] = function.param_types
+        self.output_types: tuple[TensorType, ...] = function.result_types
+        self.donated: frozenset[tuple[int, int]] = frozenset()
+        self._constants = [np.ascontiguousarray(c) for c in constants]
+        self._lock = threading.Lock()
+        self._runner = runner()
+        self._build()
+
+    def _build(self) -> None:
+        words: list[int] = []
+        patches: list[tuple[int, int, int]] = []
+        inputs, outputs = len(self.input_types), len(self.output_types)
+        first = {"in": 0, "out": inputs + len(self._constants)}
+        arena = inputs + len(self._constants) + outputs
+        total = 0
+        for number, p in enumerate(self.plan.launches):
+            total += p.work
+            if p.parallel == 0:
+                parts = 1
+            else:
+                parts = max(1, min(p.parallel, p.work // GRAIN))
+            args = len(p.places) + len(p.extents)
+            words += [p.launch.address, p.parallel, parts, number, args]
+            for kind, at in p.places:
+                if kind == "arena":
+                    patches.append((len(words), arena, at))
+                else:
+                    patches.append((len(words), first[kind] + at, 0))
+                words.append(0)
+            words += p.extents
+        self._table = np.array(words or [0], np.int64)
+        self._patches = np.array(patches or [(0, 0, 0)], np.int64)
+        self._pointers = (ctypes.c_int64 * (arena + 1))()
+        for i, c in enumerate(self._constants):
+            self._pointers[inputs + i] = c.ctypes.data
+        self._error = np.zeros(4, np.int64)
+        self._first_output = first["out"]
+        self._arena_slot = arena
+        self._args = (
+            self._table.ctypes.data,
+            len(self.plan.launches),
+            self._patches.ctypes.data,
+            len(patches),
+            ctypes.addressof(self._pointers),
+            self._error.ctypes.data,
+        )
+        # A short program keeps Python's lock, which is cheaper; a long one lets other threads run.
+        self._call = self._runner.run_patched_short if total < 4 * GRAIN else self._runner.run_patched
+
+    def run(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Run on memory at these addresses.
+
+        Raises `IndexError` if an index was out of range, naming the operation and its Python line.
+        """
+        pointers = self._pointers
+        with self._lock:
+            pointers[0 : len(inputs)] = inputs
+            first = self._first_output
+            pointers[first : first + len(outputs)] = outputs
+            if self.plan.arena:
+                pointers[self._arena_slot] = _arena.at_least(self.plan.arena)
+            failed = self._call(*self._args)
+            if failed:
+                site, value, launch = (int(x) for x in self._error[:3])
+                self._error[:] = 0
+                raise self._failure(launch, site, value)
+
+    def _failure(self, launch: int, site: int, value: int) -> Exception:
+        name, loc = self.plan.launches[launch].sites[site - 1]
+        where = f" at {loc.file}:{loc.line}" if loc else ""
+        return IndexError(
+            f"{name}{where}: index {value} is out of range; every index must lie in [-size, size) of the "
+            "indexed axis"
+        )
+
+
+def compile_function(
+    f: Function, donate: Sequence[tuple[int, int]] = (), optimise: bool = True
+) -> Program:
+    """Compile a function with concrete dimensions.
+
+    donate: pairs (input, output) that may share memory; `Program.donated` tells which do.
+    optimise: run the default passes first (results are the same to the bit either way).
+    """
+    from graphc.ir.passes import DEFAULT, run_pipeline
+
+    optimised = run_pipeline(f, DEFAULT if optimise else ("inline",))
+    prepared, constants = prepare(optimised)
+    module = fuse(prepared)
+    return Program(optimised, module, make_plan(module), constants)
