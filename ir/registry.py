@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
 from graphc.ir.function import Attrs, Builder, Operation, Value
 from graphc.ir.types import TensorType
 
@@ -32,7 +31,7 @@ class IRTypeError(TypeError):
 class OpDef:
     """One operation.
 
-    family: "elementwise", "compare", "reduce", "layout", "create", "dot", "conv", "pool",
+    family: "elementwise", "compare", "reduce", "scan", "layout", "create", "dot", "conv", "pool",
         "indexing", "random" or "control"; fusion decides by it.
     attrs: attribute name -> default, or `REQUIRED`.
     reads: what the gradient rule reads of the forward operation: any of "operands", "results",
