@@ -262,6 +262,7 @@ _MARK: dict[str, Callable[[_Boundaries, Operation], None]] = {
     "concat": _mark_touched(lambda op, d: bool(d == op.attrs["axis"])),
     "flip": _mark_touched(lambda op, d: bool(d in op.attrs["axes"])),
     "take_along": _mark_touched(lambda op, d: bool(d == op.attrs["axis"])),
+    "linear_scan": _mark_touched(lambda op, d: bool(d == op.attrs["axis"])),
     **dict.fromkeys(("argmax", "argmin"), _mark_reduce),
     **dict.fromkeys(("sum", "prod", "max", "min", "any", "all"), _mark_reduce),
     **dict.fromkeys(("max_pool", "max_pool_grad", "max_pool_take", "sum_pool", "sum_pool_grad"), _mark_pool),

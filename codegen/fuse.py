@@ -5,7 +5,7 @@ Kinds of groups:
 - row: reductions over the same dimensions of one domain, with what feeds and follows them, so that
   softmax, layer norm and their gradients read memory once;
 - contract: one dot or conv, with the elementwise operations that follow it as its epilogue;
-- alone: an operation with a kernel of its own (scatter).
+- alone: an operation with a kernel of its own (scatter, scan).
 
 Operations are visited from the results backwards; each joins the group of its consumers where
 that is legal (no cycle between groups, positions that line up) and pays. Layout operations,
@@ -26,15 +26,13 @@ FREE = frozenset(
 )
 REDUCE = frozenset(("sum", "prod", "max", "min", "any", "all", "argmax", "argmin"))
 CONTRACT = frozenset(("dot", "conv"))
-ALONE = frozenset(("scatter_add", "scatter", "put_along_add", "put_along"))
+ALONE = frozenset(("scatter_add", "scatter", "put_along_add", "put_along", "linear_scan"))
 # Operations that read their first operand at computed positions, or several times.
 _REREAD = frozenset(
     ("gather", "take_along", "max_pool", "max_pool_grad", "max_pool_take", "sum_pool", "sum_pool_grad")
 )
 _HEAVY = frozenset(
-    """exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf
-    pow atan2 hypot logaddexp nextafter remainder floor_divide random_bits div sqrt reciprocal gather
-    take_along pad concat""".split()
+    ["exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "pow", "atan2", "hypot", "logaddexp", "nextafter", "remainder", "floor_divide", "random_bits", "div", "sqrt", "reciprocal", "gather", "take_along", "pad", "concat"]
 ) | _REREAD
 # A reduction with fewer rows than this and longer rows than that keeps to itself, so that it can
 # run on several threads.
@@ -213,9 +211,7 @@ class _Fuser:
         if group.kind == "row":
             if (shape, axes) != (group.shape, group.axes):
                 return False
-        elif group.kind != "map":
-            return False
-        elif group.shape != shape and _squeezed(group.shape) != _squeezed(kept):
+        elif group.kind != "map" or (group.shape != shape and _squeezed(group.shape) != _squeezed(kept)):
             return False
         rows, length = size_of(kept), size_of(shape[a] for a in axes)
         whole = group.kind == "row" or group.shape == shape

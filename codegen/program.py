@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from graphc.codegen.fuse import fuse
 from graphc.codegen.plan import ALIGN, Plan, make_plan
 from graphc.codegen.prepare import prepare

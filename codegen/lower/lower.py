@@ -8,6 +8,7 @@ from graphc.codegen.lower import pool, random  # noqa: F401  (register their pul
 from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.map import lower_map
 from graphc.codegen.lower.reduce import lower_reduce, partitioned
+from graphc.codegen.lower.scan import lower_scan
 from graphc.codegen.lower.scatter import lower_scatter
 from graphc.ir.function import Function
 
@@ -43,4 +44,6 @@ def lower(group: Function, target: Target, hint: dict[str, int]) -> Lowered:
         return lower_contraction(group, target, hint)
     if kind == "row":
         return lower_reduce(group, hint)
-    return lower_scatter(group) if kind == "alone" else lower_map(group)
+    if kind == "map":
+        return lower_map(group)
+    return lower_scan(group) if any(op.name == "linear_scan" for op in group.ops) else lower_scatter(group)

@@ -23,8 +23,8 @@ from graphc.codegen.expr import (
     logical_and,
     select,
 )
-from graphc.codegen.lower.index import Position, dim_expr
 from graphc.codegen.loops import Buffer, Report, Stmt
+from graphc.codegen.lower.index import Position, dim_expr
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.registry import lookup
 from graphc.ir.types import BOOL, I64
