@@ -53,7 +53,11 @@ class Group:
     feeds: set[Group] = field(default_factory=set)  # groups that read this one's results
 
     def kept(self) -> Shape:
-        return tuple(d for i, d in enumerate(self.shape) if i not in self.axes)
+        return _without(self.shape, self.axes)
+
+
+def _without(shape: Shape, axes: tuple[int, ...]) -> Shape:
+    return tuple(d for i, d in enumerate(shape) if i not in axes)
 
 
 def _squeezed(shape: Shape) -> Shape:
@@ -65,8 +69,9 @@ def _at_most(d: Dim, limit: int, otherwise: bool) -> bool:
 
 
 class _Fuser:
-    def __init__(self, f: Function) -> None:
+    def __init__(self, f: Function, banned: frozenset[Operation] = frozenset()) -> None:
         self.f = f
+        self.banned = banned
         self.wanted = set(f.results)
         self.users: dict[Value, list[Operation]] = {}
         self.producer: dict[Value, Operation] = {}
@@ -125,6 +130,9 @@ class _Fuser:
             if any(other is not group and self.reaches(other, group) for other in readers):
                 continue
             if self.joins(op, group, ops):
+                if extra and group.kind == "map" and _squeezed(op.results[0].type.shape) != _squeezed(group.shape):
+                    # The reduction that makes this a row group comes next; `run` sees to it that it does.
+                    group.kind, group.axes = "row", self.row_of(op, group) or ()
                 return group
         if op.name in REDUCE:
             axes = op.attrs["axes"] if "axes" in op.attrs else (op.attrs["axis"],)
@@ -153,7 +161,10 @@ class _Fuser:
             if op.name in REDUCE:
                 return True
             return shape == group.shape or _squeezed(shape) == _squeezed(group.kept())
-        return _squeezed(shape) == _squeezed(group.shape)
+        if _squeezed(shape) == _squeezed(group.shape):
+            return True
+        axes = self.row_of(op, group) if op.name not in REDUCE else None
+        return axes is not None and _squeezed(shape) == _squeezed(_without(group.shape, axes))
 
     def joins(self, op: Operation, group: Group, readers: list[Operation]) -> bool:
         if group.kind == "alone" or any(r.name in ALONE or r.name in CONTRACT for r in readers):
@@ -202,7 +213,34 @@ class _Fuser:
         size = size_of(op.results[0].type.shape)
         if size == size_of(group.shape):
             return False
-        return not (group.kind == "row" and size == size_of(group.kept()))
+        if group.kind == "row":
+            return size != size_of(group.kept())
+        return self.row_of(op, group) is None
+
+    def row_of(self, op: Operation, group: Group) -> tuple[int, ...] | None:
+        """The reduced axes, if `op` is computed once a row from a reduction over the domain of a map
+        group, so that the reduction can come in later and make it a row group."""
+        if group.kind != "map" or op in self.banned:
+            return None
+        shape = op.results[0].type.shape
+        stack, seen = [op], {op}
+        while stack:
+            o = stack.pop()
+            for v in o.operands:
+                p = self.producer.get(v)
+                if p is None or p in seen:
+                    continue
+                seen.add(p)
+                if p.name in REDUCE:
+                    axes = p.attrs["axes"] if "axes" in p.attrs else (p.attrs["axis"],)
+                    rows = size_of(p.results[0].type.shape)
+                    length = size_of(p.operands[0].type.shape[a] for a in axes)
+                    serial = _at_most(rows, _FEW_ROWS, False) and not _at_most(length, _LONG_ROW, True)
+                    if p.operands[0].type.shape == group.shape and not serial:
+                        return tuple(axes)
+                elif _squeezed(v.type.shape) == _squeezed(shape) and can_map(p):
+                    stack.append(p)
+        return None
 
     def reduction_joins(self, op: Operation, group: Group) -> bool:
         shape = op.operands[0].type.shape
@@ -276,6 +314,11 @@ class _Fuser:
         return good
 
 
+def can_map(op: Operation) -> bool:
+    """Whether `op` is elementwise, or costs nothing inside a kernel."""
+    return op.name in FREE or lookup(op.name).family in ("elementwise", "compare")
+
+
 def tokens_of(shape: Shape) -> Tokens:
     return tuple(UNIT if d == 1 else f"d{i}" for i, d in enumerate(shape))
 
@@ -322,6 +365,10 @@ def fuse(f: Function) -> Module:
     f = _own_results(f)
     fuser = _Fuser(f)
     groups = fuser.run()
+    while lost := [g for g in groups if g.kind == "row" and not any(op.name in REDUCE for op in g.ops)]:
+        # A group was promised a reduction that could not come in: again, without that promise.
+        fuser = _Fuser(f, fuser.banned.union(*(g.ops for g in lost)))
+        groups = fuser.run()
     order = _topological(fuser, groups)
     entry = Builder(f.name)
     env: dict[Value, Value] = {}

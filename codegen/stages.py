@@ -1,0 +1,100 @@
+"""The text of a function at every stage of the back end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from graphc.ir.function import Function, Module
+from graphc.ir.types import DimExpr
+
+
+def optimised(f: Function) -> Function:
+    """The function after the default passes."""
+    from graphc.ir.passes import DEFAULT, run_pipeline
+
+    return run_pipeline(f, DEFAULT)
+
+
+def fused(f: Function) -> Module:
+    """The module of groups; constants of several elements have become parameters."""
+    from graphc.codegen.fuse import fuse
+    from graphc.codegen.prepare import prepare
+
+    return fuse(prepare(optimised(f))[0])
+
+
+def _each_group(f: Function, show: Callable[[Function, dict[str, int]], str]) -> str:
+    from graphc.codegen.canonical import canonicalise
+
+    parts, seen = [], {}
+    for op in fused(f).entry.ops:
+        group: Function = op.attrs["function"]
+        canonical = canonicalise(group)
+        sizes = ", ".join(f"{name}={d}" for name, d in canonical.extents)
+        where = f" loc({op.loc})" if op.loc else ""
+        title = f"; {group.name} [{sizes}]{where}"
+        key = canonical.function.key()
+        if key in seen:
+            parts.append(f"{title}: the kernel of {seen[key]}")
+            continue
+        seen[key] = group.name
+        hint = {name: d for name, d in canonical.extents if not isinstance(d, DimExpr)}
+        parts.append(f"{title}\n{show(canonical.function, hint)}")
+    return "\n\n".join(parts)
+
+
+def _loops(group: Function, hint: dict[str, int]) -> str:
+    from graphc.codegen.lower.nests import print_nest
+
+    return print_nest(group)
+
+
+def _scheduled(group: Function, hint: dict[str, int]) -> str:
+    from graphc.codegen.llvm.target import host_target
+    from graphc.codegen.loops import print_kernel
+    from graphc.codegen.lower.lower import lower
+
+    return "\n".join(print_kernel(k) for k in lower(group, host_target(), hint).kernels)
+
+
+def _llvm(group: Function, hint: dict[str, int]) -> str:
+    from graphc.codegen.llvm.emit import emit_kernel
+    from graphc.codegen.llvm.target import host_target
+    from graphc.codegen.lower.lower import lower
+
+    target = host_target()
+    return "\n".join(emit_kernel(k, target) for k in lower(group, target, hint).kernels)
+
+
+def _asm(group: Function, hint: dict[str, int]) -> str:
+    from graphc.codegen.llvm.emit import emit_kernel
+    from graphc.codegen.llvm.jit import assembly
+    from graphc.codegen.llvm.target import host_target
+    from graphc.codegen.lower.lower import lower
+
+    target = host_target()
+    return "\n".join(assembly(emit_kernel(k, target), target) for k in lower(group, target, hint).kernels)
+
+
+def _plan(f: Function) -> str:
+    from graphc.codegen.plan import make_plan
+
+    return str(make_plan(fused(f)))
+
+
+STAGES: dict[str, Callable[[Function], str]] = {
+    "optimized": lambda f: str(optimised(f)),
+    "fused": lambda f: str(fused(f)),
+    "loops": lambda f: _each_group(f, _loops),
+    "scheduled": lambda f: _each_group(f, _scheduled),
+    "llvm": lambda f: _each_group(f, _llvm),
+    "asm": lambda f: _each_group(f, _asm),
+    "plan": _plan,
+}
+
+
+def stage_text(f: Function, stage: str) -> str:
+    """The text of `f` at a back-end stage: one of `STAGES`."""
+    if stage not in STAGES:
+        raise ValueError(f"there is no stage {stage!r}; the stages are: {', '.join(STAGES)}")
+    return STAGES[stage](f)
