@@ -35,7 +35,9 @@ def dilated(size: Dim, dilation: int) -> Dim:
     return (size - 1) * dilation + 1
 
 
-def output_size(size: Dim, kernel: Dim, stride: int, low: Dim, high: Dim, lhs_dilation: int, rhs_dilation: int) -> Dim:
+def output_size(
+    size: Dim, kernel: Dim, stride: int, low: Dim, high: Dim, lhs_dilation: int, rhs_dilation: int
+) -> Dim:
     """How often a kernel fits into a padded dimension; negative if the kernel is larger by a step."""
     return (dilated(size, lhs_dilation) + low + high - dilated(kernel, rhs_dilation)) // stride + 1
 
@@ -44,7 +46,7 @@ def check_pairs(name: str, types: Types, value: Any, count: int) -> Padding:
     """`value` if it is a tuple of `count` pairs of dimensions, which may be negative."""
     pairs = isinstance(value, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in value)
     if not pairs or len(value) != count:
-        raise type_error(name, types, f"padding must be {count} pairs (low, high), not {value!r}")
+        raise type_error(name, types, f"padding must be {count} times a pair (low, high), not {value!r}")
     for amount in itertools.chain(*value):
         if isinstance(amount, bool) or not isinstance(amount, int | DimExpr):
             raise type_error(name, types, f"padding amounts must be integers or dimensions, not {amount!r}")
@@ -69,7 +71,12 @@ def _infer(types: Types, attrs: Attrs) -> Types:
     groups, batch_groups = attrs["groups"], attrs["batch_groups"]
     check_ints("conv", types, "groups and batch_groups", (groups, batch_groups), 2, least=1)
     if groups > 1 and batch_groups > 1:
-        raise type_error("conv", types, f"groups {groups} and batch_groups {batch_groups} exclude each other", "one must be 1")
+        raise type_error(
+            "conv",
+            types,
+            f"groups {groups} and batch_groups {batch_groups} exclude each other",
+            "one must be 1",
+        )
     if w.shape[1] * groups != x.shape[1]:
         rule = f"x has {x.shape[1]} channels, w reads {w.shape[1]} in each of {groups} groups"
         raise type_error("conv", types, rule, "w must be [O, C / groups, spatial..]")
@@ -97,7 +104,9 @@ def placed(x: Array, padding: Sequence[tuple[int, int]], dilation: Sequence[int]
     spread = np.full((*x.shape[:lead], *full), value, x.dtype)
     every: list[Any] = [..., *(slice(None, None, d) for d in dilation)]
     spread[tuple(every)] = x
-    out = np.full((*x.shape[:lead], *(max(0, n + lo + hi) for n, (lo, hi) in zip(full, padding))), value, x.dtype)
+    out = np.full(
+        (*x.shape[:lead], *(max(0, n + lo + hi) for n, (lo, hi) in zip(full, padding))), value, x.dtype
+    )
     source: list[Any] = [...]
     target: list[Any] = [...]
     for n, (lo, hi) in zip(full, padding):
@@ -108,14 +117,18 @@ def placed(x: Array, padding: Sequence[tuple[int, int]], dilation: Sequence[int]
     return out
 
 
-def windows(x: Array, kernel: Sequence[int], out: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> Array:
+def windows(
+    x: Array, kernel: Sequence[int], out: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
+) -> Array:
     """For each kernel position, row-major, the elements that it reads: [positions, *leading, *out]."""
     lead = x.ndim - len(kernel)
     views = []
     for position in itertools.product(*map(range, kernel)):
         starts = [p * d for p, d in zip(position, dilation)]
         cut: list[Any] = [...]
-        cut += (slice(s, s + (n - 1) * step + 1 if n else s, step) for s, n, step in zip(starts, out, strides))
+        cut += (
+            slice(s, s + (n - 1) * step + 1 if n else s, step) for s, n, step in zip(starts, out, strides)
+        )
         views.append(x[tuple(cut)])
     if not views:
         return np.zeros((0, *x.shape[:lead], *out), x.dtype)

@@ -36,11 +36,7 @@ def _infer(types: Types, attrs: Attrs) -> Types:
         rule = f"dot is defined for numbers, not {KIND_NAMES['b']} elements"
         raise type_error("dot", types, rule, "cast the operands to an integer type")
     for side, t in (("lhs", lhs), ("rhs", rhs)):
-        axes = [
-            a
-            for attr in (f"{side}_batch", f"{side}_contract")
-            for a in _axes(types, attr, attrs[attr])
-        ]
+        axes = [a for attr in (f"{side}_batch", f"{side}_contract") for a in _axes(types, attr, attrs[attr])]
         if len(set(axes)) != len(axes) or any(a >= t.rank for a in axes):
             rule = f"{side}_batch and {side}_contract {tuple(axes)} must be distinct axes below the rank {t.rank}"
             raise type_error("dot", types, rule)
@@ -92,7 +88,9 @@ def _vjp(b: Builder, op: Operation, cotangents: tuple[Value | None, ...]) -> Seq
     right = tuple(range(len(batch) + len(lhs_free), g.type.rank))
 
     # batch, lhs free, then the contracted dimensions in the order of rhs.
-    dl = b.emit("dot", g, rhs, lhs_batch=batch, rhs_batch=rhs_batch, lhs_contract=right, rhs_contract=rhs_free)
+    dl = b.emit(
+        "dot", g, rhs, lhs_batch=batch, rhs_batch=rhs_batch, lhs_contract=right, rhs_contract=rhs_free
+    )
     by_rhs = sorted(range(len(rhs_contract)), key=rhs_contract.__getitem__)
     dl = _permuted(b, dl, lhs_batch + lhs_free + tuple(lhs_contract[i] for i in by_rhs))
     # batch, the contracted dimensions in the order of lhs, rhs free.

@@ -29,7 +29,9 @@ def _picked(name: str, along: bool, types: Types, axis: int) -> Shape:
     """The shape of what `index` (operand 1) picks from x (operand 0)."""
     x, index = types[:2]
     if not index.dtype.is_integer:
-        raise type_error(name, types, f"the index must have an integer dtype, not {index.dtype}", "cast it to i64")
+        raise type_error(
+            name, types, f"the index must have an integer dtype, not {index.dtype}", "cast it to i64"
+        )
     check_axis(name, types, axis, x.rank)
     if not along:
         return (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
@@ -52,9 +54,13 @@ def _write_infer(name: str, along: bool, add: bool) -> Infer:
         check_count(name, types, 3)
         x, _, updates = types
         if add and x.dtype is BOOL:
-            raise type_error(name, types, f"{name} is defined for numbers, not bool elements", "cast x to an integer type")
+            raise type_error(
+                name, types, f"{name} is defined for numbers, not bool elements", "cast x to an integer type"
+            )
         if updates.dtype is not x.dtype:
-            raise type_error(name, types, f"updates must have the dtype {x.dtype} of x, not {updates.dtype}", "cast them")
+            raise type_error(
+                name, types, f"updates must have the dtype {x.dtype} of x, not {updates.dtype}", "cast them"
+            )
         shape = _picked(name, along, types, attrs["axis"])
         if updates.shape != shape:
             rule = f"updates must have the shape {show_shape(shape)}, not {show_shape(updates.shape)}"
@@ -179,7 +185,13 @@ def _indexing(name: str, infer: Infer, eval: Eval, vjp: Vjp, doc: str) -> None:
 # (along, reader, adder, setter, the source of the reader's meaning)
 _FAMILIES = (
     (False, "gather", "scatter_add", "scatter", "x[..., index, ...] at `axis` (array API take)"),
-    (True, "take_along", "put_along_add", "put_along", "In each line along `axis`, x[index] (array API take_along_axis)"),
+    (
+        True,
+        "take_along",
+        "put_along_add",
+        "put_along",
+        "In each line along `axis`, x[index] (array API take_along_axis)",
+    ),
 )
 
 for _along, _reader, _adder, _setter, _source in _FAMILIES:

@@ -42,7 +42,9 @@ def _check_dims(name: str, types: Types, attr: str, value: Any, count: int) -> t
     """`value` if it is a tuple of `count` dimensions."""
     dims = check_shape(name, types, attr, value)
     if len(dims) != count:
-        raise type_error(name, types, f"{attr} must have {count} entries, one for each dimension, not {len(dims)}")
+        raise type_error(
+            name, types, f"{attr} must have {count} entries, one for each dimension, not {len(dims)}"
+        )
     return dims
 
 
@@ -209,7 +211,9 @@ def _pad_vjp(b: Builder, op: Operation, cotangents: Cotangents) -> Sequence[Valu
     dx = b.emit("slice", g, start=low, limit=limit, stride=stride)
     # The padding's cotangents are picked out, not `sum(g) - sum(dx)`: that would round, and make NaN of inf.
     inside = filled(b, False, x.with_dtype(BOOL))
-    outside = b.emit("pad", inside, constant_scalar(b, True, BOOL), low=low, high=op.attrs["high"], interior=interior)
+    outside = b.emit(
+        "pad", inside, constant_scalar(b, True, BOOL), low=low, high=op.attrs["high"], interior=interior
+    )
     padding = b.emit("select", outside, g, filled(b, 0, g.type))
     return (dx, b.emit("sum", padding, axes=tuple(range(x.rank))) if x.rank else padding)
 
@@ -275,39 +279,65 @@ def _layout(name: str, infer: Infer, eval: Any, vjp: Vjp, doc: str, **attrs: Any
 
 
 _layout(
-    "reshape", _reshape_infer, _reshape_eval, _reshape_vjp,
+    "reshape",
+    _reshape_infer,
+    _reshape_eval,
+    _reshape_vjp,
     "The elements of x in row-major order, in the shape `shape` of the same size (array API reshape).",
     shape=REQUIRED,
 )
 _layout(
-    "permute", _permute_infer, _permute_eval, _permute_vjp,
+    "permute",
+    _permute_infer,
+    _permute_eval,
+    _permute_vjp,
     "Dimension i of the result is dimension axes[i] of x (array API permute_dims).",
     axes=REQUIRED,
 )
 _layout(
-    "broadcast", _broadcast_infer, _broadcast_eval, _broadcast_vjp,
+    "broadcast",
+    _broadcast_infer,
+    _broadcast_eval,
+    _broadcast_vjp,
     "Dimension i of x becomes dimension axes[i] of `shape`, repeated if it is 1; other dimensions repeat x "
     "(XLA BroadcastInDim). `axes` ascend.",
-    shape=REQUIRED, axes=REQUIRED,
+    shape=REQUIRED,
+    axes=REQUIRED,
 )
 _layout(
-    "slice", _slice_infer, _slice_eval, _slice_vjp,
+    "slice",
+    _slice_infer,
+    _slice_eval,
+    _slice_vjp,
     "The elements start, start + stride, ... below limit along each dimension; strides >= 1 (XLA Slice).",
-    start=REQUIRED, limit=REQUIRED, stride=REQUIRED,
+    start=REQUIRED,
+    limit=REQUIRED,
+    stride=REQUIRED,
 )
 _layout(
-    "pad", _pad_infer, _pad_eval, _pad_vjp,
+    "pad",
+    _pad_infer,
+    _pad_eval,
+    _pad_vjp,
     "x with `low` and `high` copies of the rank-0 operand around and `interior` copies between the elements "
     "of each dimension (XLA Pad, amounts >= 0).",
-    low=REQUIRED, high=REQUIRED, interior=REQUIRED,
+    low=REQUIRED,
+    high=REQUIRED,
+    interior=REQUIRED,
 )
 _layout(
-    "concat", _concat_infer, _concat_eval, _concat_vjp,
+    "concat",
+    _concat_infer,
+    _concat_eval,
+    _concat_vjp,
     "One or more operands in a row along `axis` (array API concat).",
     axis=REQUIRED,
 )
 _layout(
-    "flip", _flip_infer, _flip_eval, _flip_vjp,
+    "flip",
+    _flip_infer,
+    _flip_eval,
+    _flip_vjp,
     "x with the order of its elements along `axes` reversed (array API flip).",
     axes=REQUIRED,
 )

@@ -38,7 +38,9 @@ def pooled_shape(name: str, types: Types, shape: Shape, attrs: Attrs) -> Shape:
     window = attrs["window"]
     rank = len(window) if isinstance(window, tuple) else 1
     if not 0 < rank <= len(shape):
-        rule = f"window {window!r} must have between 1 and {len(shape)} entries, one for each pooled dimension"
+        rule = (
+            f"window {window!r} must have between 1 and {len(shape)} entries, one for each pooled dimension"
+        )
         raise type_error(name, types, rule)
     window = check_ints(name, types, "window", window, rank, least=1)
     strides = check_ints(name, types, "strides", attrs["strides"], rank, least=1)
@@ -70,7 +72,9 @@ def _forward_infer(name: str, index: bool) -> Infer:
 
 def _check_index(name: str, types: Types, shape: Shape) -> None:
     if types[1].dtype is not I32:
-        raise type_error(name, types, f"the index must be i32, not {types[1].dtype}", "pass the second result of max_pool")
+        raise type_error(
+            name, types, f"the index must be i32, not {types[1].dtype}", "pass the second result of max_pool"
+        )
     if types[1].shape != shape:
         rule = f"the index must have the shape {show_shape(shape)} of the windows, not {show_shape(types[1].shape)}"
         raise type_error(name, types, rule, "pass the second result of max_pool")

@@ -49,9 +49,13 @@ def _infer(types: Types, attrs: Attrs) -> Types:
     check_count("random_bits", types, 2)
     for what, t in zip(("key", "offset"), types):
         if t != TensorType(U64):
-            raise type_error("random_bits", types, f"the {what} must be u64[], not {t}", "cast it, reshape it to []")
+            raise type_error(
+                "random_bits", types, f"the {what} must be u64[], not {t}", "cast it, reshape it to []"
+            )
     if attrs["dtype"] not in (U32, U64):
-        raise type_error("random_bits", types, f"random bits are u32 or u64, not {attrs['dtype']}", "cast or bitcast them")
+        raise type_error(
+            "random_bits", types, f"random bits are u32 or u64, not {attrs['dtype']}", "cast or bitcast them"
+        )
     return (TensorType(attrs["dtype"], check_shape("random_bits", types, "shape", attrs["shape"])),)
 
 

@@ -191,9 +191,19 @@ def test_integers_wrap() -> None:
     "x, w, attrs, result",
     [
         ("f32[B, 3, H, W]", "f32[8, 3, 3, 3]", window(2, padding=((1, 1), (1, 1))), "f32[B, 8, H, W]"),
-        ("f32[B, 3, H, W]", "f32[8, 3, 3, 3]", window(2, strides=(2, 3)), "f32[B, 8, ((H + 1)//2) - 1, ((W)//3)]"),
+        (
+            "f32[B, 3, H, W]",
+            "f32[8, 3, 3, 3]",
+            window(2, strides=(2, 3)),
+            "f32[B, 8, ((H + 1)//2) - 1, ((W)//3)]",
+        ),
         ("f32[B, 4, L]", "f32[6, 2, K]", window(1, groups=2, rhs_dilation=(2,)), "f32[B, 6, -2*K + L + 2]"),
-        ("f32[B, C, L]", "f32[6, C, 4]", window(1, lhs_dilation=(3,), strides=(2,)), "f32[B, 6, L + ((L)//2) - 2]"),
+        (
+            "f32[B, C, L]",
+            "f32[6, C, 4]",
+            window(1, lhs_dilation=(3,), strides=(2,)),
+            "f32[B, 6, L + ((L)//2) - 2]",
+        ),
     ],
 )
 def test_symbolic_shapes_and_gradients(x: str, w: str, attrs: dict[str, Any], result: str) -> None:
@@ -220,21 +230,61 @@ def test_one_symbolic_function_serves_every_size() -> None:
 @pytest.mark.parametrize(
     "x, w, attrs, message",
     [
-        ("f32[1, 3, 8]", "f32[4, 2, 3]", window(1), r"conv\(f32\[1, 3, 8\], f32\[4, 2, 3\]\): x has 3 channels, w reads 2 in each of 1 groups; w must be"),
-        ("f32[1, 3, 8]", "f32[4, 3, 3, 3]", window(1), "must have the same rank, at least 2, not 3 and 4; add a batch"),
+        (
+            "f32[1, 3, 8]",
+            "f32[4, 2, 3]",
+            window(1),
+            r"conv\(f32\[1, 3, 8\], f32\[4, 2, 3\]\): x has 3 channels, w reads 2 in each of 1 groups; w must be",
+        ),
+        (
+            "f32[1, 3, 8]",
+            "f32[4, 3, 3, 3]",
+            window(1),
+            "must have the same rank, at least 2, not 3 and 4; add a batch",
+        ),
         ("f32[8]", "f32[8]", window(0), "must have the same rank, at least 2"),
         ("f32[1, 3, 8]", "f64[4, 3, 3]", window(1), "same dtype"),
         ("bool[1, 3, 8]", "bool[4, 3, 3]", window(1), "conv is defined for numbers, not bool elements; cast"),
-        ("f32[1, 3, 2]", "f32[4, 3, 5]", window(1), "the kernel covers 5 of spatial dimension 0, more than the 2 there are; pad x"),
-        ("f32[1, 3, 4]", "f32[4, 3, 3]", window(1, rhs_dilation=(3,)), "the kernel covers 7 of spatial dimension 0, more than the 4"),
-        ("f32[1, 4, 8]", "f32[3, 2, 3]", window(1, groups=2), "3 output channels cannot be cut into 2 groups"),
+        (
+            "f32[1, 3, 2]",
+            "f32[4, 3, 5]",
+            window(1),
+            "the kernel covers 5 of spatial dimension 0, more than the 2 there are; pad x",
+        ),
+        (
+            "f32[1, 3, 4]",
+            "f32[4, 3, 3]",
+            window(1, rhs_dilation=(3,)),
+            "the kernel covers 7 of spatial dimension 0, more than the 4",
+        ),
+        (
+            "f32[1, 4, 8]",
+            "f32[3, 2, 3]",
+            window(1, groups=2),
+            "3 output channels cannot be cut into 2 groups",
+        ),
         ("f32[3, 4, 8]", "f32[4, 4, 3]", window(1, batch_groups=2), "3 examples cannot be cut into 2 parts"),
-        ("f32[4, 4, 8]", "f32[4, 2, 3]", window(1, groups=2, batch_groups=2), "exclude each other; one must be 1"),
+        (
+            "f32[4, 4, 8]",
+            "f32[4, 2, 3]",
+            window(1, groups=2, batch_groups=2),
+            "exclude each other; one must be 1",
+        ),
         ("f32[1, 3, 8]", "f32[4, 3, 3]", window(1, strides=(0,)), "strides must be at least 1"),
         ("f32[1, 3, 8]", "f32[4, 3, 3]", window(1, groups=0), "groups and batch_groups must be at least 1"),
         ("f32[1, 3, 8]", "f32[4, 3, 3]", window(1, strides=(1, 1)), "strides must be 1 integer"),
-        ("f32[1, 3, 8]", "f32[4, 3, 3]", window(1, padding=(1,)), r"padding must be 1 pairs \(low, high\), not \(1,\)"),
-        ("f32[1, 3, 8]", "f32[4, 3, 3]", window(1, padding=((1.5, 1),)), "padding amounts must be integers or dimensions, not 1.5"),
+        (
+            "f32[1, 3, 8]",
+            "f32[4, 3, 3]",
+            window(1, padding=(1,)),
+            r"padding must be 1 times a pair \(low, high\), not \(1,\)",
+        ),
+        (
+            "f32[1, 3, 8]",
+            "f32[4, 3, 3]",
+            window(1, padding=((1.5, 1),)),
+            "padding amounts must be integers or dimensions, not 1.5",
+        ),
     ],
 )
 def test_messages(x: str, w: str, attrs: dict[str, Any], message: str) -> None:

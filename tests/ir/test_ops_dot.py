@@ -72,7 +72,9 @@ def test_gradients(lhs: Any, rhs: Any, attrs: dict[str, Any], einsum: str) -> No
     if np.prod(lhs) * np.prod(rhs) > 1000:
         lhs, rhs = tuple(min(n, 2) for n in lhs), tuple(min(n, 2) for n in rhs)
     rng = np.random.default_rng(3)
-    check_gradients(lambda b, x, y: b.dot(x, y, **attrs), [rng.standard_normal(lhs), rng.standard_normal(rhs)])
+    check_gradients(
+        lambda b, x, y: b.dot(x, y, **attrs), [rng.standard_normal(lhs), rng.standard_normal(rhs)]
+    )
 
 
 def test_gradients_have_the_values_of_einsum() -> None:
@@ -188,15 +190,45 @@ def test_symbolic_shapes_and_gradients(lhs: str, rhs: str, attrs: dict[str, Any]
 @pytest.mark.parametrize(
     "lhs, rhs, attrs, message",
     [
-        ("f32[2, 3]", "f32[4, 5]", MATMUL, r"dot\(f32\[2, 3\], f32\[4, 5\]\): contracted dimensions must agree, but lhs dimension 1 is 3 and rhs dimension 0 is 4; transpose or reshape"),
+        (
+            "f32[2, 3]",
+            "f32[4, 5]",
+            MATMUL,
+            r"dot\(f32\[2, 3\], f32\[4, 5\]\): contracted dimensions must agree, but lhs dimension 1 is 3 and rhs dimension 0 is 4; transpose or reshape",
+        ),
         ("f32[2, B]", "f32[4, 5]", MATMUL, "lhs dimension 1 is B and rhs dimension 0 is 4"),
         ("f32[2, 3]", "f64[3, 5]", MATMUL, "same dtype"),
         ("bool[2, 3]", "bool[3, 5]", MATMUL, "dot is defined for numbers, not bool elements; cast"),
-        ("f32[2, 3]", "f32[3, 5]", {"lhs_contract": (2,), "rhs_contract": (0,)}, r"\(2,\) must be distinct axes below the rank 2"),
-        ("f32[2, 2]", "f32[2, 2]", {"lhs_contract": (1,), "rhs_contract": (0,), "lhs_batch": (1,), "rhs_batch": (1,)}, "must be distinct axes"),
-        ("f32[2, 3]", "f32[3, 5]", {"lhs_contract": (1,), "rhs_contract": ()}, r"lhs_contract \(1,\) and rhs_contract \(\) must name equally many axes"),
-        ("f32[2, 3]", "f32[3, 5]", {"lhs_contract": 1, "rhs_contract": (0,)}, "lhs_contract must be 1 integer, not 1"),
-        ("f32[2, 3, 4]", "f32[3, 4, 5]", {"lhs_batch": (0,), "rhs_batch": (0,), "lhs_contract": (2,), "rhs_contract": (1,)}, "batch dimensions must agree"),
+        (
+            "f32[2, 3]",
+            "f32[3, 5]",
+            {"lhs_contract": (2,), "rhs_contract": (0,)},
+            r"\(2,\) must be distinct axes below the rank 2",
+        ),
+        (
+            "f32[2, 2]",
+            "f32[2, 2]",
+            {"lhs_contract": (1,), "rhs_contract": (0,), "lhs_batch": (1,), "rhs_batch": (1,)},
+            "must be distinct axes",
+        ),
+        (
+            "f32[2, 3]",
+            "f32[3, 5]",
+            {"lhs_contract": (1,), "rhs_contract": ()},
+            r"lhs_contract \(1,\) and rhs_contract \(\) must name equally many axes",
+        ),
+        (
+            "f32[2, 3]",
+            "f32[3, 5]",
+            {"lhs_contract": 1, "rhs_contract": (0,)},
+            "lhs_contract must be 1 integer, not 1",
+        ),
+        (
+            "f32[2, 3, 4]",
+            "f32[3, 4, 5]",
+            {"lhs_batch": (0,), "rhs_batch": (0,), "lhs_contract": (2,), "rhs_contract": (1,)},
+            "batch dimensions must agree",
+        ),
     ],
 )
 def test_messages(lhs: str, rhs: str, attrs: dict[str, Any], message: str) -> None:

@@ -32,7 +32,12 @@ CASES = [
     ("permute", (3, 1, 0), {"axes": (1, 2, 0)}, lambda x: x.transpose(1, 2, 0)),
     ("broadcast", (3,), {"shape": (2, 3), "axes": (1,)}, lambda x: np.broadcast_to(x, (2, 3))),
     ("broadcast", (2,), {"shape": (2, 3), "axes": (0,)}, lambda x: np.broadcast_to(x[:, None], (2, 3))),
-    ("broadcast", (2, 1), {"shape": (2, 4, 3), "axes": (0, 2)}, lambda x: np.repeat(x[:, :, None], 4, axis=1).repeat(3, axis=2)),
+    (
+        "broadcast",
+        (2, 1),
+        {"shape": (2, 4, 3), "axes": (0, 2)},
+        lambda x: np.repeat(x[:, :, None], 4, axis=1).repeat(3, axis=2),
+    ),
     ("broadcast", (1, 1), {"shape": (1, 5), "axes": (0, 1)}, lambda x: np.broadcast_to(x, (1, 5))),
     ("broadcast", (), {"shape": (2, 2), "axes": ()}, lambda x: np.broadcast_to(x, (2, 2))),
     ("broadcast", (1, 3), {"shape": (0, 3), "axes": (0, 1)}, lambda x: np.broadcast_to(x, (0, 3))),
@@ -65,7 +70,12 @@ def test_gradients(name: str, shape: tuple[int, ...], attrs: dict[str, Any], exp
 
 @pytest.mark.parametrize(
     "shape, low, high, interior",
-    [((3, 2), (1, 0), (2, 3), (0, 2)), ((1,), (0,), (0,), (3,)), ((0, 2), (1, 1), (0, 1), (0, 0)), ((), (), (), ())],
+    [
+        ((3, 2), (1, 0), (2, 3), (0, 2)),
+        ((1,), (0,), (0,), (3,)),
+        ((0, 2), (1, 1), (0, 1), (0, 0)),
+        ((), (), (), ()),
+    ],
 )
 def test_gradients_of_pad(shape: Any, low: Any, high: Any, interior: Any) -> None:
     def body(b: Builder, x: Value, value: Value) -> Value:
@@ -105,7 +115,9 @@ def test_pad_against_a_loop() -> None:
         ((), {"low": (), "high": (), "interior": ()}, ()),
     ],
 )
-def test_pad_of_empty_and_rank_0(shape: tuple[int, ...], attrs: dict[str, Any], size: tuple[int, ...]) -> None:
+def test_pad_of_empty_and_rank_0(
+    shape: tuple[int, ...], attrs: dict[str, Any], size: tuple[int, ...]
+) -> None:
     x = counted(*shape)
     got = run("pad", x, 7.0, **attrs)
     assert got.shape == size and np.all(got == (7.0 if shape else 1.0))
@@ -128,7 +140,11 @@ def test_concat_of_one_two_three_and_empty_operands() -> None:
         (("slice", "f32[B, 4]"), {"start": (1, 0), "limit": (B, 4), "stride": (1, 2)}, "f32[B - 1, 2]"),
         (("slice", "f32[B]"), {"start": (B - 3,), "limit": (B,), "stride": (1,)}, "f32[3]"),
         (("slice", "f32[B]"), {"start": (0,), "limit": (B,), "stride": (2,)}, "f32[((B + 1)//2)]"),
-        (("pad", "f32[B, 4]", "f32[]"), {"low": (1, N), "high": (2, 0), "interior": (1, 0)}, "f32[2*B + 2, N + 4]"),
+        (
+            ("pad", "f32[B, 4]", "f32[]"),
+            {"low": (1, N), "high": (2, 0), "interior": (1, 0)},
+            "f32[2*B + 2, N + 4]",
+        ),
         (("concat", "f32[B, 4]", "f32[N, 4]", "f32[2, 4]"), {"axis": 0}, "f32[B + N + 2, 4]"),
         (("flip", "f32[B, 4]"), {"axes": (0,)}, "f32[B, 4]"),
     ],
@@ -170,23 +186,51 @@ def test_the_padding_value_has_a_finite_gradient_beside_an_infinite_one() -> Non
 @pytest.mark.parametrize(
     "text, attrs, message",
     [
-        (("reshape", "f32[2, 3]"), {"shape": (4, 2)}, r"reshape\(f32\[2, 3\]\): the shape \[4, 2\] has 8 elements, the operand 6; give"),
+        (
+            ("reshape", "f32[2, 3]"),
+            {"shape": (4, 2)},
+            r"reshape\(f32\[2, 3\]\): the shape \[4, 2\] has 8 elements, the operand 6; give",
+        ),
         (("reshape", "f32[B, 3]"), {"shape": (6,)}, r"has 6 elements, the operand 3\*B"),
         (("reshape", "f32[6]"), {"shape": (-1, 2)}, "shape must be a tuple of dimensions"),
         (("permute", "f32[2, 3]"), {"axes": (0, 0)}, "are not a permutation of 0..1; name every axis once"),
         (("permute", "f32[2, 3]"), {"axes": (0,)}, "axes must be 2 integers"),
-        (("broadcast", "f32[2, 3]"), {"shape": (4, 3), "axes": (0, 1)}, r"dimension 0 of size 2 cannot become dimension 0 of \[4, 3\]; it must be 1 or 4"),
-        (("broadcast", "f32[3]"), {"shape": (4, 3), "axes": (0, 1)}, "a result dimension for each of the 1 operand dimensions"),
+        (
+            ("broadcast", "f32[2, 3]"),
+            {"shape": (4, 3), "axes": (0, 1)},
+            r"dimension 0 of size 2 cannot become dimension 0 of \[4, 3\]; it must be 1 or 4",
+        ),
+        (
+            ("broadcast", "f32[3]"),
+            {"shape": (4, 3), "axes": (0, 1)},
+            "a result dimension for each of the 1 operand dimensions",
+        ),
         (("broadcast", "f32[1, 1]"), {"shape": (4, 3), "axes": (1, 0)}, "not ascending"),
-        (("slice", "f32[5]"), {"start": (1,), "limit": (6,), "stride": (1,)}, r"slice\(f32\[5\]\): \[1:6:1\] is not a range of dimension 0 of size 5; 0 <= start <= limit <= size"),
+        (
+            ("slice", "f32[5]"),
+            {"start": (1,), "limit": (6,), "stride": (1,)},
+            r"slice\(f32\[5\]\): \[1:6:1\] is not a range of dimension 0 of size 5; 0 <= start <= limit <= size",
+        ),
         (("slice", "f32[5]"), {"start": (4,), "limit": (2,), "stride": (1,)}, "is not a range"),
         (("slice", "f32[B]"), {"start": (0,), "limit": (B + 1,), "stride": (1,)}, "is not a range"),
         (("slice", "f32[5]"), {"start": (0,), "limit": (2,), "stride": (0,)}, "stride must be at least 1"),
         (("slice", "f32[5]"), {"start": (0, 0), "limit": (2,), "stride": (1,)}, "start must have 1 entries"),
-        (("pad", "f32[5]", "f32[]"), {"low": (-1,), "high": (0,), "interior": (0,)}, "low must be a tuple of dimensions"),
-        (("pad", "f32[5]", "f32[1]"), {"low": (1,), "high": (0,), "interior": (0,)}, "must have rank 0; reshape it"),
+        (
+            ("pad", "f32[5]", "f32[]"),
+            {"low": (-1,), "high": (0,), "interior": (0,)},
+            "low must be a tuple of dimensions",
+        ),
+        (
+            ("pad", "f32[5]", "f32[1]"),
+            {"low": (1,), "high": (0,), "interior": (0,)},
+            "must have rank 0; reshape it",
+        ),
         (("pad", "f32[5]", "f64[]"), {"low": (1,), "high": (0,), "interior": (0,)}, "same dtype"),
-        (("concat", "f32[5, 2]", "f32[5, 3]"), {"axis": 0}, r"operands may differ in dimension 0 only, not \[5, 2\] and \[5, 3\]"),
+        (
+            ("concat", "f32[5, 2]", "f32[5, 3]"),
+            {"axis": 0},
+            r"operands may differ in dimension 0 only, not \[5, 2\] and \[5, 3\]",
+        ),
         (("concat", "f32[5]", "f32[5, 3]"), {"axis": 0}, "operands may differ in dimension 0 only"),
         (("concat",), {"axis": 0}, "nothing to concatenate"),
         (("concat", "f32[5]"), {"axis": -1}, r"axis -1 is not in \[0, 1\)"),
