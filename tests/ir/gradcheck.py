@@ -16,6 +16,7 @@ from graphc.ir.autodiff import jvp, vjp
 from graphc.ir.function import Builder, Function, Value
 from graphc.ir.interpret import interpret
 from graphc.ir.types import TensorType, dtype
+from graphc.ir.verify import verify
 
 # Central differences with this step have a truncation error of about STEP**2 and a rounding error of
 # about 2**-53 / STEP, relative to derivatives of order 1.
@@ -45,7 +46,7 @@ def check_gradients(
     """
     arrays = [np.asarray(a) for a in arrays]
     f = body if isinstance(body, Function) else build(body, arrays)
-    _check(f, arrays, order, wrt, tolerance, np.random.default_rng(7))
+    _check(f, arrays, order, wrt, tolerance, np.random.default_rng(7), 1)
 
 
 def _check(
@@ -55,12 +56,15 @@ def _check(
     wrt: Sequence[int] | None,
     tolerance: float,
     rng: np.random.Generator,
+    level: int,
 ) -> None:
     chosen = [i for i, a in enumerate(arrays) if a.dtype == np.float64] if wrt is None else list(wrt)
     floating = [i for i, r in enumerate(f.results) if r.type.dtype.is_float]
     values = interpret(f, arrays)
     weights = [np.asarray(rng.standard_normal(values[i].shape)) for i in floating]
-    pullback = vjp(f, chosen)
+    pullback, pushforward = vjp(f, chosen), jvp(f, chosen)
+    verify(pullback)
+    verify(pushforward)
     out = interpret(pullback, [*arrays, *weights])
     for value, again in zip(values, out):
         np.testing.assert_array_equal(value, again)
@@ -71,18 +75,18 @@ def _check(
         for at in np.ndindex(arrays[i].shape):
             slope = _slope(f, arrays, i, at, floating)
             want = sum((float(np.sum(s * w)) for s, w in zip(slope, weights)), 0.0)
-            _compare(float(gradient[at]), want, tolerance, f"order {order}: gradient by parameter {i} at {at}")
+            _compare(float(gradient[at]), want, tolerance, f"order {level}: gradient by parameter {i} at {at}")
             tangents = [t + s * direction[at] for t, s in zip(tangents, slope)]
-    forward = interpret(jvp(f, chosen), [*arrays, *directions])[len(values) :]
+    forward = interpret(pushforward, [*arrays, *directions])[len(values) :]
     for i, got, want_tangent in zip(floating, forward, tangents):
         for at in np.ndindex(got.shape):
-            _compare(float(got[at]), float(want_tangent[at]), tolerance, f"order {order}: tangent of result {i} at {at}")
-    if order > 1:
+            _compare(float(got[at]), float(want_tangent[at]), tolerance, f"order {level}: tangent of result {i} at {at}")
+    if level < order:
         gradient_only = Function(
             "g", pullback.params, pullback.ops, pullback.results[len(values) :], pullback.param_names
         )
         inner = list(chosen) + list(range(len(arrays), len(arrays) + len(weights)))
-        _check(gradient_only, [*arrays, *weights], order - 1, inner, tolerance, rng)
+        _check(gradient_only, [*arrays, *weights], order, inner, tolerance, rng, level + 1)
 
 
 def _slope(
