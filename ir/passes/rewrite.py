@@ -93,4 +93,5 @@ def scalar(value: float | int | bool, type: TensorType) -> DenseArray:
         wrapped = int(value) & ((1 << type.dtype.bits) - 1)
         unsigned = np.array([wrapped], f"u{type.dtype.itemsize}")
         return DenseArray(unsigned.view(type.dtype.numpy).reshape(()))
-    return DenseArray(np.array([value]).astype(type.dtype.numpy).reshape(()))
+    with np.errstate(over="ignore", under="ignore"):
+        return DenseArray(np.array([value]).astype(type.dtype.numpy).reshape(()))
