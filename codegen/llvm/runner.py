@@ -1,0 +1,208 @@
+"""The native thread pool and table runner (runner.ll), compiled at first use and called through ctypes.
+
+One call of `run_patched` runs a whole program. Results do not depend on the number of threads: a
+launch's parallel range is cut into contiguous pieces, and kernels compute the same bits however it is cut.
+
+A program is an int64 table of launches {kernel address, parallel extent, parts, launch id, number of arguments,
+arguments...}. `parts` 1 runs on the calling thread; more are at most so many pieces, and never more than
+there are threads. An error is {site, value, launch id}; a run stops after the launch that reported one and
+returns 1.
+
+A second Python thread that comes while the pool is at work runs its program alone, with the same bits. Kernels
+run in the IEEE default mode (to nearest, subnormals kept) whatever mode the calling thread is in.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from graphc.codegen.llvm.target import Target, host_target
+
+MOST_THREADS = 1024
+SPIN_NANOSECONDS = 40_000
+STACK_BYTES = 8 << 20
+
+_X86_MODE = """
+declare void @llvm.x86.sse.stmxcsr(ptr)
+declare void @llvm.x86.sse.ldmxcsr(ptr)
+; Bits 6 to 15 of MXCSR: exception masks, rounding, flush and denormals-are-zero. Gives the mode to go back to.
+define internal i64 @float_enter() {
+entry:
+  %p = alloca i32, align 4
+  call void @llvm.x86.sse.stmxcsr(ptr %p)
+  %old = load i32, ptr %p, align 4
+  %control = and i32 %old, 65472
+  %usual = icmp eq i32 %control, 8064
+  br i1 %usual, label %end, label %set
+set:
+  store i32 8064, ptr %p, align 4
+  call void @llvm.x86.sse.ldmxcsr(ptr %p)
+  br label %end
+end:
+  %mode = zext i32 %old to i64
+  ret i64 %mode
+}
+define internal void @float_leave(i64 %mode) {
+entry:
+  %p = alloca i32, align 4
+  %old = trunc i64 %mode to i32
+  %control = and i32 %old, 65472
+  %usual = icmp eq i32 %control, 8064
+  br i1 %usual, label %end, label %set
+set:
+  store i32 %old, ptr %p, align 4
+  call void @llvm.x86.sse.ldmxcsr(ptr %p)
+  br label %end
+end:
+  ret void
+}
+"""
+_ARM_MODE = """
+declare i64 @llvm.aarch64.get.fpcr()
+declare void @llvm.aarch64.set.fpcr(i64)
+; FPCR 0 is the IEEE default mode. Gives the mode to go back to.
+define internal i64 @float_enter() {
+entry:
+  %old = call i64 @llvm.aarch64.get.fpcr()
+  %usual = icmp eq i64 %old, 0
+  br i1 %usual, label %end, label %set
+set:
+  call void @llvm.aarch64.set.fpcr(i64 0)
+  br label %end
+end:
+  ret i64 %old
+}
+define internal void @float_leave(i64 %mode) {
+entry:
+  %usual = icmp eq i64 %mode, 0
+  br i1 %usual, label %end, label %set
+set:
+  call void @llvm.aarch64.set.fpcr(i64 %mode)
+  br label %end
+end:
+  ret void
+}
+"""
+_MACHINES = {
+    "x86_64": {"pause": "call void @llvm.x86.sse2.pause()", "float_mode": _X86_MODE},
+    "aarch64": {"pause": "call void @llvm.aarch64.hint(i32 1)", "float_mode": _ARM_MODE},
+}
+# CLOCK_MONOTONIC and SIG_SETMASK as the system's headers define them.
+_SYSTEMS = {"linux": {"clock": "1", "setmask": "2"}, "darwin": {"clock": "6", "setmask": "3"}}
+
+
+def runner_text(target: Target) -> str:
+    """The LLVM module of the runner for a target. Raises `RuntimeError` on a system without POSIX threads."""
+    system = next((v for k, v in _SYSTEMS.items() if k in target.triple), None)
+    if system is None:
+        raise RuntimeError(
+            f"graphc runs programs on Linux and macOS, not on {target.triple}; use one of these (or WSL on Windows)"
+        )
+    words = {
+        **system,
+        **_MACHINES[target.architecture],
+        "most": str(MOST_THREADS),
+        "spin": str(SPIN_NANOSECONDS),
+        "stack": str(STACK_BYTES),
+    }
+    body = Path(__file__).with_name("runner.ll").read_text(encoding="utf-8") % words
+    return f'target datalayout = "{target.data_layout}"\ntarget triple = "{target.triple}"\n{body}'
+
+
+# function -> number of arguments, all of them integers of 64 bits.
+_FUNCTIONS = {
+    "launch": 5,
+    "run": 3,
+    "run_patched": 6,
+    "get_threads": 0,
+    "set_threads": 1,
+    "workers": 0,
+    "reset": 0,
+    "stop": 0,
+}
+Call = Callable[..., int]
+
+
+class Runner:
+    """The entry points as ctypes functions of plain integers (addresses and counts), each giving an integer.
+
+    launch(kernel, extent, parts, args, error); run(table, launches, error);
+    run_patched(table, launches, patches, number of patches, pointers, error), where a patch is
+    {slot, index, offset}: before the run, table[slot] = pointers[index] + offset.
+    Those named `_short` hold Python's lock while they run, which saves half the cost of the call.
+    """
+
+    launch: Call
+    run: Call
+    run_patched: Call
+    launch_short: Call
+    run_short: Call
+    run_patched_short: Call
+
+    def __init__(self) -> None:
+        addresses = _addresses()
+        self._functions: dict[str, Call] = {}
+        for name, arguments in _FUNCTIONS.items():
+            types = [ctypes.c_int64] * arguments
+            self._functions[name] = ctypes.CFUNCTYPE(ctypes.c_int64, *types)(addresses[f"graphc_{name}"])
+            self._functions[f"{name}_short"] = ctypes.PYFUNCTYPE(ctypes.c_int64, *types)(addresses[f"graphc_{name}"])
+        for name in ("launch", "run", "run_patched"):
+            setattr(self, name, self._functions[name])
+            setattr(self, f"{name}_short", self._functions[f"{name}_short"])
+        self._functions["reset"]()
+        self.set_threads(_default_threads())
+        os.register_at_fork(after_in_child=self._functions["reset_short"])
+        # No worker is left in native code when the interpreter takes itself apart.
+        atexit.register(self.stop)
+
+    def set_threads(self, count: int) -> None:
+        """Use at most `count` threads for a launch, the calling one among them. Raises `ValueError` below 1."""
+        if count < 1:
+            raise ValueError(f"set_threads({count}): a program runs on at least one thread")
+        self._functions["set_threads"](count)
+
+    def get_threads(self) -> int:
+        """How many threads a launch may use."""
+        return self._functions["get_threads"]()
+
+    def workers(self) -> int:
+        """How many threads beside the callers' exist now; they are started by the first launch that needs them."""
+        return self._functions["workers"]()
+
+    def stop(self) -> bool:
+        """End all workers (a later launch starts new ones); False where a program is running."""
+        return bool(self._functions["stop"]())
+
+
+def _default_threads() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return max(1, os.cpu_count() or 1)
+
+
+def _addresses() -> dict[str, int]:
+    from graphc.codegen import cache
+    from graphc.codegen.llvm.jit import compile_text, load_all
+
+    target = host_target()
+    text = runner_text(target)
+    key = cache.key(text, target.key())
+    data = cache.get(key)
+    if data is None:
+        data = compile_text(text, target)
+        cache.put(key, data)
+    return load_all(data, tuple(f"graphc_{name}" for name in _FUNCTIONS), process_symbols=True)
+
+
+@functools.cache
+def runner() -> Runner:
+    """The runner of this process."""
+    if sys.platform == "win32":
+        raise RuntimeError("graphc runs programs on Linux and macOS; on Windows use WSL")
+    return Runner()
