@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 from graphc.ir.autodiff import jvp, vjp
-from graphc.ir.function import Builder, Function, Value
+from graphc.ir.function import Builder, Function, Operation, Value
 from graphc.ir.interpret import interpret
+from graphc.ir.registry import lookup
 from graphc.ir.types import TensorType, dtype
 from graphc.ir.verify import verify
 
@@ -46,7 +47,26 @@ def check_gradients(
     """
     arrays = [np.asarray(a) for a in arrays]
     f = body if isinstance(body, Function) else build(body, arrays)
+    for op in f.ops:
+        check_reads(op)
     _check(f, arrays, order, wrt, tolerance, np.random.default_rng(7), 1)
+
+
+def check_reads(op: Operation) -> None:
+    """Asserts that the gradient rule of `op` reads no forward value that its `reads` does not name."""
+    definition = lookup(op.name)
+    cotangents = tuple(Value(r.type) if r.type.dtype.is_float else None for r in op.results)
+    if definition.vjp is None or not any(cotangents):
+        return
+    named = {"operands": op.operands, "results": op.results}
+    named |= {f"operand{i}": (v,) for i, v in enumerate(op.operands)}
+    kept = {v for name in definition.reads for v in named[name]}
+    b = Builder("reads")
+    out = definition.vjp(b, op, cotangents)
+    emitted = b.build(()).ops
+    read = {v for e in emitted for v in e.operands} | {v for v in out if v is not None}
+    lost = [v for v in (*op.operands, *op.results) if v in read and v not in kept]
+    assert not lost, f"the gradient rule of {op} reads {lost}, but the operation declares {definition.reads}"
 
 
 def _check(
