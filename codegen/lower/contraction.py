@@ -1,0 +1,115 @@
+"""A contraction: what `dot` and `conv` have in common, and how an operand can be read.
+
+result[batch, left free, right free] = sum over depth of left[batch, left free, depth] *
+right[batch, right free, depth]. A schedule then calls one side the rows and the other the lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from graphc.codegen.expr import Expr, cast, var
+from graphc.codegen.lower.affine import Levels, depends, linear, tidy
+from graphc.codegen.lower.index import delinearise, dim_expr
+from graphc.codegen.lower.pull import Pull
+from graphc.ir.function import Function, Operation, Value
+from graphc.ir.types import F32, I32, U32, Dim, DType, Shape, size_of
+
+Coords = Sequence[Expr]
+Element = Callable[[Coords, Coords, Coords], Expr]  # batch, free, depth coordinates -> element
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One side: the dimensions that are neither batch nor contracted, and its element there."""
+
+    free: Shape
+    at: Element
+
+    @property
+    def size(self) -> Dim:
+        return size_of(self.free)
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """The root operation of a group as a contraction.
+
+    place: batch, left free and right free coordinates -> the coordinates in the root's result.
+    """
+
+    group: Function
+    root: Operation
+    pull: Pull
+    batch: Shape
+    depth: Shape
+    left: Operand
+    right: Operand
+    place: Callable[[Coords, Coords, Coords], tuple[Expr, ...]]
+
+    @property
+    def result(self) -> Value:
+        return self.root.result
+
+    @property
+    def accumulator(self) -> DType:
+        """What products are summed in: float32 for small floats; integers wrap alike in 32 bits."""
+        dtype = self.result.type.dtype
+        if dtype.is_float:
+            return F32 if dtype.bits < 32 else dtype
+        if dtype.bits < 32:
+            return I32 if dtype.kind == "i" else U32
+        return dtype
+
+
+@dataclass(frozen=True)
+class Access:
+    """How the elements of one side lie in memory, seen from flat batch, free and depth indices.
+
+    batch: which batch dimensions it depends on.
+    direct: every element is one unconditional load, its position linear in the depth index.
+    unit_free: neighbours along the free index are neighbours in memory; unit_depth likewise.
+    """
+
+    batch: tuple[int, ...]
+    direct: bool
+    unit_free: bool
+    unit_depth: bool
+
+
+def element(c: Contraction, side: Operand, batch: Coords, free: Expr, depth: Expr) -> Expr:
+    """The widened element at flat free and depth indices; run-time checks are left in `c.pull`."""
+    return widened(c, side.at(batch, delinearise(free, side.free), delinearise(depth, c.depth)))
+
+
+def widened(c: Contraction, e: Expr) -> Expr:
+    return cast(e, c.accumulator)
+
+
+def access(c: Contraction, side: Operand) -> Access:
+    """The structure of one side's reads. Leaves no checks behind."""
+    batch = [var(f"batch{i}") for i in range(len(c.batch))]
+    free, depth = var("free"), var("depth")
+    e = tidy(element(c, side, batch, free, depth), [*batch, free, depth])
+    checked = bool(c.pull.reports)
+    c.pull.reports.clear()
+    used = tuple(i for i, b in enumerate(batch) if depends(e, b))
+    while e.op == "cast":
+        e = e.args[0]
+    if e.op != "load" or checked:
+        return Access(used, False, False, False)
+    levels = Levels([*batch, free, depth])
+    along_free = linear(e.args[0], free, levels)
+    along_depth = linear(e.args[0], depth, levels)
+    direct = len(e.args) == 1 and along_depth is not None
+    return Access(used, direct, _is_one(along_free), _is_one(along_depth))
+
+
+def _is_one(found: tuple[Expr, Expr] | None) -> bool:
+    return found is not None and found[0].op == "const" and found[0].data == 1
+
+
+def total(shape: Shape) -> Expr:
+    """The number of elements of a shape as an expression."""
+    return dim_expr(size_of(shape))

@@ -1,0 +1,129 @@
+"""The micro kernel: a tile of rows x lanes in registers, summed over blocks of 256 k.
+
+Each block starts a chain of fused multiply-adds from +0.0 and is added to the tile's total in memory
+(docs/architecture.md, the bit contract). Totals live in `Tile`, so that one kernel may come back to
+a tile, and another one may finish it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from graphc.codegen.expr import Expr, const, equal, fma, index, load, var
+from graphc.codegen.lower.affine import least_of
+from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Let, Stmt, Store, Vector
+from graphc.ir.types import DType
+
+BLOCK = 256
+UNROLL = 4
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Where a tile's total is: element (row i, lane j) at `base` + i * lanes + j of `buffer`."""
+
+    buffer: Buffer
+    base: Expr
+    rows: int
+    lanes: int
+
+    def at(self, row: Expr | int, lane: Expr) -> Expr:
+        return self.base + _index(row) * self.lanes + lane
+
+    def read(self, row: Expr | int, lane: Expr) -> Expr:
+        return load(self.buffer, self.at(row, lane))
+
+
+def _index(i: Expr | int) -> Expr:
+    return i if isinstance(i, Expr) else index(i)
+
+
+RowLoad = Callable[[int, Expr], Expr]  # row of the tile, k -> element
+LaneLoad = Callable[[Expr, Expr], Expr]  # lane variable, k -> element
+
+
+def block_sum(
+    tile: Tile,
+    dtype: DType,
+    row: RowLoad,
+    lane: LaneLoad,
+    start: Expr,
+    stop: Expr,
+    first: Expr,
+    depth_is_literal: bool,
+) -> list[Stmt]:
+    """Add the block of k in [start, stop) to the tile; it is the tile's first block where `first`."""
+    n = next(_numbers)
+    lane_var = var(f"lane{n}") if tile.lanes > 1 else index(0)
+    sums = [var(f"sum{n}_{i}", dtype) for i in range(tile.rows)]
+    body: list[Stmt] = [Declare(s, const(dtype, 0)) for s in sums]
+
+    def step(k: Expr) -> list[Stmt]:
+        b = lane(lane_var, k)
+        return [Assign(s, multiply_add(row(i, k), b, s)) for i, s in enumerate(sums)]
+
+    k = var(f"k{n}")
+    turns: list[Stmt] = []
+    if depth_is_literal and start.op == stop.op == "const" and stop.data - start.data <= UNROLL:
+        for i in range(start.data, stop.data):
+            turns += step(index(i))
+        body += turns
+    else:
+        for i in range(UNROLL):
+            turns += step(k + i)
+        whole = var(f"whole{n}")
+        body.append(Let(whole, stop - (stop - start) % UNROLL))
+        body.append(For(k, start, whole, tuple(turns), index(UNROLL)))
+        rest = var(f"rest{n}")
+        body.append(For(rest, whole, stop, tuple(step(rest)), index(1)))
+    put = [Store(tile.buffer, tile.at(i, lane_var), s) for i, s in enumerate(sums)]
+    add = [Store(tile.buffer, tile.at(i, lane_var), tile.read(i, lane_var) + s) for i, s in enumerate(sums)]
+    if first.op == "const":
+        body += put if first.data else add
+    else:
+        body.append(If(first, tuple(put), tuple(add)))
+    return region(lane_var, tile.lanes, body)
+
+
+def all_blocks(
+    tile: Tile,
+    dtype: DType,
+    row: RowLoad,
+    lane: LaneLoad,
+    start: Expr,
+    stop: Expr,
+) -> list[Stmt]:
+    """Every block of [start, stop), where `start` is a multiple of 256; the very first k is 0."""
+    if start.op == stop.op == "const" and start.data == 0 and stop.data <= BLOCK:
+        return block_sum(tile, dtype, row, lane, start, stop, equal_zero(start), True)
+    n = next(_numbers)
+    b, end = var(f"block{n}"), var(f"stop{n}")
+    inner = block_sum(tile, dtype, row, lane, b, end, equal_zero(b), False)
+    body: list[Stmt] = [Let(end, least_of(b + BLOCK, stop)), *inner]
+    return [For(b, start, stop, tuple(body), index(BLOCK))]
+
+
+def equal_zero(e: Expr) -> Expr:
+    from graphc.ir.types import BOOL
+
+    return const(BOOL, e.data == 0) if e.op == "const" else equal(e, 0)
+
+
+def clear(tile: Tile, dtype: DType) -> list[Stmt]:
+    """The tile of an empty sum."""
+    n = next(_numbers)
+    lane = var(f"lane{n}") if tile.lanes > 1 else index(0)
+    return region(lane, tile.lanes, [Store(tile.buffer, tile.at(i, lane), const(dtype, 0)) for i in range(tile.rows)])
+
+
+def multiply_add(a: Expr, b: Expr, c: Expr) -> Expr:
+    """One term of the chain; integers wrap."""
+    return fma(a, b, c) if c.dtype.is_float else c + a * b
+
+
+def region(lane: Expr, width: int, body: Sequence[Stmt]) -> list[Stmt]:
+    """`body` for all lanes at once; as it stands where there is one."""
+    return [Vector(lane, width, tuple(body))] if width > 1 else list(body)

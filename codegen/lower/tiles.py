@@ -1,0 +1,172 @@
+"""Which schedule a contraction gets: a table of register tiles and a model of what each costs.
+
+A schedule never changes a bit of the result, only the time. It is a function of the sizes seen when a
+kernel is first needed, and part of the kernel's key; the kernel is right for all sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from graphc.codegen.lower.contraction import Access
+from graphc.ir.types import DType
+
+# Lanes of a tile; rows are taken from ROWS as far as registers allow.
+LANES = (1, 4, 8, 16, 32, 64, 128)
+ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 24)
+LOCAL_ELEMENTS = 65536  # of a thread's packed lanes
+L2_BYTES = 512 * 1024
+
+
+class Schedule(NamedTuple):
+    """How a contraction is computed.
+
+    swap: lanes run along the left operand's free dimensions.
+    rows, lanes: the register tile.
+    pack_rows: rows are copied once into strips [depth][rows]; else read where they are.
+    lane_mode: "direct" reads where they are, "packed" copies once into panels [depth][lanes],
+        "local" copies what a task needs into memory of its own, [chunk][block].
+    block: lanes of a task, a multiple of `lanes`.
+    chunk: depth that is packed at a time ("local"), a multiple of 256.
+    split: every block of 256 k is a task of its own, summed up by a second kernel.
+    run: lanes copied at a time when packing locally.
+    per_example: conv only: the examples are a batch dimension.
+    """
+
+    swap: bool
+    rows: int
+    lanes: int
+    pack_rows: bool
+    lane_mode: str
+    block: int
+    chunk: int
+    split: bool
+    run: int
+    per_example: bool
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A contraction's sizes: batch, of which `left_batch` and `right_batch` matter to one operand."""
+
+    batch: int
+    left: int
+    right: int
+    depth: int
+    left_batch: int
+    right_batch: int
+    left_run: int  # the innermost free dimension
+    right_run: int
+
+
+def registers(vector_bits: int) -> int:
+    return 32 if vector_bits in (128, 512) else 16
+
+
+def tile_fits(rows: int, lanes: int, per_vector: int, vector_bits: int) -> bool:
+    vectors = -(-lanes // per_vector)
+    lane_registers = vectors if rows > 1 else 0
+    return rows * vectors + lane_registers + 1 <= registers(vector_bits)
+
+
+def choose(
+    sizes: Sizes, left: Access, right: Access, dtype: DType, vector_bits: int, per_example: bool = False
+) -> Schedule:
+    """The cheapest schedule by the model."""
+    per_vector = max(1, vector_bits // dtype.bits)
+    best: tuple[float, Schedule] | None = None
+    for swap in (False, True):
+        rows_of, lanes_of = (right, left) if swap else (left, right)
+        r, n = (sizes.right, sizes.left) if swap else (sizes.left, sizes.right)
+        rb, lb = (sizes.right_batch, sizes.left_batch) if swap else (sizes.left_batch, sizes.right_batch)
+        run = sizes.left_run if swap else sizes.right_run
+        for lanes in LANES:
+            for rows in ROWS:
+                if not tile_fits(rows, lanes, per_vector, vector_bits):
+                    continue
+                for lane_mode in ("direct", "packed", "local"):
+                    if lane_mode == "direct" and not (lanes_of.direct and (lanes_of.unit_free or lanes == 1)):
+                        continue
+                    for pack_rows in (False, True):
+                        if not pack_rows and not rows_of.direct:
+                            continue
+                        cost = _cost(
+                            sizes, r, n, rb, lb, run, rows, lanes, lane_mode, pack_rows, rows_of, lanes_of,
+                            per_vector, swap, dtype.bits // 8,
+                        )  # fmt: skip
+                        if best is None or cost < best[0] * 0.999:
+                            schedule = _finish(sizes, swap, r, n, run, rows, lanes, pack_rows, lane_mode, per_example, dtype)
+                            best = (cost, schedule)
+    assert best is not None
+    return best[1]
+
+
+def _copy_cost(unit: bool, run: int, per_vector: int, indirect: bool) -> float:
+    """Cycles an element to pack lanes."""
+    if unit:
+        return 0.1 + (2.5 if indirect else 1.2) / max(1, min(run, per_vector))
+    return 1.6 if not indirect else 2.5
+
+
+def _cost(
+    s: Sizes, r: int, n: int, rb: int, lb: int, run: int, rows: int, lanes: int, lane_mode: str, pack_rows: bool,
+    rows_of: Access, lanes_of: Access, per_vector: int, swap: bool, itemsize: int,
+) -> float:  # fmt: skip
+    vectors = -(-lanes // per_vector)
+    narrow = 0.5 if lanes * 2 <= per_vector else 1.0
+    strips, panels = -(-r // rows), -(-n // lanes)
+    tiles = s.batch * strips * panels
+    step = max(rows * vectors * narrow, 0.55 * (rows + vectors), 4.0)
+    cost = tiles * (s.depth * step + rows * vectors * 3.0 + 40)
+    direct_lanes = lanes_of.direct
+    if lane_mode == "direct":
+        # Rows of the operand lie far apart: pages and cache sets are used badly when it is large.
+        far = n * itemsize >= 2048 and s.depth >= 64
+        cost += tiles * s.depth * vectors * (0.5 if far and strips > 4 else 0.1)
+    elif lane_mode == "packed":
+        cost += lb * s.depth * panels * lanes * _copy_cost(lanes_of.unit_free, run, per_vector, not direct_lanes) + 600
+    else:
+        unit = lanes_of.unit_free or not direct_lanes
+        cost += s.batch * s.depth * n * _copy_cost(unit, run, per_vector, not direct_lanes) + 50 * s.batch
+    if pack_rows:
+        cost += rb * s.depth * strips * rows * (1.2 if rows_of.direct else 3.0) + 600
+    else:
+        clash = rows_of.unit_depth and (s.depth * itemsize) % 2048 == 0 and rows > 4
+        cost += tiles * s.depth * rows * (0.25 if clash else 0.06)
+    # Results are written one lane at a time where lanes are not neighbours in memory.
+    scattered = swap and lanes > 1
+    cost += s.batch * r * n * (1.5 if scattered else 0.1)
+    return cost
+
+
+def _finish(
+    s: Sizes, swap: bool, r: int, n: int, run: int, rows: int, lanes: int, pack_rows: bool, lane_mode: str,
+    per_example: bool, dtype: DType,
+) -> Schedule:  # fmt: skip
+    itemsize = dtype.bits // 8
+    block = lanes
+    strips = -(-r // rows)
+    limit = L2_BYTES // (itemsize * max(1, min(s.depth, 8192)))
+    while block * 2 <= min(limit, 1024) and block < n and s.batch * strips * (n // (block * 2)) >= 128:
+        block *= 2
+    chunk, split = 256, False
+    if lane_mode == "local":
+        block = lanes
+        while block < 256 and block < n and (block < run or s.batch * (n // (block * 2)) >= 16):
+            block *= 2
+        while chunk < s.depth and chunk * 2 * block <= LOCAL_ELEMENTS:
+            chunk *= 2
+        split = s.depth >= 1024 and s.batch * -(-n // block) < 8
+        chunk = 256 if split else chunk
+    width = 1
+    while width < min(run, 32):
+        width *= 2
+    width = min(width, block)
+    return Schedule(swap, rows, lanes, pack_rows, lane_mode, block, chunk, split, width, per_example)
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << max(0, math.ceil(math.log2(max(1, n))))
