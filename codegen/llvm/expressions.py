@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from graphc.codegen.expr import Expr
 from graphc.codegen.llvm.convert import convert
-from graphc.codegen.llvm.memory import load
+from graphc.codegen.llvm.memory import load, load_where
 from graphc.codegen.llvm.scope import REGISTER, Value, Writer, wrap64
 from graphc.ir.types import BOOL, F32, I64, DType
 
@@ -193,7 +193,9 @@ def _var(w: Writer, e: Expr, args: list[Value]) -> Value:
 
 
 def _load(w: Writer, e: Expr, args: list[Value]) -> Value:
-    return load(w, e.data, args[0])
+    if len(args) == 1 or args[1].scalar == "true":
+        return load(w, e.data, args[0])
+    return load_where(w, e.data, args[0], args[1])
 
 
 def _select(w: Writer, e: Expr, args: list[Value]) -> Value:

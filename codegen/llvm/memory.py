@@ -101,6 +101,55 @@ def load(w: Writer, buffer: Buffer, index: Value) -> Value:
     return Value(buffer.dtype, depth, deps, None, text, w.width, None)
 
 
+def load_where(w: Writer, buffer: Buffer, index: Value, cond: Value) -> Value:
+    """The element(s) at `index` where `cond` holds; zero, and nothing read, elsewhere."""
+    depth = max(cond.depth, w.scopes[-1].pure_floor)
+    outer = w.mask
+    t = w.vector_types["bool"] if w.width else "i1"
+    mask = cond
+    if outer is not None:
+        depth = max(depth, outer.depth)
+        text = w.put(depth, f"and {t} {w.vector(outer)}, {w.vector(cond)}")
+        mask = Value(BOOL, depth, cond.deps, None, text, w.width, None)
+    if mask.coef == 0 and index.coef == 0:
+        return _load_if(w, buffer, index, mask)
+    w.mask = mask
+    found = load(w, buffer, index)
+    w.mask = outer
+    deps = found.deps | cond.deps
+    if index.coef != 0:
+        return found.with_deps(deps)
+    # One element, for the lanes of the mask.
+    depth = max(found.depth, mask.depth)
+    zero = "zeroinitializer"
+    vector = w.vector_types[buffer.dtype.short]
+    text = w.put(depth, f"select {t} {w.vector(mask)}, {vector} {w.vector(found)}, {vector} {zero}")
+    return Value(buffer.dtype, depth, deps, None, text, w.width, None)
+
+
+def _load_if(w: Writer, buffer: Buffer, index: Value, cond: Value) -> Value:
+    """One element for all lanes, if a uniform condition holds."""
+    scope = w.scopes[-1]
+    deps = index.deps | cond.deps
+    depth = max(index.depth, cond.depth, scope.load_floor)
+    if buffer in w.written:
+        depth = len(w.scopes) - 1
+        deps |= w.bit(buffer)
+    short, size, tag = buffer.dtype.short, buffer.dtype.itemsize, w.tags[buffer]
+    t = MEMORY[short]
+    address = _address(w, buffer, index, max(index.depth, scope.pure_floor))
+    one = w.put(depth, f"insertelement <1 x i1> poison, i1 {w.scalar(cond)}, i64 0")
+    got = w.put(
+        depth,
+        f"call <1 x {t}> @llvm.masked.load(ptr align {size} {address}, <1 x i1> {one}, "
+        f"<1 x {t}> zeroinitializer){tag}",
+    )
+    text = w.put(depth, f"extractelement <1 x {t}> {got}, i64 0")
+    if buffer.dtype is BOOL:
+        text = w.put(depth, f"icmp ne i8 {text}, 0")
+    return Value(buffer.dtype, depth, deps, text, base=text if buffer.dtype is I64 else "")
+
+
 def store(w: Writer, buffer: Buffer, index: Value, v: Value) -> None:
     """Write v at `index`; where lanes agree on a place the last of them wins."""
     depth = len(w.scopes) - 1
@@ -149,4 +198,4 @@ def element_type(buffer: Buffer) -> str:
     return MEMORY[buffer.dtype.short]
 
 
-__all__ = ["any_lane", "element_type", "load", "store"]
+__all__ = ["any_lane", "element_type", "load", "load_where", "store"]
