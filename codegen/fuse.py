@@ -386,6 +386,29 @@ def fuse(f: Function) -> Module:
     return Module([main, *functions])
 
 
+def separate(f: Function) -> Module:
+    """The module of `f` with a group for every operation: no fusion at all, for comparison."""
+    f = _own_results(f)
+    entry = Builder(f.name)
+    env: dict[Value, Value] = {}
+    for p, name in zip(f.params, f.param_names, strict=True):
+        env[p] = entry.param(p.type, name)
+    functions: list[Function] = []
+    for i, op in enumerate(f.ops):
+        b = Builder(f"group{i}")
+        inputs = list(dict.fromkeys(op.operands))
+        inner = {v: b.param(v.type, f"x{k}") for k, v in enumerate(inputs)}
+        copy = b.append(
+            Operation(op.name, [inner[v] for v in op.operands], op.attrs, [Value(r.type) for r in op.results], op.loc)
+        )
+        body = b.build(copy.results)
+        functions.append(body)
+        entry.loc = op.loc
+        call = entry.emit_op("call", *(env[v] for v in inputs), function=body)
+        env.update(zip(op.results, call.results, strict=True))
+    return Module([entry.build([env[r] for r in f.results]), *functions])
+
+
 def _own_results(f: Function) -> Function:
     """Results that are parameters, or are returned twice, become copies of their own."""
     seen: set[Value] = set(f.params)

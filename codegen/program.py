@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from graphc.codegen.fuse import fuse
+from graphc.codegen.fuse import fuse, separate
 from graphc.codegen.plan import ALIGN, Plan, make_plan
 from graphc.codegen.prepare import prepare
 from graphc.ir.function import Function, Module
@@ -77,10 +77,7 @@ class Program:
         total = 0
         for number, p in enumerate(self.plan.launches):
             total += p.work
-            if p.parallel == 0:
-                parts = 1
-            else:
-                parts = max(1, min(p.parallel, p.work // GRAIN))
+            parts = max(1, min(p.parallel, p.work // GRAIN))
             args = len(p.places) + len(p.extents)
             words += [p.launch.address, p.parallel, parts, number, args]
             for kind, at in p.places:
@@ -137,16 +134,17 @@ class Program:
 
 
 def compile_function(
-    f: Function, donate: Sequence[tuple[int, int]] = (), optimise: bool = True
+    f: Function, donate: Sequence[tuple[int, int]] = (), optimise: bool = True, fused: bool = True
 ) -> Program:
     """Compile a function with concrete dimensions.
 
     donate: pairs (input, output) that may share memory; `Program.donated` tells which do.
-    optimise: run the default passes first (results are the same to the bit either way).
+    optimise: run the default passes first. fused: let operations share kernels. The results are
+    the same to the bit either way.
     """
     from graphc.ir.passes import DEFAULT, run_pipeline
 
     optimised = run_pipeline(f, DEFAULT if optimise else ("inline",))
     prepared, constants = prepare(optimised)
-    module = fuse(prepared)
+    module = fuse(prepared) if fused else separate(prepared)
     return Program(optimised, module, make_plan(module), constants)

@@ -29,7 +29,7 @@ def variant(group: Function, target: Target, hint: dict[str, int]) -> str:
     if kind == "contract":
         from graphc.codegen.lower.contract import variant as contraction_variant
 
-        return f"contract {contraction_variant(group, target, hint)}"
+        return f"contract {contraction_variant(group, hint, target.vector_bits)}"
     if kind == "row":
         return "row partitioned" if partitioned(group, hint) else "row"
     return kind
