@@ -327,6 +327,7 @@ _RULES: dict[str, dict[str, Rule]] = {
     "div": _machine("div", "f"),
     "floor_divide": {**_each("iu", lambda a, b: _quotient_remainder(a, b)[0]), "f": math.floor_divide},
     "remainder": {**_each("iu", lambda a, b: _quotient_remainder(a, b)[1]), "f": math.remainder},
+    "pow": {**_each("iu", _integer_pow), "f": math.pow},
     "maximum": {**_each("iu", lambda a, b: select(a >= b, a, b)), "f": _maximum, "b": _or},
     "minimum": {**_each("iu", lambda a, b: select(a <= b, a, b)), "f": _minimum, "b": _and},
     "copysign": {"f": _copysign},
@@ -346,9 +347,9 @@ _RULES: dict[str, dict[str, Rule]] = {
     "isinf": {"f": lambda x: equal(absolute(x), _infinity(x.dtype)), **_each("biu", _no)},
     "isfinite": {"f": lambda x: absolute(x) < _infinity(x.dtype), **_each("biu", _yes)},
     "signbit": {"f": _signbit, "i": lambda x: x < 0, **_each("bu", _no)},
-    **{name: {"f": function} for name, function in math.FUNCTIONS.items()},
+    **{name: {"f": function} for name, function in math.UNARY.items()},
+    **{name: {"f": math.FUNCTIONS[name]} for name in ("atan2", "hypot", "logaddexp")},
 }
-_RULES["pow"] = {**_each("iu", _integer_pow), **_RULES.get("pow", {})}
 
 OPERATIONS = frozenset(_RULES) | frozenset(_EXACT)
 

@@ -154,6 +154,12 @@ def _fits() -> dict[str, Fit]:
         """cos(x) = 1 + z*P(z), z = x*x."""
         return Fit(lambda z: (mp.cos(mp.sqrt(z)) - 1) / z, lambda z: z, 0, quarter_pi**2, count, digits)
 
+    def cos_rest(count: int, digits: int) -> Fit:
+        """cos(x) = 1 - z/2 + z*z*P(z), z = x*x."""
+        return Fit(
+            lambda z: (mp.cos(mp.sqrt(z)) - 1 + z / 2) / z**2, lambda z: z**2, 0, quarter_pi**2, count, digits
+        )
+
     def log1p_tail(count: int, digits: int) -> Fit:
         """log1p(f) = f - f*f/2 + f*f*f*P(f)."""
         third = mp.mpf(1) / 3
@@ -167,13 +173,33 @@ def _fits() -> dict[str, Fit]:
             lambda z: (2 * mp.atanh(mp.sqrt(z)) / mp.sqrt(z) - 2) / z, lambda z: z / 2, 0, mp.mpf(high) ** 2, count, digits
         )
 
+    def log_ratio_rest(count: int, digits: int) -> Fit:
+        """log((1 + s)/(1 - s)) = 2s + s*(2/3*z + 2/5*z*z + z*z*z*P(z)), z = s*s."""
+
+        def target(z: Real) -> Real:
+            s = mp.sqrt(z)
+            return (2 * mp.atanh(s) / s - 2 - 2 * z / 3 - 2 * z**2 / 5) / z**3
+
+        return Fit(target, lambda z: z**3 / 2, 0, mp.mpf(0.2) ** 2, count, digits)
+
+    def erfcx(count: int, digits: int) -> Fit:
+        """exp(x*x)*erfc(x) = P(t), t = (x - 2)/(x + 2), 1 <= x <= 6; absolute error of erfc."""
+
+        def x(t: Real) -> Real:
+            return 2 * (1 + t) / (1 - t)
+
+        third = mp.mpf(1) / 3
+        return Fit(
+            lambda t: mp.exp(x(t) ** 2) * mp.erfc(x(t)), lambda t: mp.exp(-(x(t) ** 2)), -third, 0.5, count, digits
+        )
+
     def erf_small(count: int, digits: int) -> Fit:
         """erf(x) = x + x*P(z), z = x*x, |x| <= 1."""
         return Fit(
             lambda z: mp.erf(mp.sqrt(z)) / mp.sqrt(z) - 1, lambda z: mp.sqrt(z) / mp.erf(mp.sqrt(z)), 0, 1, count, digits
         )
 
-    def erf_large(count: int, digits: int) -> Fit:
+    def erfc_large(count: int, digits: int) -> Fit:
         """erf(t + 2.5) = 1 - P(t), 1 <= t + 2.5 <= 4; absolute error, the value being near 1."""
         return Fit(lambda t: mp.erfc(t + mp.mpf(2.5)), lambda t: mp.mpf(1), -1.5, 1.5, count, digits)
 
@@ -181,25 +207,30 @@ def _fits() -> dict[str, Fit]:
         "exp32": exp_tail(5, 24),
         "exp64": exp_tail(10, 53),
         "exp2_32": exp2_tail(6, 24),
+        "exp2_short": exp2_tail(7, 53),
         "exp2_64": exp2_tail(12, 53),
         "log32": log1p_tail(9, 24),
         "log64": log_ratio(7, 53),
-        "log_short": log_ratio(4, 53),
+        "log_short": log_ratio(5, 53),
+        "log1p_short": log_ratio(6, 53, 0.3334),
+        "log_rest": log_ratio_rest(8, 53),
         "sin_short": _odd(mp.sin, quarter_pi, 4, 53),
-        "cos_short": cos_tail(5, 53),
+        "cos_short": cos_tail(4, 53),
         "sin64": _odd(mp.sin, quarter_pi, 7, 53),
-        "cos64": cos_tail(8, 53),
+        "cos64": cos_rest(7, 53),
         "tanh32": _odd(mp.tanh, 1, 8, 24),
         "tanh64": _odd(mp.tanh, 1, 15, 53),
         "sinh32": _odd(mp.sinh, 1, 4, 24),
         "sinh64": _odd(mp.sinh, 1, 8, 53),
-        "atan32": _odd(mp.atan, 0.5, 6, 24),
-        "atan64": _odd(mp.atan, 0.5, 12, 53),
+        "atan32": _odd(mp.atan, 1, 10, 24),
+        "atan64": _odd(mp.atan, 1, 21, 53),
+        "atan_half64": _odd(mp.atan, 0.5, 12, 53),
         "atan_short": _odd(mp.atan, 0.5, 7, 53),
         "asin32": _odd(mp.asin, 0.5, 6, 24),
         "asin64": _odd(mp.asin, 0.5, 13, 53),
         "erf32": erf_small(8, 24),
-        "erf_large32": erf_large(16, 24),
+        "erfc_large32": erfc_large(16, 24),
+        "erfcx64": erfcx(13, 53),
         "erf64": erf_small(15, 53),
     }
 

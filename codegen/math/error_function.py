@@ -1,0 +1,25 @@
+"""erf: an odd polynomial to 1; above, 1 - erfc with the complement small enough to need few digits.
+
+Float32 takes erfc on [1, 4] as one polynomial. Float64 takes exp(-x*x) * erfcx(x), with the scaled
+complement erfcx a polynomial in (x - 2)/(x + 2) (M. M. Shepherd, J. G. Laframboise, Chebyshev
+approximation of (1 + 2x)exp(x^2)erfc x, Math. Comp. 36, 1981).
+"""
+
+from __future__ import annotations
+
+from graphc.codegen.expr import Expr, absolute, const, fma, select
+from graphc.codegen.math.exponential import exp
+from graphc.codegen.math.floating import clamp, copy_sign, format_of, horner
+from graphc.ir.types import F32
+
+
+def erf(x: Expr) -> Expr:
+    a = absolute(x)
+    small = fma(a, horner("erf" + format_of(x).suffix, a * a), a)
+    # From the bound on, 1 - erfc rounds to 1.
+    y = clamp(a, None, 4.0 if x.dtype is F32 else 6.0)
+    if x.dtype is F32:
+        complement = horner("erfc_large32", y - 2.5)
+    else:
+        complement = exp(-(y * y)) * horner("erfcx64", (y - 2.0) / (y + 2.0))
+    return copy_sign(select(a < 1.0, small, const(x.dtype, 1.0) - complement), x)
