@@ -9,6 +9,7 @@ the program; what the user can mend is said once, as a warning.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -186,11 +187,9 @@ class Disk:
 
     def _touch(self, file: Path) -> None:
         """Note the use, for the eviction, without a write for every read."""
-        try:
+        with contextlib.suppress(OSError):
             if time.time() - file.stat().st_mtime > _TOUCH_SECONDS:
                 os.utime(file)
-        except OSError:
-            pass
 
 
 def _payload(data: bytes) -> bytes | None:
@@ -205,10 +204,8 @@ def _payload(data: bytes) -> bytes | None:
 
 
 def _unlink(file: Path) -> None:
-    try:
+    with contextlib.suppress(OSError):
         file.unlink()
-    except OSError:
-        pass
 
 
 _statistics = Statistics()

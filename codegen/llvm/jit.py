@@ -16,8 +16,6 @@ from graphc.codegen.llvm.target import Target, host_target, llvm_binding, make_t
 # llvmlite serialises calls anyway, but a module's context and the JIT's symbol table need one owner.
 _lock = threading.RLock()
 _numbers = itertools.count()
-# Loaded libraries live as long as the process: an address may be in any program's table.
-_loaded: list[Any] = []
 
 
 @functools.cache
@@ -33,7 +31,10 @@ def _machine(target: Target) -> Any:
 def _jit() -> Any:
     llvm = llvm_binding()
     # JITLink places an object's code and constants together, as the small code model needs.
-    return llvm.create_lljit_compiler(_machine(host_target()), use_jit_link=True)
+    jit = llvm.create_lljit_compiler(_machine(host_target()), use_jit_link=True)
+    # Code lives as long as the process: an address may be in any program's table.
+    jit._owned = True
+    return jit
 
 
 def _parse(llvm_ir: str) -> Any:
@@ -82,8 +83,9 @@ def load_all(object_bytes: bytes, symbols: tuple[str, ...], process_symbols: boo
         for symbol in symbols:
             builder.export_symbol(symbol)
         tracker = builder.link(_jit(), f"graphc.{next(_numbers)}")
-        _loaded.append(tracker)
-        return {symbol: int(tracker[symbol]) for symbol in symbols}
+        addresses = {symbol: int(tracker[symbol]) for symbol in symbols}
+        tracker.detach()
+        return addresses
 
 
 __all__ = ["assembly", "compile_text", "host_target", "load", "load_all", "make_target", "verify"]

@@ -347,6 +347,23 @@ run:
   ret i64 %%r
 }
 
+; The arguments of run_patched as six words at one address.
+define i64 @graphc_run_block(ptr %%block) {
+  %%table = load ptr, ptr %%block, align 8
+  %%p.count = getelementptr i64, ptr %%block, i64 1
+  %%count = load i64, ptr %%p.count, align 8
+  %%p.patches = getelementptr i64, ptr %%block, i64 2
+  %%patches = load ptr, ptr %%p.patches, align 8
+  %%p.number = getelementptr i64, ptr %%block, i64 3
+  %%number = load i64, ptr %%p.number, align 8
+  %%p.pointers = getelementptr i64, ptr %%block, i64 4
+  %%pointers = load ptr, ptr %%p.pointers, align 8
+  %%p.error = getelementptr i64, ptr %%block, i64 5
+  %%error = load ptr, ptr %%p.error, align 8
+  %%r = call i64 @graphc_run_patched(ptr %%table, i64 %%count, ptr %%patches, i64 %%number, ptr %%pointers, ptr %%error)
+  ret i64 %%r
+}
+
 define i64 @graphc_get_threads() {
   %%n = load atomic i64, ptr @threads monotonic, align 8
   ret i64 %%n

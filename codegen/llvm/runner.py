@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import functools
 import os
-import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +26,8 @@ from graphc.codegen.llvm.target import Target, host_target
 MOST_THREADS = 1024
 SPIN_NANOSECONDS = 40_000
 STACK_BYTES = 8 << 20
+# `with_pointers` has this many entries.
+MOST_DIRECT = 8
 
 _X86_MODE = """
 declare void @llvm.x86.sse.stmxcsr(ptr)
@@ -112,11 +113,23 @@ def runner_text(target: Target) -> str:
         "stack": str(STACK_BYTES),
     }
     body = Path(__file__).with_name("runner.ll").read_text(encoding="utf-8") % words
-    return f'target datalayout = "{target.data_layout}"\ntarget triple = "{target.triple}"\n{body}'
+    head = f'target datalayout = "{target.data_layout}"\ntarget triple = "{target.triple}"\n'
+    return head + body + "".join(map(_with_text, range(1, MOST_DIRECT + 1)))
+
+
+def _with_text(count: int) -> str:
+    """`run_block` with the first `count` pointers given directly."""
+    lines = [f"define i64 @graphc_with_{count}(ptr %block{''.join(f', i64 %a{i}' for i in range(count))}) {{"]
+    lines += ["%slot = getelementptr i64, ptr %block, i64 4", "%pointers = load ptr, ptr %slot, align 8"]
+    for i in range(count):
+        lines += [f"%p{i} = getelementptr i64, ptr %pointers, i64 {i}", f"store i64 %a{i}, ptr %p{i}, align 8"]
+    return "\n".join([*lines, "%r = call i64 @graphc_run_block(ptr %block)", "ret i64 %r", "}", ""])
 
 
 # function -> number of arguments, all of them integers of 64 bits.
 _FUNCTIONS = {
+    **{f"with_{count}": count + 1 for count in range(1, MOST_DIRECT + 1)},
+    "run_block": 1,
     "launch": 5,
     "run": 3,
     "run_patched": 6,
@@ -135,7 +148,10 @@ class Runner:
     launch(kernel, extent, parts, args, error); run(table, launches, error);
     run_patched(table, launches, patches, number of patches, pointers, error), where a patch is
     {slot, index, offset}: before the run, table[slot] = pointers[index] + offset.
-    Those named `_short` hold Python's lock while they run, which saves half the cost of the call.
+    run_block(block): the same, block = the address of these six words;
+    with_pointers[k](block, p0, .., pk-1): first pointers[i] = p_i, then run_block: the cheapest way to run a
+    program of few inputs and outputs.
+    Those named `_short` hold Python's lock while they run: nothing can come between, and it is cheaper.
     """
 
     launch: Call
@@ -144,17 +160,25 @@ class Runner:
     launch_short: Call
     run_short: Call
     run_patched_short: Call
+    run_block: Call
+    run_block_short: Call
+    with_pointers: tuple[Call, ...]
+    with_pointers_short: tuple[Call, ...]
 
     def __init__(self) -> None:
         addresses = _addresses()
         self._functions: dict[str, Call] = {}
         for name, arguments in _FUNCTIONS.items():
-            types = [ctypes.c_int64] * arguments
+            # The conversion of an integer to void* costs half of that to int64.
+            types = [ctypes.c_void_p] * arguments
             self._functions[name] = ctypes.CFUNCTYPE(ctypes.c_int64, *types)(addresses[f"graphc_{name}"])
             self._functions[f"{name}_short"] = ctypes.PYFUNCTYPE(ctypes.c_int64, *types)(addresses[f"graphc_{name}"])
-        for name in ("launch", "run", "run_patched"):
+        for name in ("launch", "run", "run_patched", "run_block"):
             setattr(self, name, self._functions[name])
             setattr(self, f"{name}_short", self._functions[f"{name}_short"])
+        numbers = range(1, MOST_DIRECT + 1)
+        self.with_pointers = (self.run_block, *(self._functions[f"with_{k}"] for k in numbers))
+        self.with_pointers_short = (self.run_block_short, *(self._functions[f"with_{k}_short"] for k in numbers))
         self._functions["reset"]()
         self.set_threads(_default_threads())
         os.register_at_fork(after_in_child=self._functions["reset_short"])
@@ -200,9 +224,14 @@ def _addresses() -> dict[str, int]:
     return load_all(data, tuple(f"graphc_{name}" for name in _FUNCTIONS), process_symbols=True)
 
 
-@functools.cache
+_lock = threading.Lock()
+_runner: list[Runner] = []
+
+
 def runner() -> Runner:
     """The runner of this process."""
-    if sys.platform == "win32":
-        raise RuntimeError("graphc runs programs on Linux and macOS; on Windows use WSL")
-    return Runner()
+    if not _runner:
+        with _lock:
+            if not _runner:
+                _runner.append(Runner())
+    return _runner[0]

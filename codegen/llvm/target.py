@@ -65,10 +65,18 @@ def host_target() -> Target:
 
 
 @functools.cache
-def make_target(cpu: str = "") -> Target:
-    """The target for an LLVM CPU name such as "x86-64-v3"; "" is the host with all it has."""
+def make_target(cpu: str = "", triple: str = "") -> Target:
+    """The target for an LLVM CPU name such as "x86-64-v3"; "" is the host with all it has.
+
+    triple: another machine to make assembly or objects for, such as "aarch64-unknown-linux-gnu".
+    Raises `RuntimeError` where the CPU lacks a fused multiply-add or is of another architecture.
+    """
     llvm = _initialised()
-    triple = llvm.get_process_triple()
+    if triple and triple != llvm.get_process_triple():
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+        cpu = cpu or ("x86-64-v3" if triple.startswith(("x86_64", "amd64")) else "generic")
+    triple = triple or llvm.get_process_triple()
     architecture = triple.split("-", 1)[0].lower()
     if architecture in ("x86_64", "amd64"):
         cpu, features, bits = _x86(llvm, cpu)
