@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from graphc.codegen.loops import Buffer
 from graphc.codegen.lower.contraction import Access, Contraction, access
 from graphc.codegen.lower.conv import conv_contraction
 from graphc.codegen.lower.dot import dot_contraction
@@ -20,7 +21,6 @@ from graphc.codegen.lower.kernels import ContractionKernels
 from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.pull import Pull
 from graphc.codegen.lower.tiles import Schedule, Sizes, choose
-from graphc.codegen.loops import Buffer
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.types import Dim, Shape, size_of, substitute
 

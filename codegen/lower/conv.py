@@ -7,7 +7,7 @@ right: the patches of x; its free dimensions are the output positions, of one ex
 
 from __future__ import annotations
 
-from graphc.codegen.expr import Expr, const, index
+from graphc.codegen.expr import Expr, const
 from graphc.codegen.lower.affine import decided, equal, logical_and
 from graphc.codegen.lower.contraction import Contraction, Coords, Operand
 from graphc.codegen.lower.index import Position, dim_expr
@@ -52,10 +52,9 @@ def conv_contraction(group: Function, root: Operation, pull: Pull, per_example: 
             spread, (low, high) = a["lhs_dilation"][i], a["padding"][i]
             size = x.type.shape[2 + i]
             at = o * stride + k * reach - dim_expr(low)
-            if low != 0:
+            if not isinstance(low, int) or low > 0:
                 inside = logical_and(inside, decided(at >= 0))
-            # Positions beyond the end exist only if the last window reaches there.
-            if _overhangs(size, window[i], positions[i], stride, reach, spread, low):
+            if _overhangs(size, window[i], positions[i], stride, reach, spread, low, high):
                 inside = logical_and(inside, decided(at < dim_expr(dilated(size, spread))))
             if spread > 1:
                 inside = logical_and(inside, equal(at % spread, 0))
@@ -72,10 +71,13 @@ def conv_contraction(group: Function, root: Operation, pull: Pull, per_example: 
     )
 
 
-def _overhangs(size: Dim, window: Dim, out: Dim, stride: int, reach: int, spread: int, low: Dim) -> bool:
+def _overhangs(
+    size: Dim, window: Dim, out: Dim, stride: int, reach: int, spread: int, low: Dim, high: Dim
+) -> bool:
+    """Whether the last window may reach beyond the last element: never further than the padding."""
+    if isinstance(high, int) and high <= 0:
+        return False
     last = (out - 1) * stride + (window - 1) * reach - low
     beyond = last - (dilated(size, spread) - 1)
     return not isinstance(beyond, int) or beyond > 0
 
-
-__all__ = ["conv_contraction", "index"]

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from graphc.codegen.expr import Expr, cast, const, equal, index, load, logical_and, select, var
+from graphc.codegen.loops import Alloc, Buffer, For, If, Kernel, Let, Stmt, Store
 from graphc.codegen.lower.affine import ceil_div, decided, greatest_of, least_of, tidy
 from graphc.codegen.lower.contraction import Access, Contraction, Operand, access, element, widened
 from graphc.codegen.lower.index import Position, delinearise, dim_expr, linearise
@@ -21,7 +22,6 @@ from graphc.codegen.lower.microkernel import (
 )
 from graphc.codegen.lower.pull import guard_loads
 from graphc.codegen.lower.tiles import Schedule, power_of_two
-from graphc.codegen.loops import Alloc, Buffer, For, If, Kernel, Let, Stmt, Store
 from graphc.ir.function import Value
 from graphc.ir.types import BOOL, Dim, size_of
 
@@ -233,7 +233,7 @@ class ContractionKernels:
         strips, blocks = ceil_div(self.count_rows, s.rows), ceil_div(self.count_lanes, s.block)
         safe = greatest_of(strips, index(1))
         u, strip, m0, n0 = self.name("unit"), self.name("strip"), self.name("m"), self.name("n")
-        b, block, batch_flat = self.name("first"), self.name("block"), self.name("batch")
+        block, batch_flat = self.name("block"), self.name("batch")
         batch, batch_lets = self._batch_coords(batch_flat, self.c.batch, range(len(self.c.batch)))
         loops = [u, batch_flat, *batch, block, strip, m0, n0]
         buffer = Buffer("tile", self.dtype, "local")

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from graphc.codegen.expr import Expr, const, equal, fma, index, load, var
-from graphc.codegen.lower.affine import least_of
 from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Let, Stmt, Store, Vector
+from graphc.codegen.lower.affine import least_of
 from graphc.ir.types import DType
 
 BLOCK = 256
