@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-
 from graphc.codegen.expr import Expr, children_first
 from graphc.ir.types import BOOL, F32, DType
 

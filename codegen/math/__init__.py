@@ -28,4 +28,4 @@ BINARY: dict[str, Callable[[Expr, Expr], Expr]] = {
 }
 FUNCTIONS: dict[str, Callable[..., Expr]] = {**UNARY, **BINARY}
 
-__all__ = ["BINARY", "FUNCTIONS", "UNARY", *FUNCTIONS]  # noqa: PLE0604
+__all__ = ["BINARY", "FUNCTIONS", "UNARY", *FUNCTIONS]

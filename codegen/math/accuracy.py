@@ -18,28 +18,25 @@ Array = np.ndarray[Any, Any]
 BOUNDS: dict[str, tuple[float, float]] = {}
 
 
-def ulp_error(computed: Array, reference: Array, low: Array | None = None) -> Array:
+def ulp_error(computed: Array, exact: Array, low: Array | None = None) -> Array:
     """The error of `computed` (float32 or float64) in ulp.
 
-    `reference` (float64) plus the optional `low` is the exact value. 0 where both are NaN, or where
-    the exact value rounds to the computed infinity or beyond the largest float; infinite where just
-    one is NaN or where a zero has the wrong sign.
+    `exact` (float64) plus the optional `low` is the exact value. 0 where both are NaN, or where the
+    exact value rounds to the computed infinity; infinite where just one is NaN, where just one is
+    beyond the largest float, or where a zero has the wrong sign.
     """
     info = np.finfo(computed.dtype)
-    least = info.minexp - info.nmant
     with np.errstate(all="ignore"):
-        exact = np.where(np.isfinite(reference), reference, 0.0)
-        _, exponent = np.frexp(exact)
-        step = np.ldexp(1.0, np.maximum(exponent - 1 - info.nmant, least).astype(np.int32))
-        value = np.where(np.isfinite(computed), computed, 0.0).astype(np.float64)
-        error = value - exact
-        if low is not None:
-            error = error - low
-        error = np.abs(error) / step
-        same_infinity = reference.astype(computed.dtype) == computed
-        infinite = ~np.isfinite(computed) | ~np.isfinite(reference)
-        error = np.where(infinite, np.where(same_infinity, 0.0, np.inf), error)
-        nan = np.isnan(computed) | np.isnan(reference)
-        error = np.where(nan, np.where(np.isnan(computed) == np.isnan(reference), 0.0, np.inf), error)
-        zeros = (computed == 0) & (reference == 0) & (np.signbit(computed) != np.signbit(reference))
-        return np.where(zeros, np.inf, error)
+        # The power of two below |exact|, by its exponent field; the least normal for smaller ones.
+        binade = (exact.view(np.int64) & 0x7FF0000000000000).view(np.float64)
+        step = np.maximum(binade, float(info.smallest_normal))
+        error = np.abs((computed.astype(np.float64) - exact) - (0.0 if low is None else low))
+        # Two divisions: in float64 the spacing of denormals times a small step would underflow.
+        error = error / step / float(info.eps)
+        unusual = ~np.isfinite(error) | ((computed == 0) & (exact == 0))
+        if unusual.any():
+            c, e = computed[unusual], exact[unusual]
+            rounded = e.astype(computed.dtype)
+            same = (rounded == c) & (np.signbit(rounded) == np.signbit(c)) | np.isnan(c) & np.isnan(e)
+            error[unusual] = np.where(same, 0.0, np.inf)
+    return error

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from graphc.codegen.expr import Expr, absolute, cast, const, equal, fma, not_equal, select, sqrt
-from graphc.codegen.math.floating import clamp, copy_sign, either, flip_sign, format_of, horner, is_nan, sign_bit
+from graphc.codegen.math.floating import (
+    clamp,
+    copy_sign,
+    either,
+    flip_sign,
+    format_of,
+    horner,
+    is_nan,
+    sign_bit,
+)
 from graphc.ir.types import F32, F64
 
 # dtype -> pi/2 as a float of the format and what is left of it. Halving and doubling are exact.

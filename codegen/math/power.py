@@ -10,8 +10,18 @@ from __future__ import annotations
 
 from graphc.codegen.expr import Expr, absolute, cast, const, equal, fma, not_equal, rint, select, sqrt, unary
 from graphc.codegen.math import double
-from graphc.codegen.math.exponential import LOG2_E, scaled, exp, round_to_integer, one_scale
-from graphc.codegen.math.floating import both, clamp, either, finite, flip_sign, format_of, horner, is_nan, sign_bit
+from graphc.codegen.math.exponential import LOG2_E, exp, one_scale, round_to_integer, scaled
+from graphc.codegen.math.floating import (
+    both,
+    clamp,
+    either,
+    finite,
+    flip_sign,
+    format_of,
+    horner,
+    is_nan,
+    sign_bit,
+)
 from graphc.codegen.math.logarithm import log1p, split
 from graphc.ir.types import F32, F64
 

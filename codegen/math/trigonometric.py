@@ -13,6 +13,7 @@ float32 with the reduction's error would cost as much.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from graphc.codegen.expr import Expr, absolute, binary, bitcast, cast, const, equal, fma, not_equal, select
 from graphc.codegen.math.floating import both, flip_sign, horner, nan, sign_bit
@@ -44,7 +45,7 @@ def _u64(value: int) -> Expr:
 def _high_bits(words: Sequence[Expr], shift: Expr) -> list[Expr]:
     """All but the last of `words`, as one string, shifted left by a count in 0..63."""
     opposite = _u64(63) - shift
-    return [(a << shift) | ((b >> _u64(1)) >> opposite) for a, b in zip(words, words[1:])]
+    return [(a << shift) | ((b >> _u64(1)) >> opposite) for a, b in pairwise(words)]
 
 
 def _bit(x: Expr, position: int) -> Expr:
