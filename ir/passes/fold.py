@@ -50,8 +50,7 @@ def _folded(b: Rewriter, op: Operation) -> Value | None:
     if elementwise and len(scalars) == len(uniform):
         return b.constant(_evaluate(op, definition, [s.array for s in scalars], type.with_shape(())), type)
 
-    size = type.size
-    if not isinstance(size, int) or size > LIMIT:
+    if not _is_small(type):
         return None
     arrays = [_array(b, v, u) for v, u in zip(op.operands, uniform)]
     known = [a for a in arrays if a is not None]
@@ -74,19 +73,23 @@ def _array(b: Rewriter, value: Value, uniform: DenseArray | None) -> Array | Non
     if op is not None and op.name == "constant":
         array: Array = op.attrs["value"].array
         return array
-    size = value.type.size
-    if uniform is None or not isinstance(size, int) or size > LIMIT:
+    if uniform is None or not _is_small(value.type):
         return None
-    return np.full(static_shape(value.type), uniform.array)
+    return np.full(_static_shape(value.type), uniform.array)
 
 
 def _evaluate(op: Operation, definition: OpDef, arrays: list[Array], type: TensorType) -> DenseArray:
     (result,) = definition.eval(arrays, op.attrs, (type,))
     result = np.asarray(result)
-    if result.dtype != type.dtype.numpy or result.shape != static_shape(type):
+    if result.dtype != type.dtype.numpy or result.shape != _static_shape(type):
         raise AssertionError(f"the meaning of {op.name} gave {result.dtype}{list(result.shape)}, not {type}")
     return DenseArray(result)
 
 
-def static_shape(type: TensorType) -> tuple[int, ...]:
+def _is_small(type: TensorType) -> bool:
+    # Not by the size alone: that of [0, B] is 0.
+    return all(isinstance(d, int) for d in type.shape) and int(type.size) <= LIMIT
+
+
+def _static_shape(type: TensorType) -> tuple[int, ...]:
     return tuple(int(d) for d in type.shape)

@@ -13,8 +13,8 @@ from typing import Any
 
 from graphc.ir.text.arrays import Splat, read_array
 from graphc.ir.text.errors import IRSyntaxError
-from graphc.ir.text.words import CONSTANT_WORDS, RESERVED_WORDS
-from graphc.ir.types import Dim, TensorType, dtype, symbol
+from graphc.ir.text.words import CONSTANT_WORDS, DTYPE_WORDS, RESERVED_WORDS
+from graphc.ir.types import ALL_DTYPES, Dim, TensorType, symbol
 from lark import Lark, Token, Transformer
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
@@ -91,7 +91,7 @@ def _word(token: Token) -> Any:
     """The meaning of a bare word as an attribute value."""
     text = str(token)
     if text in RESERVED_WORDS:
-        return CONSTANT_WORDS[text] if text in CONSTANT_WORDS else dtype(text)
+        return CONSTANT_WORDS[text] if text in CONSTANT_WORDS else DTYPE_WORDS[text]
     return symbol(text)
 
 
@@ -148,10 +148,10 @@ class _Build(Transformer[Token, Any]):
     def tensor_type(self, c: list[Any]) -> tuple[TensorType, Place]:
         token, *dims = c
         place = Place.of(token)
-        try:
-            kind = dtype(str(token))
-        except TypeError as error:
-            raise Misplaced(str(error), place) from None
+        kind = DTYPE_WORDS.get(str(token))
+        if kind is None:
+            known = ", ".join(d.short for d in ALL_DTYPES)
+            raise Misplaced(f"there is no element type {token}; the element types are {known}", place)
         shape: list[Dim] = []
         for d in dims:
             d = _dimension(d)

@@ -13,4 +13,5 @@ CONSTANT_WORDS: dict[str, Any] = {
     "nan": float("nan"),
     "inf": float("inf"),
 }
-RESERVED_WORDS = frozenset(CONSTANT_WORDS).union(*({d.name, d.short} for d in ALL_DTYPES))
+DTYPE_WORDS = {word: d for d in ALL_DTYPES for word in (d.name, d.short)}
+RESERVED_WORDS = frozenset(CONSTANT_WORDS) | frozenset(DTYPE_WORDS)
