@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from graphc.codegen.llvm.target import Target, host_target, llvm_binding, make_target
@@ -37,11 +38,11 @@ def _jit() -> Any:
     return jit
 
 
-def _parse(llvm_ir: str) -> Any:
+def _parse(llvm_ir: str, context: Any = None) -> Any:
     llvm = llvm_binding()
     try:
         # A context of its own: types and constants go away with the module.
-        module = llvm.parse_assembly(llvm_ir, llvm.create_context())
+        module = llvm.parse_assembly(llvm_ir, context or llvm.create_context())
     except RuntimeError as error:
         raise RuntimeError(f"LLVM refused generated code: {error}") from None
     return module
@@ -51,6 +52,22 @@ def compile_text(llvm_ir: str, target: Target | None = None) -> bytes:
     """The object file of an LLVM module in text form. Raises `RuntimeError` on invalid text."""
     with _lock:
         return bytes(_machine(target or host_target()).emit_object(_parse(llvm_ir)))
+
+
+def compile_modules(texts: Iterable[str], target: Target, keep: Collection[str]) -> bytes:
+    """The object file of several modules that refer to each other; only the symbols in `keep` are visible outside.
+
+    Raises `RuntimeError` on invalid text and on a symbol that is defined twice.
+    """
+    with _lock:
+        context = llvm_binding().create_context()
+        whole, *others = (_parse(text, context) for text in texts)
+        for module in others:
+            whole.link_in(module)
+        for function in whole.functions:
+            if not function.is_declaration and function.name not in keep:
+                function.linkage = "internal"
+        return bytes(_machine(target).emit_object(whole))
 
 
 def assembly(llvm_ir: str, target: Target | None = None) -> str:
@@ -88,4 +105,4 @@ def load_all(object_bytes: bytes, symbols: tuple[str, ...], process_symbols: boo
         return addresses
 
 
-__all__ = ["assembly", "compile_text", "host_target", "load", "load_all", "make_target", "verify"]
+__all__ = ["assembly", "compile_modules", "compile_text", "host_target", "load", "load_all", "make_target", "verify"]

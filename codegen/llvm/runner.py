@@ -98,6 +98,11 @@ _MACHINES = {
 _SYSTEMS = {"linux": {"clock": "1", "setmask": "2"}, "darwin": {"clock": "6", "setmask": "3"}}
 
 
+def float_mode(target: Target) -> str:
+    """LLVM text of `i64 @float_enter()` and `void @float_leave(i64)`: into the IEEE default mode, and back."""
+    return _MACHINES[target.architecture]["float_mode"]
+
+
 def runner_text(target: Target) -> str:
     """The LLVM module of the runner for a target. Raises `RuntimeError` on a system without POSIX threads."""
     system = next((v for k, v in _SYSTEMS.items() if k in target.triple), None)

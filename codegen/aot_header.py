@@ -1,0 +1,148 @@
+"""The C header of a function compiled ahead of time."""
+
+from __future__ import annotations
+
+import re
+
+from graphc.codegen.aot_entry import messages
+from graphc.codegen.aot_plan import AheadPlan
+from graphc.codegen.llvm.target import Target
+from graphc.codegen.plan import ALIGN
+from graphc.ir.types import Dim, TensorType, dim_symbols
+
+C_TYPES = {
+    "bool": "uint8_t", "i8": "int8_t", "i16": "int16_t", "i32": "int32_t", "i64": "int64_t",
+    "u8": "uint8_t", "u16": "uint16_t", "u32": "uint32_t", "u64": "uint64_t",
+    "f16": "uint16_t", "bf16": "uint16_t", "f32": "float", "f64": "double",
+}  # fmt: skip
+_NOTES = {
+    "bool": "each element 0 or 1",
+    "f16": "each element the bits of a float16 (IEEE binary16)",
+    "bf16": "each element the bits of a bfloat16 (upper half of a float32)",
+}
+# C11 and C++20: no argument may have one of these names.
+_RESERVED = frozenset(
+    """alignas alignof and and_eq asm auto bitand bitor bool break case catch char class co_await co_return co_yield
+    compl concept const const_cast consteval constexpr constinit continue decltype default delete do double
+    dynamic_cast else enum explicit export extern false float for friend goto if inline int long mutable namespace
+    new noexcept not not_eq nullptr operator or or_eq private protected public register reinterpret_cast requires
+    restrict return short signed sizeof static static_assert static_cast struct switch template this thread_local
+    throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor xor_eq
+    workspace""".split()  # noqa: SIM905
+)
+_WIDTH = 100
+
+
+def check_name(name: str) -> None:
+    """Raise `ValueError` if C cannot have a function of that name."""
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+        raise ValueError(f"{name!r} is not a C identifier, so it cannot name the compiled function")
+    if name in _RESERVED:
+        raise ValueError(f"{name!r} is a word of C or C++, so it cannot name the compiled function")
+
+
+def header(plan: AheadPlan, target: Target) -> str:
+    """The text of the header: what every argument is, in bytes and order, and every return code."""
+    n = plan.name
+    taken: set[str] = {n, f"{n}_workspace", f"{n}_error"}
+    dims = {s: _unique(s, f"d{i}", taken) for i, s in enumerate(plan.symbols)}
+    ins = [
+        (_unique(_given(plan.entry.param_names[i]), f"x{k}", taken), plan.entry.params[i].type)
+        for k, i in enumerate(plan.inputs)
+    ]
+    count = len(plan.entry.results)
+    outs = [
+        (_unique("", "y" if count == 1 else f"y{k}", taken), r.type) for k, r in enumerate(plan.entry.results)
+    ]
+    sizes = [f"int64_t {d}" for d in dims.values()]
+    arguments = [
+        *sizes,
+        *(f"const {C_TYPES[t.dtype.short]} *{a}" for a, t in ins),
+        *(f"{C_TYPES[t.dtype.short]} *{a}" for a, t in outs),
+        "void *workspace",
+    ]
+    about = [
+        *(f"{c}: the size of a dimension, 0 or more" for c in dims.values()),
+        *(f"{a}: input {_described(t, dims)}" for a, t in ins),
+        *(f"{a}: output {_described(t, dims)}" for a, t in outs),
+        f"workspace: {n}_workspace({', '.join(dims.values())}) bytes ({_written(plan.workspace, dims)}), best aligned to "
+        f"{ALIGN}, at least to 8; may be NULL if that is 0",
+    ]
+    guard = f"{n.upper()}_H"
+    return "\n".join(
+        [
+            f"/* {n}, compiled by graphc for {target.triple}, CPU {target.cpu}.",
+            " *",
+            f" * Link with the object or the library of the same name; nothing else is needed. {n} allocates nothing,",
+            " * starts no threads and keeps no state: calls may run at the same time, each with its own workspace.",
+            " * Outputs and workspace must not overlap anything else. Results are the same bits as in Python.",
+            " *",
+            *(f" * {line}" for line in about),
+            " *",
+            " * Returns 0, or one of these codes, and then the outputs hold nothing of use:",
+            *(f" *   {i}: {_comment(text)}" for i, text in enumerate(messages(plan)) if i),
+            *([] if len(messages(plan)) > 1 else [" *   (none: it cannot fail)"]),
+            " */",
+            f"#ifndef {guard}",
+            f"#define {guard}",
+            "",
+            "#include <stdint.h>",
+            "",
+            "#ifdef __cplusplus",
+            'extern "C" {',
+            "#endif",
+            "",
+            _declaration(f"int64_t {n}", arguments),
+            "",
+            f"/* The bytes of workspace that {n} needs for these sizes. */",
+            _declaration(f"int64_t {n}_workspace", sizes or ["void"]),
+            "",
+            f"/* What a return code of {n} means, in English. The text must not be freed. */",
+            f"const char *{n}_error(int64_t code);",
+            "",
+            "#ifdef __cplusplus",
+            "}",
+            "#endif",
+            "",
+            "#endif",
+            "",
+        ]
+    )
+
+
+def _given(name: str) -> str:
+    """A parameter's name if the program gave it one."""
+    return "" if re.fullmatch(r"p\d+", name) else name
+
+
+def _unique(name: str, otherwise: str, taken: set[str]) -> str:
+    """`name` if C can have it here, else `otherwise`, with underscores until it is new."""
+    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in _RESERVED:
+        name = otherwise
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def _written(d: Dim, names: dict[str, str]) -> str:
+    """A dimension with the symbols under their names in C."""
+    if all(names.get(s, s) == s for s in dim_symbols(d)):
+        return str(d)
+    return re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), str(d))
+
+
+def _described(t: TensorType, names: dict[str, str]) -> str:
+    shape = ", ".join(_written(d, names) for d in t.shape)
+    note = _NOTES.get(t.dtype.short)
+    layout = "row-major" if t.rank > 1 else ("contiguous" if t.rank else "one element")
+    return f"{t.dtype.short}[{shape}], {layout}, {_written(t.nbytes, names)} bytes" + (f"; {note}" if note else "")
+
+
+def _comment(text: str) -> str:
+    return text.replace("*/", "* /").replace("/*", "/ *")
+
+
+def _declaration(head: str, arguments: list[str]) -> str:
+    line = f"{head}({', '.join(arguments)});"
+    return line if len(line) <= _WIDTH else f"{head}(\n    " + ",\n    ".join(arguments) + ");"

@@ -1,0 +1,242 @@
+"""The plan of a function compiled ahead of time: launches in order, and memory whose sizes are expressions.
+
+Inputs and outputs are the caller's, constants are part of the object, and everything between lives in
+slots of one workspace. Sizes may contain symbols, so a slot is reused where the symbols' coefficients
+prove that it is large enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from graphc.codegen.canonical import Canonical, canonicalise
+from graphc.codegen.expr import Expr, show, var
+from graphc.codegen.expr import replace as substitute_expr
+from graphc.codegen.llvm.target import Target
+from graphc.codegen.loops import Kernel
+from graphc.codegen.lower.index import dim_expr
+from graphc.codegen.lower.lower import lower, variant
+from graphc.codegen.lower.lowered import Lowered
+from graphc.codegen.plan import ALIGN
+from graphc.ir.function import Function, Loc, Module, Operation, Value
+from graphc.ir.registry import Array
+from graphc.ir.types import Dim, DimExpr, dim_symbols, substitute
+
+# Where a buffer is: ("in", i), ("out", i), ("constant", i) or ("slot", i).
+Place = tuple[str, int]
+_LIKELY = 64  # the value of a symbolic dimension that kernels are chosen for
+
+
+@dataclass(frozen=True)
+class AheadLaunch:
+    """One launch: its kernel, where its buffers are, its extents, and how many iterations it has.
+
+    sites: operation and Python line behind each `Report` of the kernel's group; site k is sites[k - 1].
+    """
+
+    kernel: Kernel
+    places: tuple[Place, ...]
+    extents: tuple[Dim, ...]
+    parallel: Expr
+    group: str
+    loc: Loc | None
+    sites: tuple[tuple[str, Loc | None], ...]
+
+
+@dataclass(frozen=True)
+class AheadPlan:
+    """What the entry does.
+
+    inputs: positions of the entry's parameters that are arguments; the others are `constants`.
+    symbols: the symbolic dimensions, in order of appearance.
+    kernels: each kernel once. offsets: where each slot of the workspace begins, in bytes.
+    checks: dimensions that must not be negative, each with the words for when it is.
+    """
+
+    name: str
+    entry: Function
+    inputs: tuple[int, ...]
+    constants: Mapping[int, Array]
+    symbols: tuple[str, ...]
+    kernels: tuple[Kernel, ...]
+    launches: tuple[AheadLaunch, ...]
+    offsets: tuple[Dim, ...]
+    workspace: Dim
+    checks: tuple[tuple[Dim, str], ...]
+
+    def __str__(self) -> str:
+        held = sum(a.nbytes for a in self.constants.values())
+        head = f"{len(self.launches)} launches of {len(self.kernels)} kernels, workspace {self.workspace} bytes"
+        lines = [f"plan @{self.name}: {head}, constants {held} bytes"]
+        for i, launch in enumerate(self.launches):
+            places = ", ".join(map(self._place, launch.places))
+            sizes = ", ".join(f"{n}={d}" for n, d in zip(launch.kernel.extents, launch.extents, strict=True))
+            line = f"  {i}: {launch.group} {launch.kernel.name}({places}) {sizes} parallel={show(launch.parallel)}"
+            lines.append(line + (f" loc({launch.loc})" if launch.loc else ""))
+        return "\n".join(lines)
+
+    def _place(self, place: Place) -> str:
+        kind, i = place
+        return f"workspace+{self.offsets[i]}" if kind == "slot" else f"{kind}{i}"
+
+
+def plan_ahead(module: Module, name: str, constants: Mapping[int, Array], target: Target) -> AheadPlan:
+    """The plan of a fused module; `constants` are values of the entry's parameters by position."""
+    return _Planner(module.entry, name, constants, target).plan()
+
+
+def symbols_of(f: Function) -> tuple[str, ...]:
+    """The symbolic dimensions of a function in order of appearance: parameters first, then what is inside."""
+    found: dict[str, None] = {}
+    for v in (*f.params, *(r for op in f.ops for r in op.results)):
+        for d in v.type.shape:
+            found.update(dict.fromkeys(sorted(dim_symbols(d))))
+    for op in f.ops:
+        for attribute in op.attrs.values():
+            if isinstance(attribute, Function):
+                found.update(dict.fromkeys(symbols_of(attribute)))
+    return tuple(found)
+
+
+class _Planner:
+    """One pass over the entry's calls in order."""
+
+    def __init__(self, entry: Function, name: str, constants: Mapping[int, Array], target: Target) -> None:
+        self.entry = entry
+        self.name = name
+        self.constants = constants
+        self.target = target
+        self.inputs = tuple(i for i in range(len(entry.params)) if i not in constants)
+        self.place: dict[Value, Place] = {
+            p: ("constant", i) if i in constants else ("in", self.inputs.index(i)) for i, p in enumerate(entry.params)
+        }
+        self.place.update({r: ("out", i) for i, r in enumerate(entry.results)})
+        self.last = {v: i for i, op in enumerate(entry.ops) for v in op.operands}
+        self.known: dict[Any, Lowered] = {}
+        self.kernels: list[Kernel] = []
+        self.launches: list[AheadLaunch] = []
+        self.slots: list[Dim] = []
+        self.free: list[int] = []
+
+    def plan(self) -> AheadPlan:
+        for i, op in enumerate(self.entry.ops):
+            self.group(i, op)
+        offsets: list[Dim] = []
+        total: Dim = 0
+        for size in self.slots:
+            offsets.append(total)
+            total = total + (size + (ALIGN - 1)) // ALIGN * ALIGN
+        return AheadPlan(
+            self.name,
+            self.entry,
+            self.inputs,
+            self.constants,
+            symbols_of(self.entry),
+            tuple(self.kernels),
+            tuple(self.launches),
+            tuple(offsets),
+            total,
+            _checks(self.entry),
+        )
+
+    def group(self, position: int, op: Operation) -> None:
+        """Append the launches of one group."""
+        function: Function = op.attrs["function"]
+        canonical = canonicalise(function)
+        extents = dict(canonical.extents)
+        lowered = self.lowered(canonical)
+        for r in op.results:
+            if r not in self.place:
+                self.place[r] = ("slot", self.take(r.type.nbytes))
+        place: dict[Any, Place] = {}
+        place.update(zip(lowered.params, (self.place[v] for v in op.operands), strict=True))
+        place.update(zip(lowered.results, (self.place[v] for v in op.results), strict=True))
+        scratch = [self.take(substitute(s.size, extents) * s.dtype.itemsize) for s in lowered.scratch]
+        place.update({s.buffer: ("slot", i) for s, i in zip(lowered.scratch, scratch, strict=True)})
+        dims = {var(n): dim_expr(d) for n, d in extents.items()}
+        sites = tuple((site.name, _loc_of(site, canonical.function, function)) for site in lowered.sites)
+        for kernel in lowered.kernels:
+            self.launches.append(
+                AheadLaunch(
+                    kernel,
+                    tuple(place[b] for b in kernel.buffers),
+                    tuple(extents.get(e, 0) for e in kernel.extents),
+                    substitute_expr(kernel.parallel, dims),
+                    function.name,
+                    op.loc,
+                    sites,
+                )
+            )
+        self.free += scratch
+        for v in {*op.operands, *op.results}:
+            kind, slot = self.place[v]
+            if kind == "slot" and self.last.get(v, position) == position:
+                self.free.append(slot)
+
+    def lowered(self, canonical: Canonical) -> Lowered:
+        """The group's kernels under names of their own; one lowering serves all groups of a canonical text."""
+        hint = {n: _likely(d) for n, d in canonical.extents}
+        key = (canonical.function.key(), variant(canonical.function, self.target, hint))
+        if key not in self.known:
+            lowered = lower(canonical.function, self.target, hint)
+            first = len(self.kernels)
+            kernels = [replace(k, name=f"{self.name}_kernel{first + i}") for i, k in enumerate(lowered.kernels)]
+            self.kernels += kernels
+            self.known[key] = replace(lowered, kernels=tuple(kernels))
+        return self.known[key]
+
+    def take(self, size: Dim) -> int:
+        """A slot of at least `size` bytes: a free one that is large enough, or one that may grow, or a new one."""
+        for fits in (
+            lambda held: held == size,
+            lambda held: never_negative(held - size),
+            lambda held: never_negative(size - held),
+        ):
+            slot = next((s for s in self.free if fits(self.slots[s])), None)
+            if slot is not None:
+                self.free.remove(slot)
+                if never_negative(size - self.slots[slot]):
+                    self.slots[slot] = size
+                return slot
+        self.slots.append(size)
+        return len(self.slots) - 1
+
+
+def never_negative(d: Dim) -> bool:
+    """Whether `d` is at least 0 whatever its symbols are, as far as the signs of its coefficients tell."""
+    if not isinstance(d, DimExpr):
+        return d >= 0
+    return all(
+        c >= 0 and all(isinstance(atom, str) or never_negative(atom[1]) for atom in monomial) for monomial, c in d.terms
+    )
+
+
+def _likely(d: Dim) -> int:
+    value = substitute(d, dict.fromkeys(dim_symbols(d), _LIKELY))
+    assert not isinstance(value, DimExpr)
+    return value
+
+
+def _loc_of(site: Operation, canonical: Function, group: Function) -> Loc | None:
+    """The Python line in `group` of an operation of its canonical form, which another group may have made."""
+    nth = [op for op in canonical.ops if op.name == site.name].index(site)
+    same = [op for op in group.ops if op.name == site.name]
+    return same[nth].loc if nth < len(same) else None
+
+
+def _checks(entry: Function) -> tuple[tuple[Dim, str], ...]:
+    """Every symbol, and every dimension that some sizes would make negative, with the operation that has it."""
+    checks: dict[Dim, str] = {}
+    for p, name in zip(entry.params, entry.param_names, strict=True):
+        for d in p.type.shape:
+            if isinstance(d, DimExpr):
+                checks.setdefault(d, f"the dimension {d} of {name}: {p.type} is negative")
+    for call in entry.ops:
+        for op in call.attrs["function"].ops:
+            for d in (d for r in op.results for d in r.type.shape):
+                if not never_negative(d):
+                    where = f" at {op.loc.file}:{op.loc.line}" if op.loc else ""
+                    checks.setdefault(d, f"{op.name}{where}: the dimension {d} of its result is negative")
+    return tuple(checks.items())
