@@ -289,6 +289,11 @@ def collapse(group: Function) -> Function:
         return group
     for op in group.ops:
         _mark(bs, op)
+    reduced = [op.operands[0] for op in group.ops if lookup(op.name).family == "reduce"]
+    if reduced:
+        # One domain: what has its shape is swept together, so it must keep one shape.
+        full = [r for r in group.results if r.type.shape == reduced[0].type.shape]
+        bs.tie_all([*reduced, *full])
     runs = {v: bs.runs(v) for v in values}
     if all(len(run) == 1 for r in runs.values() for run in r):
         return group

@@ -96,7 +96,7 @@ class _Fuser:
                 if self.free(op):
                     for group, ops in self.reading(op.result).items():
                         found.setdefault(group, []).extend(ops)
-                else:
+                elif op in self.group_of:  # else nobody wants its results
                     found.setdefault(self.group_of[op], []).append(op)
             self._reading[value] = found
         return found

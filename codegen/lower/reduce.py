@@ -227,12 +227,11 @@ def _full_stores(row: _Row, full: list[tuple[Value, Buffer]]) -> list[Stmt]:
 
 
 def _stores_at(row: _Row, full: list[tuple[Value, Buffer]], i: Expr) -> list[Stmt]:
-    coords = row.coords(i)
-    out: list[Stmt] = [
-        Store(b, Position(row.shape, coords).flat, row.pull.at(v, Position(row.shape, coords)))
-        for v, b in full
-    ]
-    return [*take_reports(row.pull), *out]
+    """Stores at reduced position `i`. All values come first: one may be read from the memory of another."""
+    at = Position(row.shape, row.coords(i))
+    named = [(row.names.fresh("v", v.type.dtype), b, row.pull.at(v, at)) for v, b in full]
+    lets = [Let(name, value) for name, _, value in named]
+    return [*take_reports(row.pull), *lets, *(Store(b, at.flat, name) for name, b, _ in named)]
 
 
 def _row_level(
