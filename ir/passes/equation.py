@@ -53,7 +53,7 @@ def equation(name: str, kinds: str, text: str) -> Rule:
 
     The dtype meant is that of the value named `x` or, where there is none, of the result.
     """
-    left, right = (_parse(side) for side in text.split("->"))
+    left, right = (parse_term(side) for side in text.split("->"))
     assert isinstance(left, Apply), text
 
     def rewrite(b: Rewriter, op: Operation) -> Value | None:
@@ -65,7 +65,7 @@ def equation(name: str, kinds: str, text: str) -> Rule:
     return Rule(name, text, (left.operation,), rewrite)
 
 
-def _parse(text: str) -> Term:
+def parse_term(text: str) -> Term:
     tokens: list[tuple[str, str, str]] = _TOKEN.findall(text)
     position = 0
 

@@ -301,7 +301,9 @@ def _indexing(g: Generator, name: str) -> None:
 
 
 def _random_bits(g: Generator, name: str) -> None:
-    g.b.emit(name, g.of(TensorType(U64)), g.of(TensorType(U64)), shape=g.shape(), dtype=g.rng.choice((U32, U64)))
+    g.b.emit(
+        name, g.of(TensorType(U64)), g.of(TensorType(U64)), shape=g.shape(), dtype=g.rng.choice((U32, U64))
+    )
 
 
 def _linear_scan(g: Generator, name: str) -> None:

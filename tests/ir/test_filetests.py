@@ -96,4 +96,3 @@ def test_cases_name_rules_that_exist() -> None:
     names = {r.name for r in RULES}
     assert len(names) == len(RULES)
     assert {c.directives["rule"] for c in CASES if "rule" in c.directives} == names
-
