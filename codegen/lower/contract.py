@@ -65,7 +65,7 @@ def lower_contraction(
     else:
         c = conv_contraction(group, root, pull, schedule.per_example)
     results = tuple(Buffer(f"r{i}", v.type.dtype, "out") for i, v in enumerate(group.results))
-    kernels, scratch = ContractionKernels(c, schedule, results).build()
+    kernels, scratch = ContractionKernels(c, schedule, results, target.vector_bits).build()
     return Lowered(kernels, tuple(buffers[p] for p in group.params), results, scratch, tuple(pull.sites))
 
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from graphc.codegen.expr import Expr, cast, const, equal, index, load, logical_and, select, var
-from graphc.codegen.loops import Alloc, Buffer, For, If, Kernel, Let, Stmt, Store
+from graphc.codegen.loops import Alloc, Buffer, For, If, Kernel, Let, Report, Stmt, Store
 from graphc.codegen.lower.affine import ceil_div, decided, greatest_of, least_of, tidy
 from graphc.codegen.lower.contraction import Access, Contraction, Operand, access, element, widened
 from graphc.codegen.lower.index import Position, delinearise, dim_expr, linearise
@@ -34,8 +34,10 @@ class ContractionKernels:
     Names: R and L are the sides whose free dimensions are a tile's rows and lanes.
     """
 
-    def __init__(self, c: Contraction, schedule: Schedule, results: Sequence[Buffer]) -> None:
+    def __init__(self, c: Contraction, schedule: Schedule, results: Sequence[Buffer], vector_bits: int) -> None:
         self.c, self.s = c, schedule
+        # With AVX-512 masks cost little, outside the innermost loop: half the code, less time to compile it.
+        self.free_masks = vector_bits >= 512
         self.rows, self.lanes = (c.right, c.left) if schedule.swap else (c.left, c.right)
         self.row_access, self.lane_access = access(c, self.rows), access(c, self.lanes)
         self.results = list(zip(map(self._unreshaped, c.group.results), results, strict=True))
@@ -97,6 +99,15 @@ class ContractionKernels:
         )
         return Kernel(name, tuple(b for b in buffers if b in used), tuple(symbols), parallel, work, tuple(body))
 
+    def choose(self, whole: Expr, body: Callable[[bool], Body], hot: bool = False) -> Body:
+        """`body(masked)`, without a mask where `whole` holds and that is worth code of its own."""
+        whole = decided(whole)
+        if whole.op == "const":
+            return body(not whole.data)
+        if self.free_masks and not hot:
+            return body(True)
+        return [If(whole, tuple(body(False)), tuple(body(True)))]
+
     def _checks(self) -> Body:
         """The run-time checks that the expressions just pulled need."""
         found = list(self.c.pull.reports)
@@ -136,30 +147,34 @@ class ContractionKernels:
                 free = panel * tile + lane
                 loops = [t, b, *batch, panel, base, lane, *k_vars]
                 e = self._element_at(side, batch, free, k_vars)
-                whole = self._copy(buffer, base, k_flat, tile, lane, e, None, loops)
-                tail = self._copy(buffer, base, k_flat, tile, lane, e, free < size, loops)
-                full = decided((panel + 1) * tile <= size)
-                out.append(If(full, tuple(region(lane, tile, wrap(whole))), tuple(region(lane, tile, wrap(tail)))))
+                checks = self._checks()
+
+                def copies(masked: bool) -> Body:
+                    cond = free < size if masked else None
+                    return region(lane, tile, wrap(self._copy(buffer, base, k_flat, tile, lane, e, cond, loops, checks)))
+
+                out += self.choose((panel + 1) * tile <= size, copies)
             else:
                 loops = [t, b, *batch, panel, base, *k_vars]
-                copies: Body = []
+                rows: Body = []
                 for i in range(tile):
                     row = least_of(panel * tile + i, size - 1)
                     r = self.name("row")
                     out.append(Let(r, row))
                     e = self._element_at(side, batch, r, k_vars)
-                    copies += self._copy(buffer, base, k_flat, tile, index(i), e, None, [*loops[:-len(k_vars) or None], r, *k_vars])
-                out += wrap(copies)
+                    order = [*loops[: len(loops) - len(k_vars)], r, *k_vars]
+                    rows += self._copy(buffer, base, k_flat, tile, index(i), e, None, order, self._checks())
+                out += wrap(rows)
             return out
 
         return dim_expr(self._batch_dim(a.batch)) * panels, body
 
     def _copy(
-        self, buffer: Buffer, base: Expr, k: Expr, tile: int, lane: Expr, e: Expr, cond: Expr | None, loops: list[Expr]
-    ) -> Body:
-        checks = self._checks()
+        self, buffer: Buffer, base: Expr, k: Expr, tile: int, lane: Expr, e: Expr, cond: Expr | None,
+        loops: list[Expr], checks: Body,
+    ) -> Body:  # fmt: skip
         if cond is not None:
-            e = guard_loads(e, cond)
+            e, checks = guard_loads(e, cond), guard_checks(checks, cond)
         return [*checks, Store(buffer, base + k * tile + lane, tidy(e, loops))]
 
     def _element_at(self, side: Operand, batch: Sequence[Expr], free: Expr, k: Sequence[Expr]) -> Expr:
@@ -239,7 +254,6 @@ class ContractionKernels:
         buffer = Buffer("tile", self.dtype, "local")
         tile = Tile(buffer, index(0), s.rows, s.lanes)
         row, row_lets = self._row_reader(batch, strip, m0, loops)
-        lanes_inside = decided(n0 + s.lanes <= self.count_lanes)
 
         panel: Body = []
         if s.lane_mode == "packed":
@@ -250,9 +264,13 @@ class ContractionKernels:
             panel.append(Let(base, (bl * panels + n0 // s.lanes) * self.depth * s.lanes))
             panel += self._sum(tile, row, lambda lane, k: load(held, base + (k * s.lanes + lane)))
         else:
-            whole = self._sum(tile, row, self._direct_lanes(batch, n0, loops, False))
-            part = self._sum(tile, row, self._direct_lanes(batch, n0, loops, True)) if s.lanes > 1 else []
-            panel += [If(lanes_inside, tuple(whole), tuple(part))] if s.lanes > 1 else whole
+            inside = n0 + s.lanes <= self.count_lanes if s.lanes > 1 else const(BOOL, True)
+
+
+            def summed(masked: bool) -> Body:
+                return self._sum(tile, row, self._direct_lanes(batch, n0, loops, masked))
+
+            panel += self.choose(inside, summed, hot=True)
         panel += self._epilogue(tile, batch, m0, n0, self.count_lanes, loops)
 
         first_n, last_n = block * s.block, least_of((block + 1) * s.block, self.count_lanes)
@@ -292,20 +310,18 @@ class ContractionKernels:
             lane, j = self.name("lane"), self.name("j")
             inner = self._finished(tile, batch, m0, lane, n0, j, [*loops, j, lane])
             lanes = least_of(index(tile.lanes), stop - n0) if tile.lanes > 1 else index(1)
-            masked: Body = region(lane, width, [If(lane < rows, tuple(inner))])
-            if width == tile.rows:
-                full: Body = region(lane, width, inner)
-                masked = [If(equal(rows, width), tuple(full), tuple(masked))]
-            return [For(j, index(0), lanes, tuple(masked), index(1))]
+            turn = self.choose(rows >= width, lambda masked: region(lane, width, where(lane < rows, inner, masked)))
+            return [For(j, index(0), lanes, tuple(turn), index(1))]
         lane, i = (self.name("lane") if tile.lanes > 1 else index(0)), self.name("i")
         inner = self._finished(tile, batch, m0, i, n0, lane, [*loops, i, lane])
         body: Body
         if tile.lanes == 1:
             body = inner
         else:
-            part = region(lane, tile.lanes, [If(n0 + lane < stop, tuple(inner))])
-            inside = decided(n0 + tile.lanes <= stop)
-            body = [If(inside, tuple(region(lane, tile.lanes, inner)), tuple(part))]
+            body = self.choose(
+                n0 + tile.lanes <= stop,
+                lambda masked: region(lane, tile.lanes, where(n0 + lane < stop, inner, masked)),
+            )
         return [For(i, index(0), rows, tuple(body), index(1))]
 
     def _finished(
@@ -333,6 +349,15 @@ class ContractionKernels:
         return LocalKernels(self).build()
 
 
+def where(cond: Expr, body: Body, masked: bool) -> Body:
+    return [If(cond, tuple(body))] if masked else body
+
+
+def guard_checks(checks: Body, cond: Expr) -> Body:
+    """Run-time checks that only count where `cond` holds."""
+    return [Report(logical_and(cond, r.cond), r.site, r.value) for r in checks if isinstance(r, Report)]
+
+
 def tidy_index(e: Expr, loops: list[Expr]) -> Expr:
     from graphc.codegen.lower.affine import Levels, normal
 
@@ -348,7 +373,7 @@ def symbols_of(d: Dim) -> frozenset[str]:
 def buffers_used(body: Sequence[Stmt]) -> set[Buffer]:
     """Every buffer that statements read or write."""
     from graphc.codegen.expr import children_first
-    from graphc.codegen.loops import Assign, Declare, Report, Vector
+    from graphc.codegen.loops import Assign, Declare, Vector
 
     found: set[Buffer] = set()
     roots: list[Expr] = []
@@ -516,10 +541,16 @@ class LocalKernels:
         checks = k._checks()
         order = [*loops, start, at, *(n for n in names if n.op == "var"), o, x, lane]
         place = (at - start) * s.block + o * run_width + x + lane
-        put = [*checks, Store(local, place, tidy(guard_loads(e, x + lane < run_width), order))]
-        whole = [*checks, Store(local, place, tidy(e, order))]
-        inside = decided(x + s.run <= run_width)
-        turn: Body = [If(inside, tuple(region(lane, s.run, whole)), tuple(region(lane, s.run, put)))] if s.run > 1 else whole
+
+        def copies(masked: bool) -> Body:
+            if not masked:
+                return region(lane, s.run, [*checks, Store(local, place, tidy(e, order))])
+            cond = x + lane < run_width
+            return region(
+                lane, s.run, [*guard_checks(checks, cond), Store(local, place, tidy(guard_loads(e, cond), order))]
+            )
+
+        turn = k.choose(x + s.run <= run_width if s.run > 1 else const(BOOL, True), copies)
         runs: Body = [For(x, index(0), run_width, tuple(turn), index(s.run))]
         if len(free) > 1:
             rows = count // greatest_of(run_width, index(1))

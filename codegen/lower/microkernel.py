@@ -66,19 +66,11 @@ def block_sum(
         return [Assign(s, multiply_add(row(i, k), b, s)) for i, s in enumerate(sums)]
 
     k = var(f"k{n}")
-    turns: list[Stmt] = []
     if depth_is_literal and start.op == stop.op == "const" and stop.data - start.data <= UNROLL:
         for i in range(start.data, stop.data):
-            turns += step(index(i))
-        body += turns
+            body += step(index(i))
     else:
-        for i in range(UNROLL):
-            turns += step(k + i)
-        whole = var(f"whole{n}")
-        body.append(Let(whole, stop - (stop - start) % UNROLL))
-        body.append(For(k, start, whole, tuple(turns), index(UNROLL)))
-        rest = var(f"rest{n}")
-        body.append(For(rest, whole, stop, tuple(step(rest)), index(1)))
+        body.append(For(k, start, stop, tuple(step(k)), index(1)))
     put = [Store(tile.buffer, tile.at(i, lane_var), s) for i, s in enumerate(sums)]
     add = [Store(tile.buffer, tile.at(i, lane_var), tile.read(i, lane_var) + s) for i, s in enumerate(sums)]
     if first.op == "const":

@@ -114,31 +114,43 @@ def _cost(
     s: Sizes, r: int, n: int, rb: int, lb: int, run: int, rows: int, lanes: int, lane_mode: str, pack_rows: bool,
     rows_of: Access, lanes_of: Access, per_vector: int, swap: bool, itemsize: int,
 ) -> float:  # fmt: skip
+    """Cycles of one thread, by a model fitted to measurements on Zen 4."""
     vectors = -(-lanes // per_vector)
-    narrow = 0.5 if lanes * 2 <= per_vector else 1.0
     strips, panels = -(-r // rows), -(-n // lanes)
     tiles = s.batch * strips * panels
-    step = max(rows * vectors * narrow, 0.55 * (rows + vectors), 4.0)
+    # A vector of lanes comes from the first level cache at one a cycle, from the second at half that.
+    lane_loads = vectors * (1.0 if s.depth * lanes * itemsize <= 16384 and strips > 1 else 2.0)
+    multiply_adds = rows * vectors * (0.5 if lanes * 2 <= per_vector else 1.0)
+    step = max(multiply_adds, lane_loads, 0.55 * (rows + vectors), 4.0) + 0.1 * (lane_loads + 0.5 * rows)
     cost = tiles * (s.depth * step + rows * vectors * 3.0 + 40)
-    direct_lanes = lanes_of.direct
     if lane_mode == "direct":
         # Rows of the operand lie far apart: pages and cache sets are used badly when it is large.
         far = n * itemsize >= 2048 and s.depth >= 64
         cost += tiles * s.depth * vectors * (0.5 if far and strips > 4 else 0.1)
     elif lane_mode == "packed":
-        cost += lb * s.depth * panels * lanes * _copy_cost(lanes_of.unit_free, run, per_vector, not direct_lanes) + 600
+        copied = lb * s.depth * panels * lanes
+        cost += copied * _copy_cost(lanes_of.unit_free, run, per_vector, not lanes_of.direct) + 600
     else:
-        unit = lanes_of.unit_free or not direct_lanes
-        cost += s.batch * s.depth * n * _copy_cost(unit, run, per_vector, not direct_lanes) + 50 * s.batch
+        unit = lanes_of.unit_free or not lanes_of.direct
+        cost += s.batch * s.depth * n * _copy_cost(unit, run, per_vector, not lanes_of.direct) + 50 * s.batch
     if pack_rows:
         cost += rb * s.depth * strips * rows * (1.2 if rows_of.direct else 3.0) + 600
+    elif rows_of.unit_depth:
+        cost += tiles * s.depth * rows * _clash(s.depth * itemsize, rows)
     else:
-        clash = rows_of.unit_depth and (s.depth * itemsize) % 2048 == 0 and rows > 4
-        cost += tiles * s.depth * rows * (0.25 if clash else 0.06)
+        # Every k is on a cache line of its own.
+        cost += tiles * s.depth * (2.0 + 4.0 * (s.depth >= 512) if rows_of.unit_free else 1.0 * rows)
     # Results are written one lane at a time where lanes are not neighbours in memory.
     scattered = swap and lanes > 1
-    cost += s.batch * r * n * (1.5 if scattered else 0.1)
-    return cost
+    return cost + s.batch * r * n * (1.5 if scattered else 0.1)
+
+
+def _clash(stride: int, rows: int) -> float:
+    """Cycles an element of rows read at a stride of bytes: powers of two share sets of the first level cache."""
+    places = 4096 // math.gcd(stride, 4096) if stride else 1
+    if rows <= 4 * places:
+        return 0.06
+    return 0.7 if rows <= 12 else 3.5
 
 
 def _finish(
