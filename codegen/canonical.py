@@ -16,7 +16,7 @@ from typing import Any
 
 from graphc.ir.function import Builder, Function, Operation, Value
 from graphc.ir.registry import IRTypeError, lookup
-from graphc.ir.types import Dim, DimExpr, Shape, TensorType, size_of, symbol
+from graphc.ir.types import Dim, DimExpr, Shape, TensorType, size_of, substitute, symbol
 
 Boundary = tuple[Value, int]  # between dimensions i and i + 1 of a value
 
@@ -392,7 +392,11 @@ def symbolise(group: Function) -> Canonical:
             return _symbolise(group, keep(group))
         except (IRTypeError, ValueError, TypeError):
             continue
-    return _symbolise(group, {d for v in _all_values(group) for d in v.type.shape})
+    # Dimensions that depend on each other by arithmetic: only their symbols become extents.
+    try:
+        return _symbolise(group, _keep_spatial(group), structural=True)
+    except (IRTypeError, ValueError, TypeError):
+        return _symbolise(group, {d for v in _all_values(group) for d in v.type.shape}, structural=True)
 
 
 def _all_values(group: Function) -> list[Value]:
@@ -437,11 +441,14 @@ def _keep_spatial(group: Function) -> set[Dim]:
     return keep
 
 
-def _symbolise(group: Function, literal: set[Dim]) -> Canonical:
+def _symbolise(group: Function, literal: set[Dim], structural: bool = False) -> Canonical:
     names: dict[Dim, DimExpr] = {}
 
     def extent(d: Dim) -> Dim:
-        if d in literal and not isinstance(d, DimExpr):
+        if isinstance(d, DimExpr):
+            if structural and d != symbol(min(d.symbols())):
+                return substitute(d, {s: extent(symbol(s)) for s in sorted(d.symbols())})
+        elif d in literal:
             return d
         if d not in names:
             names[d] = symbol(f"e{len(names)}")
