@@ -23,12 +23,14 @@ class Rule:
     """A rewrite of one operation. `rewrite` returns the value that replaces its result, or None.
 
     equation: what equals what, to the bit, for the reader (and, for rules made by `equation`, the rule).
+    kinds: the kinds of element types that it is for ("b", "i", "u", "f").
     """
 
     name: str
     equation: str
     operations: tuple[str, ...]
     rewrite: Callable[[Rewriter, Operation], Value | None]
+    kinds: str = "biuf"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def equation(name: str, kinds: str, text: str) -> Rule:
             return None
         return _build(b, right, bound, op)
 
-    return Rule(name, text, (left.operation,), rewrite)
+    return Rule(name, text, (left.operation,), rewrite, kinds)
 
 
 def parse_term(text: str) -> Term:

@@ -152,9 +152,8 @@ def test_long_functions_are_cut_around_the_place() -> None:
     assert len(lines) < 25
     assert lines[1] == "func @f(%x: f32[4]) -> (f32[4]) {"
     assert any("... (" in line for line in lines)
-    assert lines[[i for i, line in enumerate(lines) if "^^^ here" in line][0] - 1].startswith(
-        "  %500: f32[5] = exp"
-    )
+    mark = next(i for i, line in enumerate(lines) if "^^^ here" in line)
+    assert lines[mark - 1].startswith("  %500: f32[5] = exp")
 
 
 def test_parsed_functions_pass() -> None:
