@@ -1,0 +1,23 @@
+"""`Parameter`, and `assign`: how the library gives a tensor another value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graphc.ir.types import DType
+from graphc.runtime.core import Parameter, Tensor, rebind
+from graphc.runtime.ops_elementwise import astype
+
+__all__ = ["Parameter", "assign"]
+
+
+def assign(tensor: Tensor, value: Tensor, *, device: Any = None, dtype: DType | None = None) -> Tensor:
+    """Give `tensor` the value of `value`, detached, in its own dtype (or `dtype`); returns `tensor`.
+
+    The tensor stays the same object. Call it inside `no_grad` for parameters.
+    """
+    kind = tensor.dtype if dtype is None else dtype
+    source = value if value.dtype is kind else astype(value, kind)
+    if device is not None:
+        source = source.to(device)
+    return rebind(tensor, source.detach(), "assign")
