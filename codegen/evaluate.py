@@ -66,20 +66,21 @@ def _node(e: Expr, args: list[Array], env: Mapping[str, Array]) -> Array:
 
 
 def _truncated_quotient(a: Array, b: Array) -> Array:
-    if a.dtype.kind == "u":
-        return a // b
-    q = a // b
-    return q + ((q * b != a) & ((a < 0) != (b < 0))).astype(a.dtype)
+    q: Array = a // b
+    if a.dtype.kind == "i":
+        q = q + ((q * b != a) & ((a < 0) != (b < 0))).astype(a.dtype)
+    return q
 
 
 def _high_product(a: Array, b: Array) -> Array:
     if a.dtype.itemsize < 8:
-        wide = a.astype(np.uint64) * b.astype(np.uint64)
-        return (wide >> np.uint64(8 * a.dtype.itemsize)).astype(a.dtype)
+        wide: Array = a.astype(np.uint64) * b.astype(np.uint64)
+        return np.asarray(wide >> np.uint64(8 * a.dtype.itemsize), a.dtype)
     mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     a0, a1, b0, b1 = a & mask, a >> half, b & mask, b >> half
     middle = a1 * b0 + ((a0 * b0) >> half)
-    return a1 * b1 + (middle >> half) + ((a0 * b1 + (middle & mask)) >> half)
+    high: Array = a1 * b1 + (middle >> half) + ((a0 * b1 + (middle & mask)) >> half)
+    return high
 
 
 _TABLE: dict[str, Callable[..., Array]] = {
@@ -115,7 +116,7 @@ _TABLE: dict[str, Callable[..., Array]] = {
 def convert(x: Array, source: DType, target: DType) -> Array:
     """The `cast` of the expression language."""
     if target is BOOL:
-        return x != 0
+        return np.not_equal(x, 0)
     if not (source.is_float and target.is_integer):
         return x.astype(target.numpy)
     info = np.iinfo(target.numpy)
@@ -155,7 +156,7 @@ def fused32(a: Array, b: Array, c: Array) -> Array:
 def _libm_fma() -> Callable[[float, float, float], float]:
     function = ctypes.CDLL(ctypes.util.find_library("m")).fma
     function.restype, function.argtypes = ctypes.c_double, [ctypes.c_double] * 3
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _split(a: Array) -> tuple[Array, Array]:

@@ -141,5 +141,11 @@ def logaddexp(x: Expr, y: Expr) -> Expr:
         s = e / (e + 2.0)
         z = s * s
         return cast(cast(largest, F64) + s * fma(horner("log1p_short", z), z, 2.0), F32)
-    gap = select(equal(x, y), const(F64, 0.0), absolute(x - y))
-    return largest + log1p(exp(-gap))
+    # The rounding of x - y would count |x - y| times in the exponential, so it is carried along.
+    difference = x - y
+    back = difference - x
+    lost = (x - (difference - back)) - (y + back)
+    lost = select(finite(difference), lost, const(F64, 0.0))
+    lost = select(x >= y, lost, -lost)
+    e = exp(-select(equal(x, y), const(F64, 0.0), absolute(difference)))
+    return largest + log1p(fma(-lost, e, e))

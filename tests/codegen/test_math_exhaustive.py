@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from compiled_expression import CompiledExpression
 from graphc.codegen import math
 from graphc.codegen.expr import var
 from graphc.codegen.math.accuracy import BOUNDS, ulp_error
 from graphc.ir.types import F32
-from math_references import REFERENCES
+
+from tests.codegen.compiled_expression import CompiledExpression
+from tests.codegen.math_references import REFERENCES
 
 CHUNK = 1 << 20
 
