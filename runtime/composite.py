@@ -1,0 +1,217 @@
+"""`@composite`: tensor code that is dispatched as one operation.
+
+The function is traced with types only, once for each combination of fixed arguments and operand
+types, and then runs as one fused program and is recorded as one `call`. Tensors and Python floats
+among the arguments are operands; everything else is fixed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
+
+from graphc.ir.function import Builder, Function
+from graphc.runtime.core import ABSTRACT, Tensor, abstract, rebind
+from graphc.runtime.dispatch import Entry, apply_entry, number
+from graphc.runtime.errors import AbstractValueError
+from graphc.runtime.structure import Structure, flatten, unflatten
+from graphc.runtime.trace import Tracer
+
+F = TypeVar("F", bound=Callable[..., Any])
+_FIXED = {int, bool, str, type(None)}
+
+
+class _Traced:
+    """One signature of a composite: its entry, the tensors it reads from outside, and how results are returned."""
+
+    __slots__ = ("captured", "entry", "leaves", "single", "structure", "writes")
+
+    def __init__(
+        self,
+        entry: Entry,
+        captured: list[Tensor],
+        structure: Structure,
+        leaves: list[Any],
+        writes: list[tuple[Tensor, int]],
+    ) -> None:
+        self.entry = entry
+        self.captured = captured
+        self.structure = structure
+        self.leaves = leaves
+        self.writes = writes
+        self.single = structure is None and leaves == [0] and not writes
+
+
+class Composite:
+    """The callable that `@composite` makes."""
+
+    def __init__(self, f: Callable[..., Any], name: str | None = None) -> None:
+        functools.update_wrapper(self, f)
+        self._f = f
+        self._name = name or f.__name__
+        self._locate = not f.__module__.startswith("graphc.")
+        self._cache: dict[Any, _Traced] = {}
+        # Whether Python floats are operands; a function that decides by their value gets them fixed.
+        self._floats = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        key: list[Any] = []
+        tensors: list[Tensor] = []
+        for a in args:
+            if isinstance(a, Tensor):
+                key.append(a._spec)
+                tensors.append(a)
+            else:
+                self._key(a, key, tensors)
+        for k, a in kwargs.items():
+            key.append(k)
+            self._key(a, key, tensors)
+        signature = tuple(key)
+        try:
+            traced = self._cache.get(signature)
+        except TypeError:
+            raise TypeError(
+                f"{self._name}: arguments that are not tensors or numbers must be hashable: {args} {kwargs}"
+            ) from None
+        if traced is None:
+            traced = self._trace(args, kwargs, tensors)
+            if traced is None:
+                return self(*args, **kwargs)
+            self._cache[signature] = traced
+        if traced.captured:
+            tensors += traced.captured
+        outputs = apply_entry(traced.entry, tensors)
+        if traced.single:
+            return outputs[0]
+        for t, i in traced.writes:
+            rebind(t, outputs[i], self._name)
+        leaves = [outputs[x] if isinstance(x, int) else x[1] for x in traced.leaves]
+        return unflatten(traced.structure, iter(leaves))
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Any:
+        return self if owner is None else functools.partial(self, owner)
+
+    def __repr__(self) -> str:
+        return f"<composite {self._name}>"
+
+    def _key(self, a: Any, key: list[Any], tensors: list[Tensor]) -> None:
+        kind = a.__class__
+        if isinstance(a, Tensor):
+            key.append(a._spec)
+            tensors.append(a)
+        elif kind is float:
+            if self._floats:
+                t = number(a)
+                key.append(t._spec)
+                tensors.append(t)
+            else:
+                key.append(("float", a.hex()))
+        elif kind in _FIXED:
+            key.append(kind)
+            key.append(a)
+        elif kind is tuple or kind is list:
+            key.append(kind)
+            key.append(len(a))
+            for v in a:
+                self._key(v, key, tensors)
+        elif kind is dict:
+            key.append(dict)
+            key.append(tuple(a))
+            for v in a.values():
+                self._key(v, key, tensors)
+        else:
+            key.append(kind)
+            key.append(a)
+
+    def _replace(self, a: Any, operands: Any) -> Any:
+        """The argument with its operands, in the order of `_key`, replaced."""
+        kind = a.__class__
+        if isinstance(a, Tensor) or (kind is float and self._floats):
+            return next(operands)
+        if kind is tuple or kind is list:
+            return kind(self._replace(v, operands) for v in a)
+        if kind is dict:
+            return {k: self._replace(v, operands) for k, v in a.items()}
+        return a
+
+    def _trace(self, args: Sequence[Any], kwargs: dict[str, Any], tensors: list[Tensor]) -> _Traced | None:
+        tracer = Tracer(self._name, grad=False, locate=self._locate)
+        try:
+            with tracer:
+                operands = []
+                for t in tensors:
+                    operand = abstract(t._spec)
+                    operand._traced = (tracer, tracer.builder.param(t._spec.type))
+                    operands.append(operand)
+                source = iter(operands)
+                given = [self._replace(a, source) for a in args]
+                named = {k: self._replace(a, source) for k, a in kwargs.items()}
+                result = self._f(*given, **named)
+                return self._finish(tracer, result)
+        except AbstractValueError:
+            if self._floats and any(t._spec.weak for t in tensors):
+                self._floats = False
+                return None
+            raise
+
+    def _finish(self, tracer: Tracer, result: Any) -> _Traced:
+        leaves: list[Any] = []
+        structure = flatten(result, leaves)
+        values, specs, places = [], [], []
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                places.append(len(values))
+                values.append(tracer.value_of(leaf))
+                specs.append(leaf._spec)
+            else:
+                places.append(("constant", leaf))
+        writes = []
+        for x in tracer.externals:
+            traced = x.traced
+            if x.before[3] is ABSTRACT and traced is not None and not traced[0].is_external(x.tensor):
+                raise TypeError(
+                    f"{self._name} reads a tensor {x.tensor._spec} of the function around it; pass it as an argument"
+                )
+            current = x.tensor._traced
+            if current is not None and current[1] is not x.value:
+                writes.append((x.tensor, len(values)))
+                values.append(tracer.value_of(x.tensor))
+                specs.append(x.tensor._spec)
+        b = tracer.builder
+        outside = [x.value for x in tracer.externals]
+        params = [v for v in b._params if not any(v is o for o in outside)] + outside
+        body = Function(self._name, params, b._ops, values)
+        entry = Entry(self._name, _calling(body))
+        entry.specs = tuple(specs)
+        entry.spec = specs[0] if len(specs) == 1 else None
+        return _Traced(entry, [x.tensor for x in tracer.externals], structure, places, writes)
+
+
+def _calling(body: Function) -> Function:
+    """A function that only calls `body`."""
+    b = Builder(body.name)
+    op = b.emit_op("call", *(b.param(t) for t in body.param_types), function=body)
+    return b.build(op.results)
+
+
+@overload
+def composite(f: F) -> F: ...
+@overload
+def composite(f: None = None, *, name: str | None = None) -> Callable[[F], F]: ...
+def composite(f: Any = None, *, name: str | None = None) -> Any:
+    """Make a function of tensors one operation: one dispatch, one fused program, one `call` in dumps.
+
+    The function must be pure tensor code: it may not look at values, and its Python side effects happen
+    once for each signature.
+
+    >>> import graphc as gc
+    >>> @gc.composite
+    ... def swish(x, beta=1.0):
+    ...     return x / (1 + gc.exp(-beta * x))
+    >>> swish(gc.zeros(3)).tolist()
+    [0.0, 0.0, 0.0]
+    """
+    if f is None:
+        return lambda g: Composite(g, name)
+    return Composite(f, name)

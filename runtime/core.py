@@ -1,0 +1,284 @@
+"""The class `Tensor`: storage and identity. Operations are attached to it by `graphc.runtime.tensor`.
+
+Invariants: a tensor has `_spec` (its interned type), memory (`_buffer` keeps it alive, `_address` is
+the first element) and byte `_strides`, which are None for row-major contiguous memory. Values are
+immutable; an in-place operation gives the tensor another value (`rebind`). While a function is traced
+without values the strides are `ABSTRACT` and there is no memory. `_meta` is None unless the tensor
+takes part in differentiation; `_traced` is (tracer, IR value) or (None, constant).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphc.ir.types import DType, Shape
+from graphc.runtime import memory
+from graphc.runtime.errors import AbstractValueError, here
+from graphc.runtime.grad_mode import local, state
+from graphc.runtime.spec import Spec
+
+if TYPE_CHECKING:
+    from graphc.runtime.node import Node
+
+ABSTRACT: tuple[int, ...] = (1 << 62,)
+
+
+class Meta:
+    """What differentiation knows of one value: the node that made it, or, for a leaf, its gradient."""
+
+    __slots__ = ("__weakref__", "grad", "hooks", "index", "node", "requires_grad", "retain", "spec")
+    node: Node | None
+
+    def __init__(self, spec: Spec, node: Node | None = None, index: int = 0) -> None:
+        self.spec = spec
+        self.node = node
+        self.index = index
+        self.requires_grad = True
+        self.grad: Tensor | None = None
+        self.hooks: dict[int, Callable[[Any], Any]] | None = None
+        self.retain = False
+
+
+class Tensor:
+    """An array of numbers of one element type.
+
+    Made by `gc.tensor`, `gc.asarray`, `gc.zeros` and friends. Follows the Python array API standard,
+    and PyTorch where the standard is silent.
+    """
+
+    __slots__ = ("__weakref__", "_address", "_buffer", "_meta", "_spec", "_strides", "_traced")
+    _spec: Spec
+    _buffer: Any
+    _address: int
+    _strides: tuple[int, ...] | None
+    _meta: Meta | None
+    _traced: tuple[Any, Any] | None
+
+    # NumPy must leave `ndarray + Tensor` to the tensor.
+    __array_ufunc__ = None
+
+    @property
+    def shape(self) -> Shape:
+        """The sizes of the dimensions, a tuple."""
+        return self._spec.shape
+
+    @property
+    def dtype(self) -> DType:
+        """The element type."""
+        return self._spec.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self._spec.shape)
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no recorded operation made this tensor."""
+        return self._meta is None or self._meta.node is None
+
+    @property
+    def is_abstract(self) -> bool:
+        """Whether this tensor stands for a value that is not known yet (while tracing)."""
+        return self._strides is ABSTRACT
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradients flow to this tensor. Only floating point leaves can be given it."""
+        return self._meta is not None and self._meta.requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        set_requires_grad(self, value)
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that `backward` accumulated in this tensor, or None."""
+        if state.active and local.tracer is not None:
+            return local.tracer.grad_of(self)
+        return None if self._meta is None else self._meta.grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is not None:
+            if not isinstance(value, Tensor):
+                raise TypeError(f".grad takes a Tensor or None, not {type(value).__name__}")
+            if value._spec is not self._spec:
+                raise TypeError(
+                    f".grad of a tensor {self._spec} must have its type, not {value._spec}; reshape or cast the gradient"
+                )
+        if self._meta is None:
+            if value is None:
+                return
+            self._meta = Meta(self._spec)
+            self._meta.requires_grad = False
+        if state.active and local.tracer is not None:
+            local.tracer.grad_of(self)
+        self._meta.grad = value
+
+    @property
+    def grad_fn(self) -> Node | None:
+        """The recorded operation that made this tensor, or None for a leaf."""
+        return None if self._meta is None else self._meta.node
+
+
+class Parameter(Tensor):
+    """A tensor that a Module trains: a leaf that requires gradients by default."""
+
+    __slots__ = ("__dict__",)
+
+
+_new: Any = object.__new__
+
+
+def make(spec: Spec, buffer: Any, address: int, strides: tuple[int, ...] | None = None) -> Tensor:
+    """A tensor over existing memory."""
+    t = _new(Tensor)
+    t._spec = spec
+    t._buffer = buffer
+    t._address = address
+    t._strides = strides
+    t._meta = None
+    t._traced = None
+    return t
+
+
+def empty(spec: Spec) -> Tensor:
+    """A contiguous tensor with memory of its own, contents undefined."""
+    try:
+        block = spec.free.pop()
+    except IndexError:
+        block = memory.obtain(spec.nbytes)
+    return make(spec, memory.Buffer(block), block[0])
+
+
+def abstract(spec: Spec) -> Tensor:
+    """A tensor that has a type and no value."""
+    return make(spec, None, 0, ABSTRACT)
+
+
+def alias(t: Tensor) -> Tensor:
+    """The same value as a tensor of its own, apart from differentiation."""
+    a = _new(Tensor)
+    a._spec = t._spec
+    a._buffer = t._buffer
+    a._address = t._address
+    a._strides = t._strides
+    a._meta = None
+    a._traced = t._traced
+    return a
+
+
+def contiguous_strides(spec: Spec) -> tuple[int, ...]:
+    """Row-major byte strides."""
+    strides = []
+    step = spec.dtype.itemsize
+    for d in reversed(spec.shape):
+        strides.append(step)
+        step *= d  # type: ignore[assignment]
+    return tuple(reversed(strides))
+
+
+def is_contiguous(spec: Spec, strides: tuple[int, ...]) -> bool:
+    """Whether byte strides are those of row-major memory; dimensions of size 1 may have any."""
+    if spec.size == 0:
+        return True
+    step = spec.dtype.itemsize
+    for d, s in zip(reversed(spec.shape), reversed(strides)):
+        if d != 1 and s != step:
+            return False
+        step *= d  # type: ignore[assignment]
+    return True
+
+
+def make_contiguous(t: Tensor) -> None:
+    """Give the tensor contiguous memory with the same value. Raises for a tensor without a value."""
+    if t._strides is ABSTRACT:
+        raise AbstractValueError(
+            f"a tensor {t._spec} that is being traced has no value yet\n  at {here()}\n"
+            "use tensor operations (where, select by index) instead of its value, or do not keep it after tracing"
+        )
+    fresh = empty(t._spec)
+    np.copyto(view_of(fresh, writable=True), view_of(t))
+    t._buffer, t._address, t._strides = fresh._buffer, fresh._address, None
+
+
+class _Memory:
+    """Lends memory to NumPy and keeps its owner alive."""
+
+    __slots__ = ("__array_interface__", "__weakref__", "owner")
+
+    def __init__(self, owner: Any, interface: dict[str, Any]) -> None:
+        self.owner = owner
+        self.__array_interface__ = interface
+
+
+def view_of(t: Tensor, writable: bool = False) -> np.ndarray[Any, Any]:
+    """The memory of a tensor as a NumPy array, without a copy. Raises for a tensor without a value."""
+    if t._strides is ABSTRACT:
+        make_contiguous(t)
+    spec = t._spec
+    dtype = spec.dtype.numpy
+    # NumPy reads bfloat16 from the interface as raw bytes only.
+    code = dtype.str if dtype.kind != "V" and spec.dtype.name != "bfloat16" else "<u2"
+    interface = {
+        "version": 3,
+        "shape": spec.shape,
+        "typestr": code,
+        "data": (t._address, not writable),
+        "strides": t._strides,
+    }
+    array = np.asarray(_Memory(t._buffer, interface))
+    return array if array.dtype == dtype else array.view(dtype)
+
+
+def write_bytes(t: Tensor, data: bytes) -> None:
+    """Fill the memory of a fresh contiguous tensor."""
+    ctypes.memmove(t._address, data, len(data))
+
+
+def set_requires_grad(t: Tensor, value: bool) -> None:
+    """Start or stop recording operations on a leaf. Raises `TypeError` for integers, `RuntimeError` for a result."""
+    if value:
+        if not t._spec.dtype.is_float:
+            raise TypeError(
+                f"a tensor {t._spec} cannot require gradients: only floating point tensors can; "
+                f"use x.astype(graphc.float32)\n  at {here()}"
+            )
+        if t._meta is None:
+            t._meta = Meta(t._spec)
+        t._meta.requires_grad = True
+    elif t._meta is not None:
+        if t._meta.node is not None:
+            raise RuntimeError(
+                f"requires_grad of the result of an operation cannot be switched off; use x.detach()\n  at {here()}"
+            )
+        t._meta.requires_grad = False
+
+
+def rebind(t: Tensor, new: Tensor, operation: str) -> Tensor:
+    """Give `t` the value of `new`, which must have its type. Returns `t`.
+
+    Raises `RuntimeError` for a leaf that requires gradients while operations are recorded.
+    """
+    meta = t._meta
+    if meta is not None and meta.requires_grad and meta.node is None and local.grad:
+        raise RuntimeError(
+            f"{operation} in place on a leaf {t._spec} that requires gradients; "
+            f"wrap it in `with graphc.no_grad():` to update the value, or write it out of place\n  at {here()}"
+        )
+    if state.active and local.tracer is not None:
+        local.tracer.note_write(t)
+    t._spec, t._buffer, t._address, t._strides = new._spec, new._buffer, new._address, new._strides
+    t._traced = new._traced
+    if new._meta is not None and new._meta.requires_grad:
+        t._meta = new._meta
+    elif meta is not None and meta.node is None:
+        meta.spec = t._spec
+    elif local.grad:
+        t._meta = None
+    return t

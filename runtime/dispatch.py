@@ -1,0 +1,257 @@
+"""Dispatch: the only way a tensor is made from tensors.
+
+An `Op` writes strict IR for its operands (`emit`). The function for given attributes and operand types
+is an `Entry`, remembered in the op's cache with its compiled program; a call with known types costs a
+dictionary look-up, a buffer from a free list and one native call.
+"""
+
+from __future__ import annotations
+
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from graphc.ir.function import Builder, Function, Value
+from graphc.ir.types import BOOL, F64, I64, U64
+from graphc.runtime import memory
+from graphc.runtime.backend import compile_function
+from graphc.runtime.core import ABSTRACT, Tensor, _new, empty, make_contiguous, write_bytes
+from graphc.runtime.errors import explain
+from graphc.runtime.grad_mode import local, state
+from graphc.runtime.node import Backward, backward_of, float_outputs, record
+from graphc.runtime.spec import Spec, of_type, spec_of
+
+# emit(b, operands, weak, attrs): writes the operation, returns its result or results. weak[i] says
+# that operand i is a Python number.
+Emit = Callable[[Builder, Sequence[Value], Sequence[bool], tuple[Any, ...]], Any]
+# view(tensor, result spec, attrs) -> (address, byte strides or None), or None if a copy is needed
+View = Callable[[Tensor, Spec, tuple[Any, ...]], "tuple[int, tuple[int, ...] | None] | None"]
+
+Buffer = memory.Buffer
+obtain = memory.obtain
+
+
+class Op:
+    """A frontend operation.
+
+    view: for a layout operation, how its result is seen in the operand's memory.
+    weak: whether the result for Python numbers only is itself a Python number.
+    """
+
+    __slots__ = ("cache", "emit", "name", "view", "weak")
+
+    def __init__(self, name: str, emit: Emit, view: View | None = None, weak: bool = False) -> None:
+        self.name = name
+        self.emit = emit
+        self.view = view
+        self.weak = weak
+        self.cache: dict[Any, Entry] = {}
+
+    def __repr__(self) -> str:
+        return f"<operation {self.name}>"
+
+
+class Entry:
+    """An operation for given attributes and operand types: its function, and its program once it ran."""
+
+    __slots__ = ("_backward", "attrs", "float_outputs", "function", "name", "run", "spec", "specs", "view")
+
+    def __init__(self, name: str, function: Function, weak: bool = False, view: View | None = None, attrs: Any = ()) -> None:
+        self.name = name
+        self.function = function
+        self.specs = tuple(of_type(t, weak) for t in function.result_types)
+        # The result of an operation that has one.
+        self.spec = self.specs[0] if len(self.specs) == 1 else None
+        self.float_outputs = float_outputs(function)
+        self.view = view
+        self.attrs = attrs
+        self.run: Callable[[Sequence[int], Sequence[int]], None] = self._first_run
+        self._backward: dict[tuple[int, ...], Backward] = {}
+
+    def _first_run(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        self.run = compile_function(self.function).run
+        self.run(inputs, outputs)
+
+    def backward(self, wrt: tuple[int, ...]) -> Backward:
+        """The gradient with respect to the inputs `wrt`."""
+        known = self._backward.get(wrt)
+        if known is None:
+            known = self._backward[wrt] = backward_of(self.function, wrt)
+        return known
+
+
+def build(op: Op, attrs: tuple[Any, ...], inputs: Sequence[Tensor]) -> Entry:
+    """The entry for operands of these types. Raises the rule that they break, at the user's line."""
+    specs = [t._spec for t in inputs]
+    b = Builder(op.name)
+    weak = [s.weak for s in specs]
+    try:
+        results = op.emit(b, [b.param(s.type) for s in specs], weak, attrs)
+    except Exception as error:
+        raise explain(error, op.name, specs) from None
+    function = b.build(results if isinstance(results, (tuple, list)) else (results,))
+    return Entry(op.name, function, op.weak and bool(weak) and all(weak), op.view, attrs)
+
+
+def lookup(op: Op, inputs: Sequence[Tensor], attrs: tuple[Any, ...] = ()) -> Entry:
+    """The entry for these operands, from the cache or new."""
+    key = (attrs, *[t._spec for t in inputs])
+    entry = op.cache.get(key)
+    if entry is None:
+        entry = op.cache[key] = build(op, attrs, inputs)
+    return entry
+
+
+def apply(op: Op, inputs: Sequence[Tensor], attrs: tuple[Any, ...] = ()) -> Tensor:
+    """The result of an operation that has one."""
+    return apply_entry(lookup(op, inputs, attrs), inputs)[0]
+
+
+def apply_many(op: Op, inputs: Sequence[Tensor], attrs: tuple[Any, ...] = ()) -> list[Tensor]:
+    """The results of an operation that may have several."""
+    return apply_entry(lookup(op, inputs, attrs), inputs)
+
+
+def apply_entry(entry: Entry, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Run an entry, tell the tracer, and record a node if gradients are wanted."""
+    if state.active and local.tracer is not None:
+        outputs = local.tracer.apply(entry, inputs)
+    else:
+        outputs = execute(entry, inputs)
+    for t in inputs:
+        if t._meta is not None:
+            if local.grad:
+                record(entry, inputs, outputs)
+            break
+    return outputs
+
+
+def execute(entry: Entry, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Run an entry on values."""
+    if entry.view is not None:
+        seen = _view(entry, inputs[0])
+        if seen is not None:
+            return [seen]
+    addresses = []
+    for t in inputs:
+        if t._strides is not None:
+            make_contiguous(t)
+        addresses.append(t._address)
+    outputs = [empty(s) for s in entry.specs]
+    try:
+        entry.run(addresses, [t._address for t in outputs])
+    except Exception as error:
+        raise explain(error, entry.name, [t._spec for t in inputs]) from None
+    return outputs
+
+
+def _view(entry: Entry, x: Tensor) -> Tensor | None:
+    if x._strides is ABSTRACT:
+        make_contiguous(x)
+    spec = entry.specs[0]
+    assert entry.view is not None
+    place = entry.view(x, spec, entry.attrs)
+    if place is None:
+        return None
+    t = _new(Tensor)
+    t._spec = spec
+    t._buffer = x._buffer
+    t._address, t._strides = place
+    t._meta = None
+    t._traced = None
+    return t
+
+
+def run_single(entry: Entry, a: Tensor, b: Tensor) -> Tensor:
+    """`execute` for two operands and one result: the path of `x + y`."""
+    if a._strides is not None:
+        make_contiguous(a)
+    if b._strides is not None:
+        make_contiguous(b)
+    spec = entry.spec
+    try:
+        block = spec.free.pop()  # type: ignore[union-attr]
+    except IndexError:
+        block = obtain(spec.nbytes)  # type: ignore[union-attr]
+    t = _new(Tensor)
+    t._spec = spec  # type: ignore[assignment]
+    t._buffer = Buffer(block)
+    t._address = address = block[0]
+    t._strides = None
+    t._meta = None
+    t._traced = None
+    try:
+        entry.run((a._address, b._address), (address,))
+    except Exception as error:
+        raise explain(error, entry.name, (a._spec, b._spec)) from None
+    return t
+
+
+# Python numbers
+
+_FLOAT, _INT, _UINT, _BOOL = (spec_of(d, (), True) for d in (F64, I64, U64, BOOL))
+_numbers: dict[Any, Tensor] = {}
+
+
+def number(value: bool | int | float) -> Tensor:
+    """A Python number as a weak rank-0 tensor. Raises `OverflowError` for an int beyond 64 bits."""
+    kind = value.__class__
+    if kind is float:
+        # 0.0 and -0.0 are equal, and NaN is not equal to itself: their bits are the key.
+        key = (kind, value) if value and value == value else (kind, struct.pack("<d", value))
+    else:
+        key = (kind, value)
+    known = _numbers.get(key)
+    if known is None:
+        if len(_numbers) > 4096:
+            _numbers.clear()
+        known = _numbers[key] = _number(value)
+    return known
+
+
+def _number(value: bool | int | float) -> Tensor:
+    if isinstance(value, bool):
+        spec, data = _BOOL, struct.pack("<?", value)
+    elif isinstance(value, float):
+        spec, data = _FLOAT, struct.pack("<d", value)
+    elif -(2**63) <= value < 2**63:
+        spec, data = _INT, struct.pack("<q", value)
+    elif 0 <= value < 2**64:
+        spec, data = _UINT, struct.pack("<Q", value)
+    else:
+        raise OverflowError(f"the integer {value} does not fit in 64 bits")
+    t = empty(spec)
+    write_bytes(t, data)
+    t._traced = (None, value)
+    return t
+
+
+_NUMBERS = (bool, int, float)
+
+
+def operand(x: Any) -> Tensor | None:
+    """`x` as an operand: a tensor, or a number or array made into one; None if it is neither."""
+    if isinstance(x, Tensor):
+        return x
+    if x.__class__ in _NUMBERS:
+        return number(x)
+    if isinstance(x, (np.ndarray, np.generic)):
+        from graphc.runtime.interop import asarray
+
+        return asarray(x)
+    if isinstance(x, _NUMBERS):
+        return number(x + 0 if not isinstance(x, int) else int(x))
+    return None
+
+
+def operand_of(x: Any, operation: str) -> Tensor:
+    """As `operand`; raises `TypeError` for what is not an operand."""
+    t = operand(x)
+    if t is None:
+        raise TypeError(f"{operation}: {type(x).__name__} is not a tensor or a number; use graphc.asarray to make it one")
+    return t
+
+

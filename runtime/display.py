@@ -1,0 +1,38 @@
+"""How a tensor is shown."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphc.ir.types import BOOL, F32, I64
+from graphc.runtime.core import Parameter, Tensor, alias
+from graphc.runtime.interop import numpy
+
+
+def show(x: Tensor) -> str:
+    """The values, then what cannot be seen from them: `tensor([1., 2.], requires_grad=True)`."""
+    name = "Parameter" if isinstance(x, Parameter) else "tensor"
+    notes = []
+    spec = x._spec
+    if x.is_abstract:
+        return f"{name}({spec}, abstract)"
+    if spec.dtype not in (F32, I64, BOOL) or spec.size == 0:
+        notes.append(f"dtype=graphc.{spec.dtype.name}")
+    if spec.size == 0 and len(spec.shape) != 1:
+        notes.append(f"shape={spec.shape}")
+    if x._meta is not None and x._meta.node is not None:
+        notes.append(f"grad_fn=<{x._meta.node.name}>")
+    elif x.requires_grad:
+        notes.append("requires_grad=True")
+    array = numpy(alias(x))
+    if spec.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
+    text = np.array2string(array, separator=", ", prefix=f"{name}(", precision=4, threshold=1000, floatmode="maxprec")
+    return f"{name}({', '.join([text, *notes])})"
+
+
+def show_formatted(x: Tensor, spec: str) -> str:
+    """`format(x, spec)`: a rank-0 tensor is formatted as its number."""
+    from graphc.runtime.interop import item
+
+    return format(item(x), spec) if not x.shape else format(show(x), spec)

@@ -1,0 +1,101 @@
+"""Errors as designed output: where the user's line is, and how a broken rule is told.
+
+The user's line is the innermost Python frame outside the package. Rules raise plain `ValueError`,
+`TypeError` or `IndexError` whose text is "the rule; the cure"; `explain` puts the operation, the
+operand types and the line around it.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+from collections.abc import Iterable
+from types import CodeType, FrameType
+from typing import Any
+
+from graphc.ir.function import Loc
+
+
+class InternalError(RuntimeError):
+    """A fault of graphc itself, never of the program that met it."""
+
+
+class AbstractValueError(TypeError):
+    """Python asked for the value of a tensor that has a type but no value yet."""
+
+
+_inside: dict[CodeType, bool] = {}
+
+
+def _is_inside(frame: FrameType) -> bool:
+    code = frame.f_code
+    known = _inside.get(code)
+    if known is None:
+        name = frame.f_globals.get("__name__", "")
+        known = name == "graphc" or name.startswith("graphc.")
+        _inside[code] = known
+    return known
+
+
+def user_frame(depth: int = 2) -> tuple[CodeType, int]:
+    """The code object and instruction offset of the innermost frame outside graphc."""
+    frame: FrameType | None = sys._getframe(depth)
+    last = frame
+    while frame is not None:
+        if not _is_inside(frame):
+            return frame.f_code, frame.f_lasti
+        last, frame = frame, frame.f_back
+    assert last is not None
+    return last.f_code, last.f_lasti
+
+
+def line_of(code: CodeType, offset: int) -> int:
+    """The source line of an instruction of `code`."""
+    for start, end, line in code.co_lines():
+        if start <= offset < end and line is not None:
+            return line
+    return code.co_firstlineno
+
+
+def loc_of(place: tuple[CodeType, int]) -> Loc:
+    """The place as a `Loc`; files below the working directory are named relative to it."""
+    code, offset = place
+    return Loc(_short(code.co_filename), line_of(code, offset))
+
+
+def _short(file: str) -> str:
+    here = os.getcwd() + os.sep
+    return file[len(here) :] if file.startswith(here) else file
+
+
+def here(depth: int = 2) -> str:
+    """`train.py:41: y = x @ w` for the user's current line."""
+    code, offset = user_frame(depth + 1)
+    return describe((code, offset))
+
+
+def describe(place: tuple[CodeType, int]) -> str:
+    """`train.py:41: y = x @ w` for a recorded place."""
+    code, offset = place
+    line = line_of(code, offset)
+    source = linecache.getline(code.co_filename, line).strip()
+    at = f"{_short(code.co_filename)}:{line}"
+    return f"{at}: {source}" if source else at
+
+
+def explain(error: Exception, operation: str, types: Iterable[Any]) -> Exception:
+    """A new exception of the kind of `error` which also names the operation, its operands and the line."""
+    kind = next(
+        (k for k in (IndexError, ZeroDivisionError, MemoryError, TypeError, ValueError) if isinstance(error, k)), None
+    )
+    text = str(error)
+    if kind is None:
+        kind = InternalError
+        # The way to the fault is worth keeping.
+        error.add_note("while graphc ran " + operation)
+        text = f"{type(error).__name__}: {text}; this is a fault of graphc, please report it"
+    signature = f"{operation}({', '.join(map(str, types))})"
+    if not text.startswith(operation + "("):
+        text = f"{signature}: {text.removeprefix(operation + ': ')}"
+    return kind(f"{text}\n  at {here(3)}")

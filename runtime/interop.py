@@ -1,0 +1,258 @@
+"""Tensors from Python data, NumPy and DLPack, and back; copying and pickling.
+
+NumPy arrays are shared without a copy by `asarray` and `from_numpy`: changing the array changes the
+tensor. graphc itself never writes to memory that it shares.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from graphc.ir.types import F64, I64, DType
+from graphc.ir.types import dtype as as_dtype
+from graphc.runtime.core import (
+    Meta,
+    Parameter,
+    Tensor,
+    _new,
+    alias,
+    empty,
+    is_contiguous,
+    make,
+    set_requires_grad,
+    view_of,
+)
+from graphc.runtime.device import check_device
+from graphc.runtime.grad_mode import local, state
+from graphc.runtime.memory import ForeignBuffer
+from graphc.runtime.ops_elementwise import astype
+from graphc.runtime.spec import DEFAULT_FLOAT, DEFAULT_INT, spec_of
+
+
+def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
+    """A tensor that shares the memory of a NumPy array.
+
+    Raises `TypeError` for an element type that graphc does not have.
+
+    >>> import numpy as np, graphc as gc
+    >>> a = np.zeros(3, np.float32)
+    >>> t = gc.from_numpy(a)
+    >>> a[0] = 5
+    >>> t.tolist()
+    [5.0, 0.0, 0.0]
+    """
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"from_numpy takes a NumPy array, not {type(array).__name__}; use graphc.asarray")
+    return _shared(array)
+
+
+def _shared(array: np.ndarray[Any, Any]) -> Tensor:
+    dtype = as_dtype(array.dtype)
+    if not array.dtype.isnative or not array.flags.aligned:
+        array = array.astype(dtype.numpy)
+    spec = spec_of(dtype, array.shape)
+    address = array.ctypes.data
+    buffer = ForeignBuffer(address, array.nbytes, array)
+    t = make(spec, buffer, address, None if is_contiguous(spec, array.strides) else array.strides)
+    if state.active and local.tracer is not None:
+        local.tracer.note_foreign(t)
+    return t
+
+
+def _copied(array: np.ndarray[Any, Any]) -> Tensor:
+    t = empty(spec_of(as_dtype(array.dtype), array.shape))
+    np.copyto(view_of(t, writable=True), array)
+    return t
+
+
+def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | None = None) -> Tensor:
+    """A tensor from a tensor, NumPy array, DLPack object, number or nested sequence of numbers.
+
+    Shares memory where it can unless `copy` is True; raises `ValueError` if `copy` is False and it
+    cannot. Python floats become float32, integers int64.
+    """
+    check_device(device)
+    kind = None if dtype is None else as_dtype(dtype)
+    if isinstance(obj, Tensor):
+        if kind is not None and obj._spec.dtype is not kind:
+            if copy is False:
+                raise ValueError(f"asarray: {obj._spec} cannot become {kind} without a copy")
+            return astype(obj, kind)
+        return alias(obj) if copy and obj._meta is None else obj
+    if isinstance(obj, (np.ndarray, np.generic)) or (
+        hasattr(obj, "__array__") and not isinstance(obj, (int, float, list, tuple))
+    ):
+        array = np.asarray(obj)
+        if kind is not None and array.dtype != kind.numpy:
+            if copy is False:
+                raise ValueError(f"asarray: an array of {array.dtype} cannot become {kind} without a copy")
+            t = _shared(array) if array.dtype.kind in "biuf" or array.dtype.name == "bfloat16" else None
+            if t is not None:
+                return astype(t, kind)
+            array = array.astype(kind.numpy)
+        return _copied(array) if copy else _shared(array)
+    if hasattr(obj, "__dlpack__"):
+        return from_dlpack(obj)
+    if copy is False:
+        raise ValueError(f"asarray: {type(obj).__name__} has no memory to share; leave copy out")
+    return _from_python(obj, kind)
+
+
+def _from_python(obj: Any, dtype: DType | None) -> Tensor:
+    if isinstance(obj, (list, tuple)) and _holds_tensor(obj):
+        from graphc.runtime.ops_layout import stack
+
+        t = stack([x if isinstance(x, Tensor) else _from_python(x, None) for x in obj])
+        return t if dtype is None else astype(t, dtype)
+    try:
+        array = np.asarray(obj)
+    except ValueError:
+        raise ValueError("tensor: the nested sequences are ragged; all rows must have the same length") from None
+    if array.size == 0 and array.dtype == np.float64 and dtype is None:
+        array = array.astype(DEFAULT_FLOAT.numpy)
+    if array.dtype == object or array.dtype.kind not in "biuf":
+        raise TypeError(f"tensor: {type(obj).__name__} holds elements that are not numbers ({array.dtype})")
+    target = dtype
+    if target is None and not _holds_array(obj):
+        target = {F64: DEFAULT_FLOAT, I64: DEFAULT_INT}.get(as_dtype(array.dtype), as_dtype(array.dtype))
+    if target is not None and array.dtype != target.numpy:
+        array = array.astype(target.numpy)
+    t = _copied(array)
+    t._traced = (None, array)
+    return t
+
+
+def _holds_tensor(obj: Any) -> bool:
+    return any(isinstance(x, Tensor) or (isinstance(x, (list, tuple)) and _holds_tensor(x)) for x in obj)
+
+
+def _holds_array(obj: Any) -> bool:
+    if isinstance(obj, (np.ndarray, np.generic)):
+        return True
+    return isinstance(obj, (list, tuple)) and any(_holds_array(x) for x in obj[:1])
+
+
+def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """A new tensor with a copy of `data`: numbers, nested sequences, a NumPy array or a tensor.
+
+    >>> import graphc as gc
+    >>> gc.tensor([[1, 2], [3, 4]]).shape
+    (2, 2)
+    """
+    t = asarray(data, dtype=dtype, device=device, copy=True)
+    if isinstance(data, Tensor):
+        t = alias(t)
+    if requires_grad:
+        set_requires_grad(t, True)
+    return t
+
+
+def make_parameter(source: Tensor, requires_grad: bool = True, kind: type[Parameter] = Parameter) -> Parameter:
+    """A `Parameter` with the value of `source`."""
+    p = adopt(_new(kind), source)
+    if requires_grad:
+        set_requires_grad(p, True)
+    assert isinstance(p, Parameter)
+    return p
+
+
+def adopt(t: Tensor, source: Tensor) -> Tensor:
+    """Give the uninitialised tensor `t` the value of `source`, as a leaf."""
+    t._spec, t._buffer = source._spec, source._buffer
+    t._address, t._strides = source._address, source._strides
+    t._meta, t._traced = None, source._traced
+    return t
+
+
+def numpy(x: Tensor) -> np.ndarray[Any, Any]:
+    """The values as a read-only NumPy array that shares the tensor's memory."""
+    if state.active and local.tracer is not None:
+        local.tracer.observe(x)
+    return view_of(x)
+
+
+def array_protocol(x: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+    """NumPy's `__array__`."""
+    array = numpy(x)
+    if dtype is not None and np.dtype(dtype) != array.dtype:
+        if copy is False:
+            raise ValueError(f"a tensor {x._spec} cannot become an array of {dtype} without a copy")
+        return array.astype(dtype)
+    return array.copy() if copy else array
+
+
+def dlpack(x: Tensor, **options: Any) -> Any:
+    """DLPack's `__dlpack__`: the memory is shared, and must not be written to.
+
+    Raises `BufferError` for element types that DLPack consumers on NumPy cannot hold (bfloat16).
+    """
+    if x._spec.dtype.name == "bfloat16":
+        raise BufferError("DLPack export of bfloat16 is not supported; use x.astype(graphc.float32)")
+    if state.active and local.tracer is not None:
+        local.tracer.observe(x)
+    options.pop("stream", None)
+    version = options.get("max_version")
+    # The older protocol has no read-only flag, and NumPy refuses to export read-only memory through it.
+    return view_of(x, writable=version is None or tuple(version) < (1, 0)).__dlpack__(**options)
+
+
+def dlpack_device(x: Tensor) -> tuple[int, int]:
+    """DLPack's `__dlpack_device__`: kDLCPU, device 0."""
+    return (1, 0)
+
+
+def from_dlpack(obj: Any, /) -> Tensor:
+    """A tensor that shares the memory of an object with `__dlpack__` on the CPU."""
+    return _shared(np.from_dlpack(obj))
+
+
+def tolist(x: Tensor) -> Any:
+    """Nested lists of Python numbers; a number for rank 0."""
+    return numpy(x).tolist()
+
+
+def item(x: Tensor) -> bool | int | float:
+    """The only element as a Python number. Raises `ValueError` if there are several."""
+    if x._spec.concrete and x._spec.size != 1:
+        raise ValueError(f"item: {x._spec} has {x._spec.size} elements; index it, or use tolist()")
+    array = numpy(x)
+    result: bool | int | float = array.item()
+    return result
+
+
+def deepcopy(x: Tensor, memo: dict[int, Any]) -> Tensor:
+    """A tensor of its own with the same value and, for a leaf, a copy of its gradient."""
+    if x._meta is not None and x._meta.node is not None:
+        raise RuntimeError(f"the result of {x._meta.node.name} cannot be deep-copied with its history; use x.detach()")
+    t = adopt(_new(type(x)), x)
+    memo[id(x)] = t
+    if x._meta is not None:
+        t._meta = Meta(t._spec)
+        t._meta.requires_grad = x._meta.requires_grad
+        t._meta.grad = None if x._meta.grad is None else alias(x._meta.grad)
+    if isinstance(x, Parameter):
+        import copy
+
+        t.__dict__.update(copy.deepcopy(x.__dict__, memo))
+    return t
+
+
+def reduce(x: Tensor) -> tuple[Any, ...]:
+    """For pickle: the class, element type, shape and bytes."""
+    extra = dict(x.__dict__) if isinstance(x, Parameter) else {}
+    data = np.ascontiguousarray(numpy(x)).tobytes()
+    return (_restore, (type(x), x._spec.dtype.name, x._spec.shape, data, x.requires_grad and x.is_leaf, extra))
+
+
+def _restore(
+    kind: type[Tensor], dtype: str, shape: tuple[int, ...], data: bytes, requires_grad: bool, extra: dict[str, Any]
+) -> Tensor:
+    array = np.frombuffer(data, dtype=as_dtype(dtype).numpy).reshape(shape)
+    t = adopt(_new(kind), _copied(array))
+    if requires_grad:
+        set_requires_grad(t, True)
+    if extra:
+        t.__dict__.update(extra)
+    return t

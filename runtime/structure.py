@@ -1,0 +1,33 @@
+"""Nested Python structures: flattened to leaves and a hashable description, and put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+# A description is None for a leaf, or (kind, keys, descriptions of the items).
+Structure = Any
+
+
+def flatten(value: Any, leaves: list[Any]) -> Structure:
+    """Append the leaves of nested tuples, lists and dicts to `leaves`; returns the description."""
+    kind = value.__class__
+    if kind is tuple or kind is list:
+        return (kind, None, tuple([flatten(v, leaves) for v in value]))
+    if kind is dict:
+        return (kind, tuple(value), tuple([flatten(v, leaves) for v in value.values()]))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return (kind, value._fields, tuple([flatten(v, leaves) for v in value]))
+    leaves.append(value)
+    return None
+
+
+def unflatten(structure: Structure, leaves: Iterator[Any]) -> Any:
+    """The inverse of `flatten`."""
+    if structure is None:
+        return next(leaves)
+    kind, keys, items = structure
+    values = [unflatten(s, leaves) for s in items]
+    if kind is dict:
+        return dict(zip(keys, values))
+    return kind(*values) if keys is not None else kind(values)

@@ -1,0 +1,442 @@
+"""The public `Tensor`: operations are attached to the class of `core` as methods and operators.
+
+Methods carry array API names and PyTorch's. In-place operators and item assignment rebind the
+tensor to a new value; no other tensor changes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from graphc.ir import types as ir_types
+from graphc.ir.types import DType
+from graphc.ir.types import dtype as as_dtype
+from graphc.runtime import autograd, display, indexing, interop, ops_layout, ops_linear, ops_reduce, random
+from graphc.runtime import ops as functions
+from graphc.runtime.core import Parameter, Tensor, alias, contiguous_strides, make_contiguous, rebind, set_requires_grad
+from graphc.runtime.device import CPU, Device, check_device
+from graphc.runtime.dispatch import Op, apply, operand, operand_of, run_single
+from graphc.runtime.errors import here
+from graphc.runtime.grad_mode import enable_grad, inference_mode, local, no_grad, set_grad_enabled, state
+from graphc.runtime.interop import asarray, from_dlpack, from_numpy, tensor
+from graphc.runtime.node import record
+from graphc.runtime.ops_elementwise import FUNCTIONS, OPS, astype, where
+
+# Operators
+
+
+def _binary(op: Op, reflected: bool = False) -> Callable[[Tensor, Any], Tensor]:
+    cache = op.cache
+
+    def forward(a: Tensor, b: Any) -> Tensor:
+        try:
+            entry = cache.get(((), a._spec, b._spec))
+        except AttributeError:
+            other = operand(b)
+            return NotImplemented if other is None else forward(a, other)  # type: ignore[no-any-return]
+        if entry is None or state.active:
+            return apply(op, (a, b))
+        t = run_single(entry, a, b)
+        if (a._meta is not None or b._meta is not None) and local.grad:
+            record(entry, (a, b), (t,))
+        return t
+
+    def backward(a: Tensor, b: Any) -> Tensor:
+        other = operand(b)
+        return NotImplemented if other is None else forward(other, a)  # type: ignore[no-any-return]
+
+    return backward if reflected else forward
+
+
+def _in_place(op: Op) -> Callable[[Tensor, Any], Tensor]:
+    def update(a: Tensor, b: Any) -> Tensor:
+        other = operand(b)
+        if other is None:
+            return NotImplemented  # type: ignore[no-any-return]
+        return assign_result(a, apply(op, (a, other)), op.name)
+
+    return update
+
+
+def assign_result(t: Tensor, new: Tensor, name: str) -> Tensor:
+    """Rebind `t` to `new`, cast to its element type. Raises if the shape or the kind of number would change."""
+    if new._spec is not t._spec:
+        kind, target = new._spec.dtype, t._spec.dtype
+        if new._spec.shape != t._spec.shape:
+            raise ValueError(
+                f"{name} in place: the result {new._spec} does not have the shape of {t._spec}; write x = x ... instead"
+                f"\n  at {here()}"
+            )
+        if "biuf".index(kind.kind) > max("biuf".index(target.kind), 2 if target.is_integer else 0):
+            raise TypeError(
+                f"{name} in place: the result {new._spec} cannot be kept in {t._spec}; cast with astype first\n  at {here()}"
+            )
+        new = astype(new, target)
+    return rebind(t, new, name)
+
+
+_OPERATORS = {
+    "add": "add",
+    "sub": "subtract",
+    "mul": "multiply",
+    "truediv": "divide",
+    "floordiv": "floor_divide",
+    "mod": "remainder",
+    "pow": "pow",
+    "and": "bitwise_and",
+    "or": "bitwise_or",
+    "xor": "bitwise_xor",
+    "lshift": "bitwise_left_shift",
+    "rshift": "bitwise_right_shift",
+}
+_COMPARISONS = {
+    "eq": "equal",
+    "ne": "not_equal",
+    "lt": "less",
+    "le": "less_equal",
+    "gt": "greater",
+    "ge": "greater_equal",
+}
+
+
+def _matmul_operands(a: Tensor, b: Any) -> Tensor:
+    other = operand(b)
+    return NotImplemented if other is None else ops_linear.matmul(a, other)  # type: ignore[no-any-return]
+
+
+def _matmul_reflected(a: Tensor, b: Any) -> Tensor:
+    other = operand(b)
+    return NotImplemented if other is None else ops_linear.matmul(other, a)  # type: ignore[no-any-return]
+
+
+# Values that Python looks at
+
+
+def _bool(x: Tensor) -> bool:
+    if x._spec.concrete and x._spec.size != 1:
+        raise ValueError(
+            f"the truth of a tensor {x._spec} of {x._spec.size} elements is ambiguous; use x.any() or x.all()\n  at {here()}"
+        )
+    return bool(interop.item(x))
+
+
+def _index(x: Tensor) -> int:
+    if not x._spec.dtype.is_integer or x._spec.shape:
+        raise TypeError(f"only an integer tensor of rank 0 can be used as an index, not {x._spec}")
+    return operator.index(interop.item(x))  # type: ignore[arg-type]
+
+
+def _len(x: Tensor) -> int:
+    if not x._spec.shape:
+        raise TypeError("a rank-0 tensor has no length")
+    return operator.index(x._spec.shape[0])
+
+
+def _iterate(x: Tensor) -> Iterator[Tensor]:
+    if not x._spec.shape:
+        raise TypeError("a rank-0 tensor cannot be iterated")
+    return iter(ops_layout.unstack(x))
+
+
+def _contains(x: Tensor, value: Any) -> bool:
+    return bool((x == value).any())
+
+
+# Storage and types
+
+
+def _to(x: Tensor, *targets: Any, dtype: Any = None, device: Any = None, copy: bool = False) -> Tensor:
+    """`x` on a device, in an element type, or as another tensor is: `to("cpu")`, `to(gc.float64)`, `to(other)`."""
+    for target in targets:
+        if isinstance(target, Tensor):
+            dtype = target._spec.dtype
+        elif isinstance(target, (DType, type, np.dtype)):
+            dtype = target
+        elif isinstance(target, (str, Device)):
+            check_device(target)
+        else:
+            raise TypeError(f"to: {target!r} is neither a device nor an element type")
+    check_device(device)
+    return x if dtype is None and not copy else astype(x, dtype or x._spec.dtype, copy=copy)
+
+
+def _detach(x: Tensor) -> Tensor:
+    """The same value, apart from differentiation."""
+    return alias(x)
+
+
+def _clone(x: Tensor) -> Tensor:
+    """A tensor of its own with the same value; gradients flow through it."""
+    return FUNCTIONS["positive"](x)
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    """The tensor itself, its memory in row-major order."""
+    if x._strides is not None and not x.is_abstract:
+        make_contiguous(x)
+    return x
+
+
+def _requires_grad_(x: Tensor, requires_grad: bool = True) -> Tensor:
+    """Switch `requires_grad` and return the tensor."""
+    set_requires_grad(x, requires_grad)
+    return x
+
+
+def _copy_(x: Tensor, source: Any) -> Tensor:
+    """Give the tensor the value of `source`, broadcast and cast to its type."""
+    new = operand_of(source, "copy_")
+    if new._spec.dtype is not x._spec.dtype:
+        new = astype(new, x._spec.dtype)
+    if new._spec.shape != x._spec.shape:
+        new = ops_layout.broadcast_to(new, x._spec.shape)
+    return rebind(x, new, "copy_")
+
+
+def _fill_(x: Tensor, value: Any) -> Tensor:
+    """Give every element this value."""
+    return rebind(x, functions.full_like(x, value), "fill_")
+
+
+def _uniform_(x: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Any = None) -> Tensor:
+    """Give the tensor uniform random values in [low, high)."""
+    return assign_result(x, random.uniform(low, high, x._spec.shape, dtype=x._spec.dtype, generator=generator), "uniform_")
+
+
+def _normal_(x: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None) -> Tensor:
+    """Give the tensor normal random values."""
+    return assign_result(x, random.normal(mean, std, x._spec.shape, dtype=x._spec.dtype, generator=generator), "normal_")
+
+
+def _set_data(x: Tensor, value: Any) -> None:
+    """`x.data = value`: another value, of any shape, without a record."""
+    with no_grad():
+        rebind(x, alias(operand_of(value, "data")), "data")
+
+
+class _Size(int):
+    """The number of elements (array API `x.size`), which can be called as PyTorch's `x.size(dim)`."""
+
+    shape: ir_types.Shape
+
+    def __call__(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+
+class _SymbolicSize(ir_types.DimExpr):
+    """As `_Size`, where the number depends on symbols."""
+
+    __slots__ = ("shape",)
+
+    __call__ = _Size.__call__
+
+
+def _size(x: Tensor) -> Any:
+    shape = x._spec.shape
+    n = ir_types.size_of(shape)
+    size = _SymbolicSize(n.terms) if isinstance(n, ir_types.DimExpr) else _Size(n)
+    object.__setattr__(size, "shape", shape)
+    return size
+
+
+def _stride(x: Tensor, dim: int | None = None) -> Any:
+    """How many elements lie between neighbours along each dimension, or along one."""
+    strides = contiguous_strides(x._spec) if x._strides is None else x._strides
+    steps = tuple(s // x._spec.dtype.itemsize for s in strides)
+    return steps if dim is None else steps[dim]
+
+
+def _transpose(x: Tensor, dim0: int | None = None, dim1: int | None = None) -> Tensor:
+    """Two dimensions exchanged; without arguments, all dimensions reversed."""
+    if dim0 is None or dim1 is None:
+        return ops_layout.permute_dims(x, tuple(reversed(range(x.ndim))))
+    return ops_layout.swapaxes(x, dim0, dim1)
+
+
+def _varargs(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def method(x: Tensor, *sizes: Any) -> Tensor:
+        first = sizes[0] if len(sizes) == 1 else sizes
+        return f(x, first if isinstance(first, (tuple, list)) else (first,))
+
+    method.__doc__ = f.__doc__
+    return method
+
+
+def _view(x: Tensor, *sizes: Any) -> Tensor:
+    """As `reshape`; with an element type, the bits read as that type."""
+    if len(sizes) == 1 and isinstance(sizes[0], DType):
+        return functions.bitcast(x, sizes[0])
+    return _METHODS["reshape"](x, *sizes)  # type: ignore[no-any-return]
+
+
+def _cast(dtype: DType) -> Callable[[Tensor], Tensor]:
+    def method(x: Tensor) -> Tensor:
+        return astype(x, dtype, copy=False)
+
+    method.__doc__ = f"The tensor in {dtype.name}."
+    return method
+
+
+def _type_as(x: Tensor, other: Tensor) -> Tensor:
+    """The tensor in the element type of `other`."""
+    return astype(x, other._spec.dtype, copy=False)
+
+
+def _masked_fill(x: Tensor, mask: Any, value: Any) -> Tensor:
+    """`value` where the mask holds, else `x`."""
+    return where(mask, value, x)
+
+
+def _norm(x: Tensor, p: float = 2.0, axis: Any = None, keepdims: bool = False, **names: Any) -> Tensor:
+    """The p-norm of vectors along `axis` (None: of all elements)."""
+    size = FUNCTIONS["abs"](x)
+    if p == 2.0:
+        return FUNCTIONS["sqrt"](ops_reduce.sum(x * x, axis, keepdims, **names))
+    if p == 1.0:
+        return ops_reduce.sum(size, axis, keepdims, **names)
+    if p == float("inf"):
+        return ops_reduce.max(size, axis, keepdims, **names)
+    return ops_reduce.sum(size**p, axis, keepdims, **names) ** (1 / p)
+
+
+def _array_namespace(x: Tensor, *, api_version: str | None = None) -> Any:
+    """The module with the functions of the array API standard."""
+    import graphc
+
+    return graphc
+
+
+# Functions whose first argument is the tensor, by method name.
+_METHODS: dict[str, Callable[..., Any]] = {
+    **{
+        name: functions.NAMES[name]
+        for name in (
+            *FUNCTIONS, "logical_not", "clip", "clamp", "sum", "prod", "mean", "var", "std", "max", "min", "any", "all",
+            "argmax", "argmin", "swapaxes", "moveaxis", "broadcast_to", "expand_dims", "unsqueeze", "squeeze", "flatten",
+            "unstack", "split", "chunk", "roll", "tril", "triu", "matmul", "outer", "take", "take_along_axis", "gather",
+            "index_add", "nonzero", "astype", "cumsum", "cumprod", "mul", "sub", "div", "neg",
+        )
+        if name not in ("stop_gradient", "positive")
+    },
+    "reshape": _varargs(ops_layout.reshape),
+    "permute": _varargs(ops_layout.permute_dims),
+    "permute_dims": _varargs(ops_layout.permute_dims),
+    "expand": _varargs(ops_layout.broadcast_to),
+    "flip": _varargs(ops_layout.flip),
+    "tile": _varargs(ops_layout.tile),
+    "repeat": _varargs(ops_layout.tile),
+    "repeat_interleave": lambda x, repeats, dim=None: ops_layout.repeat(x, repeats, axis=dim),
+    "view": _view,
+    "transpose": _transpose,
+    "t": lambda x: ops_layout.permute_dims(x, tuple(reversed(range(x.ndim)))),
+    "dot": ops_linear.vecdot,
+    "mm": ops_linear.matmul,
+    "bmm": ops_linear.matmul,
+    "index_select": lambda x, dim, index: indexing.take(x, index, axis=dim),
+    "masked_fill": _masked_fill,
+    "norm": _norm,
+    "item": interop.item,
+    "tolist": interop.tolist,
+    "numpy": interop.numpy,
+    "detach": _detach,
+    "clone": _clone,
+    "contiguous": _contiguous,
+    "is_contiguous": lambda x: x._strides is None,
+    "to": _to,
+    "cpu": lambda x: x,
+    "float": _cast(ir_types.F32),
+    "double": _cast(ir_types.F64),
+    "half": _cast(ir_types.F16),
+    "bfloat16": _cast(ir_types.BF16),
+    "int": _cast(ir_types.I32),
+    "long": _cast(ir_types.I64),
+    "bool": _cast(ir_types.BOOL),
+    "type_as": _type_as,
+    "stride": _stride,
+    "dim": lambda x: len(x._spec.shape),
+    "numel": lambda x: ir_types.size_of(x._spec.shape),
+    "element_size": lambda x: x._spec.dtype.itemsize,
+    "requires_grad_": _requires_grad_,
+    "copy_": _copy_,
+    "fill_": _fill_,
+    "zero_": lambda x: _fill_(x, 0),
+    "uniform_": _uniform_,
+    "normal_": _normal_,
+    "backward": autograd.backward,
+    "retain_grad": autograd.retain_grad,
+    "register_hook": autograd.register_hook,
+    "is_floating_point": lambda x: x._spec.dtype.is_float,
+    "data_ptr": lambda x: x._address,
+    **{
+        f"{method}_": _in_place(OPS[name])
+        for method, name in (("add", "add"), ("sub", "subtract"), ("mul", "multiply"), ("div", "divide"))
+    },
+    "__array_namespace__": _array_namespace,
+    "__array__": interop.array_protocol,
+    "__dlpack__": interop.dlpack,
+    "__dlpack_device__": interop.dlpack_device,
+    "__deepcopy__": interop.deepcopy,
+    "__copy__": lambda x: interop.deepcopy(x, {}),
+    "__reduce__": interop.reduce,
+    "__repr__": display.show,
+    "__format__": display.show_formatted,
+    "__bool__": _bool,
+    "__int__": lambda x: int(interop.item(x)),
+    "__float__": lambda x: float(interop.item(x)),
+    "__index__": _index,
+    "__len__": _len,
+    "__iter__": _iterate,
+    "__contains__": _contains,
+    "__getitem__": indexing.getitem,
+    "__setitem__": indexing.setitem,
+    "__hash__": object.__hash__,
+    "__neg__": FUNCTIONS["negative"],
+    "__pos__": FUNCTIONS["positive"],
+    "__abs__": FUNCTIONS["abs"],
+    "__invert__": FUNCTIONS["bitwise_invert"],
+    "__matmul__": _matmul_operands,
+    "__rmatmul__": _matmul_reflected,
+    **{f"__{name}__": _binary(OPS[function]) for name, function in (_OPERATORS | _COMPARISONS).items()},
+    **{f"__r{name}__": _binary(OPS[function], reflected=True) for name, function in _OPERATORS.items()},
+    **{f"__i{name}__": _in_place(OPS[function]) for name, function in _OPERATORS.items()},
+}
+_PROPERTIES: dict[str, Any] = {
+    "T": property(lambda x: ops_layout.permute_dims(x, tuple(reversed(range(x.ndim)))), doc="Dimensions reversed."),
+    "mT": property(ops_layout.matrix_transpose, doc="The last two dimensions exchanged."),
+    "size": property(_size, doc="The number of elements; `x.size(dim)` is the size of a dimension."),
+    "device": property(lambda x: CPU, doc="Where the memory is."),
+    "nbytes": property(lambda x: x._spec.nbytes, doc="The number of bytes of the elements."),
+    "itemsize": property(lambda x: x._spec.dtype.itemsize, doc="The number of bytes of an element."),
+    "data": property(_detach, _set_data, doc="The value apart from differentiation; assignable."),
+}
+for _name, _f in _METHODS.items():
+    setattr(Tensor, _name, _f)
+for _name, _p in _PROPERTIES.items():
+    setattr(Tensor, _name, _p)
+
+
+def _new_tensor(cls: type, data: Any = (), dtype: Any = None, requires_grad: bool | None = None) -> Tensor:
+    if issubclass(cls, Parameter):
+        source = data if isinstance(data, Tensor) and dtype is None else asarray(data, dtype=dtype)
+        return interop.make_parameter(source, requires_grad is not False, cls)
+    return tensor(data, dtype, requires_grad=bool(requires_grad))
+
+
+Tensor.__new__ = _new_tensor  # type: ignore[method-assign,assignment]
+
+__all__ = [
+    "Parameter",
+    "Tensor",
+    "asarray",
+    "enable_grad",
+    "from_dlpack",
+    "from_numpy",
+    "inference_mode",
+    "no_grad",
+    "set_grad_enabled",
+    "tensor",
+]
