@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from graphc.codegen.plan import ALIGN, Plan, make_plan
 from graphc.codegen.prepare import prepare
 from graphc.ir.function import Function, Module
 from graphc.ir.types import TensorType
+
+Run = Callable[[Sequence[int], Sequence[int]], None]
 
 # Elementary operations that make a piece of work worth a thread of its own.
 GRAIN = 16384
@@ -50,6 +52,8 @@ class Program:
         module: the fused module.
         plan: the launches.
         input_types, output_types: of the function that was compiled.
+        run: run(input addresses, output addresses) runs the program on that memory. Raises `IndexError`
+            if an index was out of range, naming the operation and its Python line.
         donated: pairs (input, output) where the output is written in place of the input, so that
             the caller passes the same address for both.
     """
@@ -64,65 +68,93 @@ class Program:
         self.output_types: tuple[TensorType, ...] = function.result_types
         self.donated: frozenset[tuple[int, int]] = frozenset()
         self._constants = [np.ascontiguousarray(c) for c in constants]
-        self._lock = threading.Lock()
         self._runner = runner()
+        self.run: Run
         self._build()
 
     def _build(self) -> None:
+        """The table of launches, and `run` in the form that suits the program."""
         words: list[int] = []
         patches: list[tuple[int, int, int]] = []
         inputs, outputs = len(self.input_types), len(self.output_types)
-        first = {"in": 0, "out": inputs + len(self._constants)}
-        arena = inputs + len(self._constants) + outputs
+        # Pointers: the caller's inputs and outputs, then the constants, then the arena.
+        given = inputs + outputs
+        arena = given + len(self._constants)
         total = 0
         for number, p in enumerate(self.plan.launches):
             total += p.work
             parts = max(1, min(p.parallel, p.work // GRAIN))
-            args = len(p.places) + len(p.extents)
-            words += [p.launch.address, p.parallel, parts, number, args]
+            words += [p.launch.address, p.parallel, parts, number, len(p.places) + len(p.extents)]
             for kind, at in p.places:
                 if kind == "arena":
                     patches.append((len(words), arena, at))
+                elif kind == "in" and at >= inputs:
+                    words.append(self._constants[at - inputs].ctypes.data)
+                    continue
                 else:
-                    patches.append((len(words), first[kind] + at, 0))
+                    patches.append((len(words), at + (inputs if kind == "out" else 0), 0))
                 words.append(0)
             words += p.extents
-        self._table = np.array(words or [0], np.int64)
-        self._patches = np.array(patches or [(0, 0, 0)], np.int64)
-        self._pointers = (ctypes.c_int64 * (arena + 1))()
-        for i, c in enumerate(self._constants):
-            self._pointers[inputs + i] = c.ctypes.data
-        self._error = np.zeros(4, np.int64)
-        self._first_output = first["out"]
-        self._arena_slot = arena
-        self._args = (
-            self._table.ctypes.data,
-            len(self.plan.launches),
-            self._patches.ctypes.data,
-            len(patches),
-            ctypes.addressof(self._pointers),
-            self._error.ctypes.data,
+        pointers = (ctypes.c_int64 * (arena + 1))()
+        error = np.zeros(4, np.int64)
+        table = np.array(words or [0], np.int64)
+        patch_table = np.array(patches or [(0, 0, 0)], np.int64)
+        block = np.array(
+            [
+                table.ctypes.data,
+                len(self.plan.launches),
+                patch_table.ctypes.data,
+                len(patches),
+                ctypes.addressof(pointers),
+                error.ctypes.data,
+            ],
+            np.int64,
         )
+        self._error = error
+        self._memory = (table, patch_table, pointers, block)
         # A short program keeps Python's lock, which is cheaper; a long one lets other threads run.
-        self._call = self._runner.run_patched_short if total < 4 * GRAIN else self._runner.run_patched
+        short = total < 4 * GRAIN
+        native = self._runner
+        direct = native.with_pointers_short if short else native.with_pointers
+        address = int(block.ctypes.data)
+        if short and not self.plan.arena and given < len(direct):
+            self.run = self._direct_run(direct[given], address)
+        else:
+            call = direct[given] if given < len(direct) else None
+            self.run = self._locked_run(call, native.run_block, address, pointers, arena)
 
-    def run(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        """Run on memory at these addresses.
+    def _direct_run(self, call: Callable[..., int], block: int) -> Run:
+        fail = self._fail
 
-        Raises `IndexError` if an index was out of range, naming the operation and its Python line.
-        """
-        pointers = self._pointers
-        with self._lock:
-            pointers[0 : len(inputs)] = inputs
-            first = self._first_output
-            pointers[first : first + len(outputs)] = outputs
-            if self.plan.arena:
-                pointers[self._arena_slot] = _arena.at_least(self.plan.arena)
-            failed = self._call(*self._args)
-            if failed:
-                site, value, launch = (int(x) for x in self._error[:3])
-                self._error[:] = 0
-                raise self._failure(launch, site, value)
+        def run(inputs: Sequence[int], outputs: Sequence[int]) -> None:
+            if call(block, *inputs, *outputs):
+                fail()
+
+        return run
+
+    def _locked_run(
+        self, call: Callable[..., int] | None, call_block: Callable[..., int], block: int, pointers: Any, arena: int
+    ) -> Run:
+        lock, fail, size = threading.Lock(), self._fail, self.plan.arena
+
+        def run(inputs: Sequence[int], outputs: Sequence[int]) -> None:
+            with lock:
+                if size:
+                    pointers[arena] = _arena.at_least(size)
+                if call is not None:
+                    failed = call(block, *inputs, *outputs)
+                else:
+                    pointers[0 : len(inputs) + len(outputs)] = [*inputs, *outputs]
+                    failed = call_block(block)
+                if failed:
+                    fail()
+
+        return run
+
+    def _fail(self) -> None:
+        site, value, launch = (int(x) for x in self._error[:3])
+        self._error[:] = 0
+        raise self._failure(launch, site, value)
 
     def _failure(self, launch: int, site: int, value: int) -> Exception:
         name, loc = self.plan.launches[launch].sites[site - 1]

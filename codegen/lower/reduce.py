@@ -31,6 +31,7 @@ from graphc.codegen.lower.nest import (
 )
 from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Function, Operation, Value
+from graphc.ir.registry import lookup
 from graphc.ir.types import BF16, BOOL, F16, F32, I64, Dim, DType, Shape, size_of
 
 LANES = 32
@@ -39,6 +40,7 @@ REDUCE = frozenset(("sum", "prod", "max", "min", "any", "all", "argmax", "argmin
 _EXPENSIVE = frozenset(
     ["exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "pow", "atan2", "hypot", "logaddexp", "random_bits"]
 )
+_STAYS = frozenset(("broadcast", "full", "constant", "stop_gradient"))
 _LANE_OP = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "any": "or", "all": "and"}
 
 
@@ -344,6 +346,8 @@ def _cached_values(row: _Row, targets: list[tuple[Value, Buffer]]) -> list[tuple
     A result of the full shape and the same dtype that is stored in the last sweep serves as memory
     for one such value until then.
     """
+    if not all(op.name in _STAYS or lookup(op.name).family in ("elementwise", "compare", "reduce") for op in row.group.ops):
+        return []  # something is read at another position, which may be overwritten by then
     depth = max(row.levels[op.results[0]] for op in row.reductions)
     free = [(v, b) for v, b in targets if row.is_full(v) and row.levels[v] == depth]
     candidates: list[tuple[Value, Buffer]] = []
