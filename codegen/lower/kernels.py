@@ -22,7 +22,7 @@ from graphc.codegen.lower.microkernel import (
 )
 from graphc.codegen.lower.pull import guard_loads
 from graphc.codegen.lower.tiles import Schedule, power_of_two
-from graphc.ir.function import Value
+from graphc.ir.function import Operation, Value
 from graphc.ir.types import BOOL, Dim, size_of
 
 Body = list[Stmt]
@@ -40,21 +40,28 @@ class ContractionKernels:
         self.free_masks = vector_bits >= 512
         self.rows, self.lanes = (c.right, c.left) if schedule.swap else (c.left, c.right)
         self.row_access, self.lane_access = access(c, self.rows), access(c, self.lanes)
-        self.results = list(zip(map(self._unreshaped, c.group.results), results, strict=True))
+        self.results = [(*self._layout(v), buffer) for v, buffer in zip(c.group.results, results, strict=True)]
         self.dtype = c.accumulator
         self.count_rows, self.count_lanes = dim_expr(self.rows.size), dim_expr(self.lanes.size)
         self.depth = dim_expr(size_of(c.depth))
         self.scratch: list[Scratch] = []
         self._names = itertools.count()
 
-    def _unreshaped(self, v: Value) -> Value:
-        """A result in the root's shape; reshapes of the whole result keep its memory."""
-        while v.type.shape != self.c.result.type.shape and v in self.c.pull.producer:
+    def _layout(self, v: Value) -> tuple[Value, list[Operation]]:
+        """A result as a value and the reshapes and permutations of it that follow, in order."""
+        ops: list[Operation] = []
+        while v is not self.c.result and v in self.c.pull.producer:
             op, _ = self.c.pull.producer[v]
-            if op.name != "reshape":
+            if op.name not in ("reshape", "permute"):
                 break
+            ops.insert(0, op)
             v = op.operands[0]
-        return v
+        if v.type.size != self.c.result.type.size:
+            raise ValueError(
+                f"@{self.c.group.name}: a result of a contraction's group has as many elements as the "
+                f"{self.c.root.name}, but {v.type} does not follow {self.c.result.type} element by element"
+            )
+        return v, ops
 
     def build(self) -> tuple[tuple[Kernel, ...], tuple[Scratch, ...]]:
         """The kernels in launch order, and their scratch memory."""
@@ -91,7 +98,7 @@ class ContractionKernels:
         return self._new_scratch(name, self._batch_dim(a.batch) * panels * tile * size_of(self.c.depth))
 
     def _kernel(self, name: str, parallel: Expr, work: Expr, body: Body) -> Kernel:
-        buffers = [*self.c.pull.buffers.values(), *(b for _, b in self.results), *(s.buffer for s in self.scratch)]
+        buffers = [*self.c.pull.buffers.values(), *(b for _, _, b in self.results), *(s.buffer for s in self.scratch)]
         used = buffers_used(body)
         symbols = sorted(
             {n for v in (*self.c.group.params, *self.c.group.results, self.c.result) for d in v.type.shape for n in symbols_of(d)},
@@ -335,18 +342,27 @@ class ContractionKernels:
         c.pull.bind(c.result, lambda _: total)
         out: Body = []
         stores: Body = []
-        where = tidy_index(at.flat, loops)
-        for v, buffer in self.results:
-            here = at if v.type.shape == at.shape else at.reshaped(v.type.shape)
+        for v, layout, buffer in self.results:
+            here = at.reshaped(v.type.shape)
             e = tidy(c.pull.at(v, here), loops)
             out += self._checks()
-            stores.append(Store(buffer, where, e))
+            stores.append(Store(buffer, tidy_index(_moved(here, layout).flat, loops), e))
         return [*out, *stores]
 
     # Local lanes: a task packs a block of lanes for itself and meets all rows
 
     def _local_kernels(self) -> list[Kernel]:
         return LocalKernels(self).build()
+
+
+def _moved(at: Position, layout: Sequence[Operation]) -> Position:
+    """Where the element at a position is after reshapes and permutations."""
+    for op in layout:
+        if op.name == "reshape":
+            at = at.reshaped(op.result.type.shape)
+        else:
+            at = Position(op.result.type.shape, [at.coords[axis] for axis in op.attrs["axes"]])
+    return at
 
 
 def where(cond: Expr, body: Body, masked: bool) -> Body:
@@ -446,7 +462,7 @@ class LocalKernels:
         local = Buffer("block", k.dtype, "local")
         stop = k.name("stop")
         chunk_end = least_of(start + s.chunk, k.depth)
-        pack = self._pack(local, batch, first_outer, first_run, run_width, count, start, stop, loops)
+        pack = self._pack(local, batch, n_first, first_outer, first_run, run_width, count, start, stop, loops)
 
         strip, m0, n0 = k.name("strip"), k.name("m"), k.name("j")
         inner_loops = [*loops, start, strip, m0, n0]
@@ -525,16 +541,18 @@ class LocalKernels:
         return size_of(self.c.batch) * strips * blocks * per
 
     def _pack(
-        self, local: Buffer, batch: list[Expr], first_outer: Expr, first_run: Expr, run_width: Expr, count: Expr,
-        start: Expr, stop: Expr, loops: list[Expr],
+        self, local: Buffer, batch: list[Expr], n_first: Expr, first_outer: Expr, first_run: Expr, run_width: Expr,
+        count: Expr, start: Expr, stop: Expr, loops: list[Expr],
     ) -> Body:  # fmt: skip
         k, s = self.k, self.s
         free = k.lanes.free or (1,)
         at, o, x = k.name("k"), k.name("o"), k.name("x")
-        lane = k.name("lane") if s.run > 1 else index(0)
         depth = delinearise(at, self.c.depth)
         names = [k.name("d") if e.op != "const" and e is not at else e for e in depth]
         lets: Body = [Let(n, e) for n, e in zip(names, depth, strict=True) if n is not e]
+        if s.run < s.lanes:
+            return self._pack_gathered(local, batch, n_first, count, at, start, stop, names, lets, loops)
+        lane = k.name("lane") if s.run > 1 else index(0)
         outer = delinearise(first_outer + o, free[:-1])
         coords = (*outer, first_run + x + lane)[: len(k.lanes.free)]
         e = widened(self.c, k.lanes.at(batch, coords, names))
@@ -563,6 +581,21 @@ class LocalKernels:
         zero = region(z, s.lanes, [Store(local, (at - start) * s.block + last + z, const(k.dtype, 0))])
         tail = If(decided(last < count), tuple(zero))
         return [For(at, start, stop, (*lets, tail, *runs), index(1))]
+
+    def _pack_gathered(
+        self, local: Buffer, batch: list[Expr], n_first: Expr, count: Expr, at: Expr, start: Expr, stop: Expr,
+        names: list[Expr], lets: Body, loops: list[Expr],
+    ) -> Body:  # fmt: skip
+        """Where runs are short: the lanes of a tile at a time, each finding its own place once for all k."""
+        k, s = self.k, self.s
+        j, lane = k.name("j"), k.name("lane")
+        e = k._element_at(k.lanes, batch, n_first + j + lane, names)
+        cond = j + lane < count
+        checks = guard_checks(k._checks(), cond)
+        order = [*loops, start, j, lane, at, *(n for n in names if n.op == "var")]
+        put = Store(local, (at - start) * s.block + j + lane, tidy(guard_loads(e, cond), order))
+        copies = For(at, start, stop, (*lets, *checks, put), index(1))
+        return [For(j, index(0), count, tuple(region(lane, s.lanes, [copies])), index(s.lanes))]
 
     def _finish(
         self, sums: Buffer, batches: Expr, blocks: Expr, strips: Expr, per_block: Expr, outer: Expr, run: Expr,
