@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Union
 
@@ -398,8 +399,39 @@ def replace(root: Expr, mapping: dict[Expr, Expr]) -> Expr:
     return done[root]
 
 
+# An expression whose text would repeat shared parts beyond this many nodes names them instead.
+_LONG_TEXT = 200
+
+
 def show(e: Expr) -> str:
-    """The text of an expression, fully parenthesised by calls; used by the loop printer."""
+    """The text of an expression, fully parenthesised by calls; used by the loop printer.
+
+    A long one with shared parts reads `VALUE where t0 = ..; t1 = ..`, each part once.
+    """
+    order = children_first((e,))
+    size: dict[Expr, int] = {}
+    for node in order:
+        size[node] = 1 + sum(size[a] for a in node.args)
+    if size[e] <= _LONG_TEXT:
+        return _text(e, {})
+    users = Counter(a for node in order for a in node.args)
+    names: dict[Expr, str] = {}
+    parts = []
+    for node in order:
+        if users[node] > 1 and node.args:
+            text = _text(node, names)
+            names[node] = f"t{len(names)}"
+            parts.append(f"{names[node]} = {text}")
+    return f"{_text(e, names)} where {'; '.join(parts)}" if parts else _text(e, names)
+
+
+def _text(e: Expr, names: dict[Expr, str]) -> str:
+    if e in names:
+        return names[e]
+
+    def inner(x: Expr) -> str:
+        return _text(x, names)
+
     if e.op == "const":
         if e.dtype.kind == "f":
             value = bits_float(e.dtype, e.data)
@@ -410,12 +442,12 @@ def show(e: Expr) -> str:
     if e.op == "var":
         return str(e.data)
     if e.op == "load":
-        condition = f" if {show(e.args[1])}" if len(e.args) == 2 else ""
-        return f"{e.data.name}[{show(e.args[0])}{condition}]"
+        condition = f" if {inner(e.args[1])}" if len(e.args) == 2 else ""
+        return f"{e.data.name}[{inner(e.args[0])}{condition}]"
     infix = {"add": "+", "sub": "-", "mul": "*", "idiv": "//", "irem": "%"}
     if e.op in infix and e.dtype is I64:
-        return f"({show(e.args[0])} {infix[e.op]} {show(e.args[1])})"
-    args = ", ".join(map(show, e.args))
+        return f"({inner(e.args[0])} {infix[e.op]} {inner(e.args[1])})"
+    args = ", ".join(map(inner, e.args))
     if e.op in ("cast", "bitcast"):
         return f"{e.op}<{e.dtype}>({args})"
     if e.op == "lanes":
