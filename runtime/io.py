@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from graphc.ir import types
 from graphc.runtime.tensor import Tensor, asarray
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from graphc.runtime.tensor import Tensor, asarray
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
 from graphc.runtime.tensor import Tensor, asarray
 
 
@@ -37,10 +36,6 @@ def default_collate(samples: Sequence[Any]) -> Any:
             raise ValueError(f"samples of one batch have different numbers of entries: {lengths}")
         columns = [default_collate(column) for column in zip(*samples, strict=True)]
         return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
-    if isinstance(first, (bool, int)):
-        return asarray(np.asarray(samples))
-    if isinstance(first, float):
-        return asarray(np.asarray(samples, dtype=np.float32))
     if isinstance(first, (Tensor, np.ndarray, np.generic)):
         arrays = [as_array(s) for s in samples]
         shapes = sorted({a.shape for a in arrays})
@@ -49,6 +44,10 @@ def default_collate(samples: Sequence[Any]) -> Any:
                 f"samples of one batch have different shapes {shapes}; pad them in the dataset or pass a collate_fn"
             )
         return asarray(np.stack(arrays))
+    if isinstance(first, (bool, int)):
+        return asarray(np.asarray(samples))
+    if isinstance(first, float):
+        return asarray(np.asarray(samples, dtype=np.float32))
     raise TypeError(
         f"default_collate cannot batch samples of type {type(first).__name__}; it knows tensors, NumPy arrays, "
         "numbers, strings, tuples, lists and dicts: pass a collate_fn"

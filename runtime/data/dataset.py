@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-
 from graphc.runtime.data.collate import as_array, as_tensor
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]

@@ -13,7 +13,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-
 from graphc.runtime.data.collate import default_collate
 from graphc.runtime.data.dataset import IterableDataset
 from graphc.runtime.data.sampler import (

@@ -52,7 +52,7 @@ def sigmoid(x: Tensor) -> Tensor:
 @composite
 def logsigmoid(x: Tensor) -> Tensor:
     """log(sigmoid(x)) = min(x, 0) - log(1 + exp(-|x|))."""
-    return _negative_part(x) - xp.log1p(xp.exp(_minus_abs(x)))
+    return xp.where(x < 0, x, 0) - xp.log1p(xp.exp(_minus_abs(x)))
 
 
 @composite
@@ -84,7 +84,7 @@ def tanh(x: Tensor) -> Tensor:
 def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """log(1 + exp(beta * x)) / beta, and x itself where beta * x > threshold."""
     z = x * beta
-    soft = (-_negative_part(-z) + xp.log1p(xp.exp(_minus_abs(z)))) / beta
+    soft = (xp.where(z >= 0, z, 0) + xp.log1p(xp.exp(_minus_abs(z)))) / beta
     return xp.where(z > threshold, x, soft)
 
 
@@ -112,10 +112,6 @@ def logsumexp(x: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
     m = xp.where(xp.isfinite(m), m, 0)
     total = xp.log(xp.sum(xp.exp(z - m), axis=dim, keepdims=True)) + m
     return narrowed(total if keepdim else xp.squeeze(total, axis=dim), x)
-
-
-def _negative_part(x: Tensor) -> Tensor:
-    return xp.where(x < 0, x, 0)
 
 
 def _minus_abs(x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-
 from graphc.ir.types import DType
 from graphc.ir.types import dtype as as_dtype
 from graphc.runtime import ops as xp

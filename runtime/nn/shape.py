@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-
 from graphc.runtime import ops as xp
 from graphc.runtime.composite import composite
 from graphc.runtime.nn.wide import narrowed, widened
