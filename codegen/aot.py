@@ -30,9 +30,10 @@ from graphc.ir.function import Function
 
 @dataclass(frozen=True)
 class AheadOfTime:
-    """A compiled function: `object` code, the C `header`, the LLVM text of the `entry`, and the `plan`."""
+    """A compiled function: `object` code, the C `header`, the LLVM text of the `entry`, the `plan`, the `cpu`."""
 
     name: str
+    cpu: str
     object: bytes
     header: str
     entry: str
@@ -75,7 +76,7 @@ def compile_ahead(f: Function, name: str, constants: Mapping[int, Any] | None = 
     entry = entry_text(plan, target)
     kernels = [emit_kernel(k, target) for k in plan.kernels]
     code = compile_modules([entry, *kernels], target, keep=(name, f"{name}_workspace", f"{name}_error"))
-    return AheadOfTime(name, code, header(plan, target), entry, plan)
+    return AheadOfTime(name, target.cpu, code, header(plan, target), entry, plan)
 
 
 def c_compiler() -> str | None:

@@ -26,7 +26,8 @@ def fused(f: Function) -> Module:
 def _each_group(f: Function, show: Callable[[Function, dict[str, int]], str]) -> str:
     from graphc.codegen.canonical import canonicalise
 
-    parts, seen = [], {}
+    parts: list[str] = []
+    seen: dict[object, str] = {}
     for op in fused(f).entry.ops:
         group: Function = op.attrs["function"]
         canonical = canonicalise(group)
@@ -77,9 +78,16 @@ def _asm(group: Function, hint: dict[str, int]) -> str:
 
 
 def _plan(f: Function) -> str:
+    from graphc.codegen.aot_plan import symbols_of
     from graphc.codegen.plan import make_plan
 
-    return str(make_plan(fused(f)))
+    module = fused(f)
+    if symbols_of(module.entry):
+        # Only code that is compiled ahead of time has sizes that are not known.
+        from graphc.codegen.aot import plan_function
+
+        return str(plan_function(f))
+    return str(make_plan(module))
 
 
 STAGES: dict[str, Callable[[Function], str]] = {

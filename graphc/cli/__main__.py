@@ -1,0 +1,5 @@
+"""`python -m graphc.cli` is `graphc`."""
+
+from graphc.cli import main
+
+raise SystemExit(main())

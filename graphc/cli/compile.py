@@ -1,0 +1,113 @@
+"""compile a Python function or module to an object, a C header and a shared library
+
+Symbolic dimensions of the inputs become arguments of the C function. Parameters become constants.
+
+    graphc compile model.py:net --input "f32[B,1,8,8]" -o build/net
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphc.cli.failure import Failure
+
+if TYPE_CHECKING:
+    from graphc.codegen.aot import AheadOfTime
+    from graphc.runtime.trace import Traced
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="FILE.py:NAME", help="a function, an nn.Module, or a Module class")
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="TYPE", help='type of an argument, such as "f32[B,1,8,8]"; one for each'
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="PATH", help="where PATH.o, PATH.h and PATH.so go")
+    parser.add_argument("--weights", metavar="FILE", help="safetensors file with the module's parameters")
+    parser.add_argument("--name", help="name of the C function (default: the last part of PATH)")
+    parser.add_argument("--cpu", default="", help="LLVM's name of the CPU to compile for (default: this machine's)")
+    parser.add_argument("--no-shared", action="store_true", help="write no shared library")
+
+
+def main(options: argparse.Namespace) -> None:
+    from graphc.cli.files import reason
+    from graphc.cli.source import load_source, trace
+    from graphc.codegen.aot import compile_ahead, write_files
+
+    output = re.sub(r"\.(o|h|so|dylib)$", "", options.output)
+    name = options.name or Path(output).name
+    source = load_source(options.source)
+    if options.weights is not None:
+        _load_weights(source.name, source.module, options.weights)
+    if source.module is not None:
+        source.module.eval()
+    traced = trace(source, options.input)
+    _check_pure(source.name, traced)
+    first = len(traced.function.params) - len(traced.captured)
+    constants = {first + i: t.detach().numpy() for i, t in enumerate(traced.captured)}
+    try:
+        compiled = compile_ahead(traced.function, name, constants, options.cpu)
+    except ValueError as error:
+        cure = "; give another with --name" if "cannot name" in str(error) else ""
+        raise Failure(f"{error}{cure}") from error
+    try:
+        written = write_files(compiled, output, shared=not options.no_shared)
+    except OSError as error:
+        raise Failure(f"cannot write {output}.o: {reason(error)}") from error
+    _report(compiled, written, asked_shared=not options.no_shared)
+
+
+def _load_weights(name: str, module: Any, path: str) -> None:
+    from graphc.cli.files import reason
+    from graphc.runtime.io import load
+
+    if module is None:
+        raise Failure(f"--weights needs an nn.Module to load them into, and {name} is a function")
+    try:
+        module.load_state_dict(load(path))
+    except OSError as error:
+        raise Failure(f"cannot read {path}: {reason(error)}") from error
+    except (TypeError, ValueError) as error:
+        raise Failure(str(error)) from error
+
+
+def _check_pure(name: str, traced: Traced) -> None:
+    f = traced.function
+    if traced.writes:
+        first = len(f.params) - len(traced.captured)
+        changed = ", ".join(f.param_names[first + i] for i, _ in traced.writes)
+        raise Failure(
+            f"{name} changes tensors from outside ({changed}), which a compiled function cannot; "
+            "return their new values instead"
+        )
+    if not f.results:
+        raise Failure(f"{name} returns no tensor, so there is nothing to compile")
+
+
+def _report(compiled: AheadOfTime, written: list[Path], asked_shared: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    plan = compiled.plan
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(title=f"{compiled.name}, compiled for {compiled.cpu}", title_justify="left")
+    table.add_column("written")
+    table.add_column("bytes", justify="right")
+    for path in written:
+        table.add_row(str(path), f"{path.stat().st_size:,}")
+    console.print(table)
+    held = sum(a.nbytes for a in plan.constants.values())
+    elements = sum(math.prod(a.shape) for a in plan.constants.values())
+    facts = Table.grid(padding=(0, 2))
+    inputs = ", ".join(f"{plan.entry.param_names[i]}: {plan.entry.params[i].type}" for i in plan.inputs)
+    facts.add_row("inputs", inputs or "none")
+    facts.add_row("outputs", ", ".join(map(str, plan.entry.result_types)))
+    facts.add_row("kernels", f"{len(plan.kernels)}, called {len(plan.launches)} times")
+    facts.add_row("constants", f"{held:,} bytes, {elements:,} elements")
+    facts.add_row("workspace", f"{plan.workspace} bytes")
+    console.print(facts)
+    if asked_shared and len(written) == 2:
+        console.print("There is no C compiler here (cc, gcc, clang or $CC), so no shared library was linked.")

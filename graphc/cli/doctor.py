@@ -1,0 +1,112 @@
+"""show what graphc finds on this machine: devices, CPU, versions, the cache
+
+    graphc doctor
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Iterator
+
+Row = tuple[str, str]
+_PACKAGES = ("numpy", "llvmlite", "ml_dtypes", "lark", "safetensors", "pycuda")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No arguments."""
+
+
+def main(options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"graphc {importlib.metadata.version('graphc')}", title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for rows in (_python(), _cpu(), _devices(), _compiler(), _cache()):
+        for name, text in rows:
+            table.add_row(name, text)
+        table.add_section()
+    Console(highlight=False).print(table)
+
+
+def _python() -> Iterator[Row]:
+    yield "Python", f"{platform.python_version()} ({sys.executable})"
+    yield "system", platform.platform()
+    for package in _PACKAGES:
+        try:
+            yield package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            yield package, "not installed"
+
+
+def _cpu() -> Iterator[Row]:
+    from graphc.codegen.llvm.target import host_target, llvm_binding
+
+    try:
+        target = host_target()
+    except RuntimeError as error:
+        yield "CPU", f"cannot be used: {error}"
+        return
+    version = ".".join(map(str, llvm_binding().llvm_version_info))
+    yield "LLVM", version
+    yield "CPU", f"{target.cpu} ({target.triple})" + (" by GRAPHC_CPU" if os.environ.get("GRAPHC_CPU") else "")
+    yield "vectors", f"{target.vector_bits} bits, {target.vector_bits // 32} float32 lanes"
+    features = [f[1:] for f in target.features.split(",") if f.startswith("+")]
+    yield "features", " ".join(sorted(features)) or f"those of {target.cpu}"
+    yield "threads", str(_threads())
+
+
+def _threads() -> int:
+    from graphc.codegen.llvm.runner import runner
+
+    return runner().get_threads()
+
+
+def _devices() -> Iterator[Row]:
+    from graphc.runtime.device import device
+
+    yield "device cpu", "ready"
+    try:
+        device("cuda")
+        yield "device cuda", "ready"
+    except RuntimeError as error:
+        yield "device cuda", str(error)
+
+
+def _compiler() -> Iterator[Row]:
+    from graphc.codegen.aot import c_compiler
+
+    found = c_compiler()
+    yield "C compiler", found or "none (cc, gcc, clang or $CC): graphc compile links no shared library"
+
+
+def _cache() -> Iterator[Row]:
+    from graphc.codegen import cache
+
+    disk = cache.disk()
+    if disk is None:
+        yield "cache", "turned off on disk by GRAPHC_CACHE=0"
+        return
+    yield "cache", str(disk.path)
+    yield "cache state", _state(str(disk.path))
+    count, size = disk.contents()
+    yield "cache holds", f"{count} kernels, {size:,} bytes of at most {disk.limit:,}"
+    s = cache.statistics()
+    yield "this process", f"{s.disk_hits} read from disk, {s.misses} compiled, {s.damaged} damaged"
+
+
+def _state(path: str) -> str:
+    if not os.path.isdir(path):
+        return "not made yet"
+    info = os.stat(path)
+    mode = f"mode {info.st_mode & 0o777:o}"
+    if hasattr(os, "geteuid") and info.st_uid != os.geteuid():
+        return f"not used: it belongs to another user ({mode})"
+    if info.st_mode & 0o022:
+        return f"not used: others may write to it ({mode}); chmod 700 mends that"
+    return f"yours, {mode}" + ("" if os.access(path, os.W_OK) else ", but not writable")
