@@ -38,12 +38,14 @@ class CompiledGroup:
     """Kernels of one canonical text, loaded. scratch: (dtype, number of elements as text).
 
     sites: for each `Report` site the operation: its name, and which of that name in the group.
+    streams: results must be aligned to 64 bytes.
     """
 
     key: str
     launches: tuple[Launch, ...]
     scratch: tuple[tuple[str, str], ...]
     sites: tuple[tuple[str, int], ...]
+    streams: bool = False
 
     def scratch_bytes(self, sizes: Sizes) -> list[int]:
         return [dtype(d).itemsize * evaluate_size(text, sizes) for d, text in self.scratch]
@@ -85,14 +87,17 @@ _memory: dict[Any, CompiledGroup] = {}
 _canonical: dict[Any, Canonical] = {}
 
 
-def bind_group(group: Function) -> BoundGroup:
-    """The compiled kernels of a group, compiling what no cache holds."""
+def bind_group(group: Function, stream: bool = True) -> BoundGroup:
+    """The compiled kernels of a group, compiling what no cache holds.
+
+    stream: kernels may ask for results that are aligned to 64 bytes (`CompiledGroup.streams`).
+    """
     key = group.key()
     canonical = _canonical.get(key)
     if canonical is None:
         canonical = _canonical[key] = canonicalise(group)
     hint = {name: d for name, d in canonical.extents if not isinstance(d, DimExpr)}
-    compiled = compiled_group(canonical.function, hint)
+    compiled = compiled_group(canonical.function, hint, stream)
     locs = tuple(_site_loc(group, site) for site in compiled.sites)
     return BoundGroup(compiled, dict(canonical.extents), locs)
 
@@ -103,13 +108,13 @@ def _site_loc(group: Function, site: tuple[str, int]) -> Loc | None:
     return same[nth].loc if nth < len(same) else None
 
 
-def compiled_group(canonical: Function, hint: dict[str, int]) -> CompiledGroup:
+def compiled_group(canonical: Function, hint: dict[str, int], stream: bool = True) -> CompiledGroup:
     """The loaded kernels of a canonical group."""
     from graphc.codegen.llvm.target import host_target
     from graphc.codegen.lower.lower import variant
 
     target = host_target()
-    key = (canonical.key(), variant(canonical, target, hint), target)
+    key = (canonical.key(), variant(canonical, target, hint, stream), target)
     found = _memory.get(key)
     if found is None:
         found = _memory[key] = _from_disk_or_compile(canonical, str(key[1]), hint)
@@ -130,12 +135,12 @@ def _from_disk_or_compile(canonical: Function, choice: str, hint: dict[str, int]
     key = cache.key(kernel_text(canonical, choice), host_target().key())
     data = cache.get(key)
     if data is None:
-        data = compile_group(canonical, hint, key)
+        data = compile_group(canonical, hint, key, choice)
         cache.put(key, data)
     return _load(key, data)
 
 
-def compile_group(canonical: Function, hint: dict[str, int], key: str) -> bytes:
+def compile_group(canonical: Function, hint: dict[str, int], key: str, choice: str) -> bytes:
     """Object code with its description, as one cache entry: a line of JSON, then the objects."""
     from graphc.codegen.llvm.emit import emit_kernel
     from graphc.codegen.llvm.jit import compile_text
@@ -143,7 +148,7 @@ def compile_group(canonical: Function, hint: dict[str, int], key: str) -> bytes:
     from graphc.codegen.lower.lower import lower
 
     target = host_target()
-    lowered = lower(canonical, target, hint)
+    lowered = lower(canonical, target, hint, choice)
     references: dict[Any, BufferRef] = {}
     for stem, buffers in (("p", lowered.params), ("r", lowered.results)):
         references.update({b: (stem, i) for i, b in enumerate(buffers)})
@@ -165,6 +170,7 @@ def compile_group(canonical: Function, hint: dict[str, int], key: str) -> bytes:
         ordinal.append([op.name, same.index(op)])
     head: dict[str, Any] = {
         "launches": launches,
+        "streams": choice.endswith("stream"),
         "scratch": [[s.dtype.name, str(s.size)] for s in lowered.scratch],
         "sites": ordinal,
     }
@@ -209,4 +215,5 @@ def _load(key: str, data: bytes) -> CompiledGroup:
         launches,
         tuple((d, n) for d, n in head["scratch"]),
         tuple((n, i) for n, i in head["sites"]),
+        head["streams"],
     )

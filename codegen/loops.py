@@ -87,9 +87,13 @@ class Assign:
 
 @dataclass(frozen=True)
 class Store:
+    """stream: go to memory past the caches, where the target can; the first lane of every unmasked
+    vector must then lie at a multiple of 64 bytes."""
+
     buffer: Buffer
     index: Expr
     value: Expr
+    stream: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,8 @@ def _print_block(body: Sequence[Stmt], pad: str) -> list[str]:
         elif isinstance(s, Assign):
             out.append(f"{pad}{show(s.var)} := {show(s.value)}")
         elif isinstance(s, Store):
-            out.append(f"{pad}{s.buffer.name}[{show(s.index)}] = {show(s.value)}")
+            past = " stream" if s.stream else ""
+            out.append(f"{pad}{s.buffer.name}[{show(s.index)}] = {show(s.value)}{past}")
         elif isinstance(s, Alloc):
             out.append(f"{pad}local {s.buffer.name}: {s.buffer.dtype}[{s.size}]")
         else:

@@ -33,11 +33,15 @@ class PlannedLaunch:
 
 @dataclass(frozen=True)
 class Plan:
-    """The launches of a fused module in order, and the size of the arena in bytes."""
+    """The launches of a fused module in order, and the size of the arena in bytes.
+
+    streams: outputs must be aligned to 64 bytes.
+    """
 
     entry: Function
     launches: tuple[PlannedLaunch, ...]
     arena: int
+    streams: bool = False
 
     def __str__(self) -> str:
         lines = [f"plan @{self.entry.name}: {len(self.launches)} launches, arena {self.arena} bytes"]
@@ -88,8 +92,8 @@ class Arena:
         self.free = sorted([*merged, (offset, size)])
 
 
-def make_plan(module: Module) -> Plan:
-    """The plan of a fused module with concrete dimensions."""
+def make_plan(module: Module, stream: bool = True) -> Plan:
+    """The plan of a fused module with concrete dimensions. stream: as in `bind_group`."""
     entry = module.entry
     place: dict[Value, Place] = {p: ("in", i) for i, p in enumerate(entry.params)}
     place.update({r: ("out", i) for i, r in enumerate(entry.results)})
@@ -98,9 +102,11 @@ def make_plan(module: Module) -> Plan:
         for v in op.operands:
             last[v] = i
     arena = Arena()
+    streams = False
     launches: list[PlannedLaunch] = []
     for i, op in enumerate(entry.ops):
-        bound = bind_group(op.attrs["function"])
+        bound = bind_group(op.attrs["function"], stream)
+        streams = streams or bound.compiled.streams
         sizes = bound.concrete()
         for r in op.results:
             if r not in place:
@@ -113,7 +119,7 @@ def make_plan(module: Module) -> Plan:
             kind, offset = place[v]
             if kind == "arena" and last.get(v, i) == i:
                 arena.give(offset, _bytes(v))
-    return Plan(entry, tuple(launches), arena.size)
+    return Plan(entry, tuple(launches), arena.size, streams)
 
 
 def _bytes(v: Value) -> int:

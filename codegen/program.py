@@ -122,6 +122,23 @@ class Program:
         else:
             call = direct[given] if given < len(direct) else None
             self.run = self._locked_run(call, native.run_block, address, pointers, arena)
+        if self.plan.streams:
+            self.run = self._aligned_run(self.run)
+
+    def _aligned_run(self, aligned: Run) -> Run:
+        """`aligned` where all outputs are aligned, else a program that does not ask for that."""
+        plain: list[Program] = []
+
+        def run(inputs: Sequence[int], outputs: Sequence[int]) -> None:
+            if not any(address % ALIGN for address in outputs):
+                aligned(inputs, outputs)
+                return
+            if not plain:
+                plan = make_plan(self.module, stream=False)
+                plain.append(Program(self.function, self.module, plan, self._constants))
+            plain[0].run(inputs, outputs)
+
+        return run
 
     def _direct_run(self, call: Callable[..., int], block: int) -> Run:
         fail = self._fail

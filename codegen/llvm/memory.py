@@ -7,6 +7,9 @@ from graphc.codegen.loops import Buffer
 from graphc.ir.types import BOOL, I64
 
 
+STREAM = 999_999  # the number of the metadata that marks streaming stores
+
+
 def _address(w: Writer, buffer: Buffer, index: Value, depth: int, shift: int = 0) -> str:
     """The address of the element at an affine index in lane `shift` lanes to the left of lane 0."""
     element, pointer = MEMORY[buffer.dtype.short], w.pointers[buffer]
@@ -150,7 +153,10 @@ def _load_if(w: Writer, buffer: Buffer, index: Value, cond: Value) -> Value:
     return Value(buffer.dtype, depth, deps, text, base=text if buffer.dtype is I64 else "")
 
 
-def store(w: Writer, buffer: Buffer, index: Value, v: Value) -> None:
+STREAM_ALIGN = 64  # bytes; what a streaming store of any target needs at most
+
+
+def store(w: Writer, buffer: Buffer, index: Value, v: Value, stream: bool = False) -> None:
     """Write v at `index`; where lanes agree on a place the last of them wins."""
     depth = len(w.scopes) - 1
     short, size, tag = buffer.dtype.short, buffer.dtype.itemsize, w.tags[buffer]
@@ -178,7 +184,9 @@ def store(w: Writer, buffer: Buffer, index: Value, v: Value) -> None:
             text = _reversed(w, depth, t, text)
             lanes = lanes and _reversed(w, depth, f"<{w.width} x i1>", lanes)
         if mask is None:
-            w.line(f"store {t} {text}, ptr {address}, align {size}{tag}")
+            past = stream and not back and w.width * size % STREAM_ALIGN == 0
+            how = f"align {STREAM_ALIGN}, !nontemporal !{STREAM}" if past else f"align {size}"
+            w.line(f"store {t} {text}, ptr {address}, {how}{tag}")
         else:
             w.line(
                 f"call void @llvm.masked.store({t} {text}, ptr align {size} {address}, "

@@ -6,7 +6,7 @@ from graphc.codegen.fuse import ALONE, CONTRACT, REDUCE
 from graphc.codegen.llvm.target import Target
 from graphc.codegen.lower import pool, random  # noqa: F401  (register their pull rules)
 from graphc.codegen.lower.lowered import Lowered
-from graphc.codegen.lower.map import lower_map
+from graphc.codegen.lower.map import lower_map, streams
 from graphc.codegen.lower.reduce import lower_reduce, partitioned
 from graphc.codegen.lower.scan import lower_scan
 from graphc.codegen.lower.scatter import lower_scatter
@@ -23,8 +23,11 @@ def family(group: Function) -> str:
     return "alone" if names & ALONE else "map"
 
 
-def variant(group: Function, target: Target, hint: dict[str, int]) -> str:
-    """Which of its kernels a group gets for extents like `hint`; part of the kernel's key."""
+def variant(group: Function, target: Target, hint: dict[str, int], stream: bool = True) -> str:
+    """Which of its kernels a group gets for extents like `hint`; part of the kernel's key.
+
+    stream: results may go past the caches, which asks for memory aligned to 64 bytes.
+    """
     kind = family(group)
     if kind == "contract":
         from graphc.codegen.lower.contract import variant as contraction_variant
@@ -32,11 +35,11 @@ def variant(group: Function, target: Target, hint: dict[str, int]) -> str:
         return f"contract {contraction_variant(group, hint, target.vector_bits)}"
     if kind == "row":
         return "row partitioned" if partitioned(group, hint) else "row"
-    return kind
+    return "map stream" if kind == "map" and stream and streams(group, hint) else kind
 
 
-def lower(group: Function, target: Target, hint: dict[str, int]) -> Lowered:
-    """The kernels of a canonical group. `hint` gives likely values of its extents."""
+def lower(group: Function, target: Target, hint: dict[str, int], choice: str = "") -> Lowered:
+    """The kernels of a canonical group. `hint` gives likely values of its extents; `choice` is a variant."""
     kind = family(group)
     if kind == "contract":
         from graphc.codegen.lower.contract import lower_contraction
@@ -45,5 +48,5 @@ def lower(group: Function, target: Target, hint: dict[str, int]) -> Lowered:
     if kind == "row":
         return lower_reduce(group, hint)
     if kind == "map":
-        return lower_map(group)
+        return lower_map(group, choice == "map stream")
     return lower_scan(group) if any(op.name == "linear_scan" for op in group.ops) else lower_scatter(group)

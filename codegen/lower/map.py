@@ -7,6 +7,8 @@ out once an item.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from graphc.codegen.expr import index, var
 from graphc.codegen.loops import For, Kernel, Let, Stmt
 from graphc.codegen.lower.index import dim_expr
@@ -24,8 +26,9 @@ from graphc.codegen.lower.nest import (
 from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Function
 from graphc.ir.registry import lookup
-from graphc.ir.types import size_of
+from graphc.ir.types import Dim, size_of, substitute
 
+STREAM_BYTES = 32 << 20  # results beyond what the caches hold
 BLOCK = 2048  # elements of the innermost dimension in one item
 WIDTH = 16
 
@@ -44,8 +47,29 @@ def work_of(group: Function) -> int:
     return 1 + len(group.params) + len(group.ops) + heavy
 
 
-def lower_map(group: Function) -> Lowered:
-    """The kernel of a map group."""
+def streams(group: Function, hint: Mapping[str, int]) -> bool:
+    """Whether results are so large that they should go past the caches; part of the choice of kernel.
+
+    Only for one dimension, where every full vector starts at a multiple of 64 bytes.
+    """
+    shape = group.results[0].type.shape
+    if sum(d != 1 for d in shape) > 1 or any(r.type.dtype.itemsize < 4 for r in group.results):
+        return False
+    if width_for(group) != WIDTH:
+        return False
+    size = substitute(sum_of(r.type.nbytes for r in group.results), hint)
+    return isinstance(size, int) and size >= STREAM_BYTES
+
+
+def sum_of(dims: Iterable[Dim]) -> Dim:
+    total: Dim = 0
+    for d in dims:
+        total = total + d
+    return total
+
+
+def lower_map(group: Function, stream: bool = False) -> Lowered:
+    """The kernel of a map group. stream: results go past the caches, and are aligned to 64 bytes."""
     params, results = group_buffers(group)
     pull = Pull(group, dict(zip(group.params, params, strict=True)))
     shape = group.results[0].type.shape
@@ -74,7 +98,7 @@ def lower_map(group: Function) -> Lowered:
         width,
         names,
         lambda i, lane: store_results(
-            pull, targets, tuple(i if d == inner else c for d, c in enumerate(coords)), shape
+            pull, targets, tuple(i if d == inner else c for d, c in enumerate(coords)), shape, stream
         ),
     )
     rows = dim_expr(size_of(outer))

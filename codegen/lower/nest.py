@@ -93,11 +93,15 @@ def take_reports(pull: Pull) -> list[Stmt]:
 
 
 def store_results(
-    pull: Pull, targets: Sequence[tuple[Value, Buffer]], coords: tuple[Expr, ...], shape: Shape
+    pull: Pull,
+    targets: Sequence[tuple[Value, Buffer]],
+    coords: tuple[Expr, ...],
+    shape: Shape,
+    stream: bool = False,
 ) -> list[Stmt]:
     """Stores of the given results at `coords` of the domain `shape`."""
     stmts: list[Stmt] = []
     for value, buffer in targets:
         at = Position(shape, coords).reshaped(value.type.shape)
-        stmts.append(Store(buffer, at.flat, pull.at(value, at)))
+        stmts.append(Store(buffer, at.flat, pull.at(value, at), stream))
     return [*take_reports(pull), *stmts]
