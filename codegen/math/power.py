@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from graphc.codegen.expr import Expr, absolute, cast, const, equal, fma, not_equal, rint, select, sqrt, unary
 from graphc.codegen.math import double
-from graphc.codegen.math.exponential import LOG2_E, exp, one_scale, round_to_integer, scaled
+from graphc.codegen.math.exponential import LOG2_E, exp_parts, one_scale, round_to_integer, scaled
 from graphc.codegen.math.floating import (
     both,
     clamp,
@@ -22,7 +22,7 @@ from graphc.codegen.math.floating import (
     is_nan,
     sign_bit,
 )
-from graphc.codegen.math.logarithm import log1p, split
+from graphc.codegen.math.logarithm import log_sum, split
 from graphc.ir.types import F32, F64
 
 LN_2 = 0.6931471805599453
@@ -141,11 +141,18 @@ def logaddexp(x: Expr, y: Expr) -> Expr:
         s = e / (e + 2.0)
         z = s * s
         return cast(cast(largest, F64) + s * fma(horner("log1p_short", z), z, 2.0), F32)
-    # The rounding of x - y would count |x - y| times in the exponential, so it is carried along.
+    # The rounding of x - y would count |x - y| times in the exponential, so it is carried along,
+    # as is that of the exponential.
     difference = x - y
     back = difference - x
     lost = (x - (difference - back)) - (y + back)
     lost = select(finite(difference), lost, const(F64, 0.0))
     lost = select(x >= y, lost, -lost)
-    e = exp(-select(equal(x, y), const(F64, 0.0), absolute(difference)))
-    return largest + log1p(fma(-lost, e, e))
+    gap = select(equal(x, y), const(F64, 0.0), absolute(difference))
+    high, low, pattern = exp_parts(clamp(-gap, -746.0, None))
+    total = high + low
+    low = fma(-lost, total, (high - total) + low)
+    f = format_of(x)
+    e, low = scaled(total, pattern, f), scaled(low, pattern, f)
+    u = e + 1.0
+    return largest + log_sum(u, (e - (u - 1.0)) + low)

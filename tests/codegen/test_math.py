@@ -110,26 +110,67 @@ def _exact_value(name: str, args: tuple[float, ...]) -> tuple[float, float] | No
     return high, float(value - high) if scalar_math.isfinite(high) else 0.0
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_float64(name: str) -> None:
-    """Against mpmath. Results out of range and specials are in the tests below."""
+def _check_float64(name: str, count: int, seed: int) -> float:
+    """The largest error over `count` arguments against mpmath, which must be within the bound.
+
+    Results out of range and specials are in the tests below.
+    """
     e, names = expression(name, F64)
-    args = [np.random.default_rng(40 + i).permutation(arguments(F64, 500, 20 + i))[:2500] for i in range(len(names))]
+    args = []
+    for i in range(len(names)):
+        every = arguments(F64, count // 5, seed + i)
+        args.append(np.random.default_rng(seed + 20 + i).permutation(every)[:count])
     got = evaluate(e, dict(zip(names, args)))
     high, low = got.copy(), np.zeros(got.shape)
-    compared = 0
+    compared, tiny = 0, {}
     with mpmath.workprec(300 if name in ("sin", "cos", "tan", "acosh", "logaddexp") else 160):
         for i, values in enumerate(zip(*(a.tolist() for a in args))):
             found = _exact_value(name, values)
             if found is not None:
                 (high[i], low[i]), compared = found, compared + 1
-    assert compared > 800
+                if abs(high[i]) < 2.0**-1000:
+                    tiny[i] = float(abs(mpmath.mpf(float(got[i])) - EXACT[name](*values)) * mpmath.mpf(2) ** 1074)
+    assert compared > 0.3 * count
     # A zero in mpmath has no sign; signs of zeros are among the specials.
     high = np.where((high == 0) & (got == 0), got, high)
     error = ulp_error(got, high, low)
+    # Two floats do not hold an exact value next to the least denormal.
+    for i, value in tiny.items():
+        error[i] = value / max(1.0, abs(high[i]) / 2.0**-1022) if np.isfinite(error[i]) else error[i]
     if name == "logaddexp":
         error = _relative_to_largest(error, args, high)
     assert_within(name, BOUNDS[name][1], error, args, got, high)
+    return float(np.max(error))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float64(name: str) -> None:
+    _check_float64(name, 2500, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_float64_at_length(name: str) -> None:
+    print(f"{name:10} {_check_float64(name, 50000, 70):.4f} ulp", flush=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(math.BINARY) & set(NAMES)))
+def test_float32_pairs_at_length(name: str) -> None:
+    e, names = expression(name, F32)
+    function, worst = CompiledExpression(e), 0.0
+    for seed in range(60):
+        args = [arguments(F32, 100000, 100 + 2 * seed + i) for i in range(2)]
+        np.random.default_rng(seed).shuffle(args[1])
+        got = function(dict(zip(names, args)))
+        with np.errstate(all="ignore"):
+            exact = REFERENCES[name](*(a.astype(np.float64) for a in args))
+        error = ulp_error(got, exact)
+        if name == "logaddexp":
+            error = _relative_to_largest(error, args, exact)
+        assert_within(name, BOUNDS[name][0], error, args, got, exact)
+        worst = max(worst, float(np.max(error)))
+    print(f"{name:10} {worst:.4f} ulp", flush=True)
 
 
 # Arguments whose reduction cancels most: next to a multiple of pi/2, for float32 and for float64.
