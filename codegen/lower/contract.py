@@ -96,6 +96,9 @@ def _schedule(c: Contraction, hint: Hint, vector_bits: int, per_example: bool) -
     total = 1
     for b in batch:
         total *= b
+    image = 1
+    if c.root.name == "conv":
+        image = _value(size_of(c.root.operands[0].type.shape[1:]), hint)
     sizes = Sizes(
         total,
         _value(c.left.size, hint),
@@ -105,5 +108,7 @@ def _schedule(c: Contraction, hint: Hint, vector_bits: int, per_example: bool) -
         used(right),
         _value(c.left.size, hint) if left.unit_free else run(c.left.free),
         _value(c.right.size, hint) if right.unit_free else run(c.right.free),
+        image,
     )
-    return choose(sizes, left, right, c.accumulator, vector_bits, per_example)
+    literal = isinstance(size_of(c.depth), int)
+    return choose(sizes, left, right, c.accumulator, vector_bits, per_example, literal)

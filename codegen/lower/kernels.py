@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from graphc.codegen.expr import Expr, cast, const, equal, index, load, logical_and, select, var
 from graphc.codegen.loops import Alloc, Buffer, For, If, Kernel, Let, Report, Stmt, Store
@@ -21,11 +22,21 @@ from graphc.codegen.lower.microkernel import (
     region,
 )
 from graphc.codegen.lower.pull import guard_loads
-from graphc.codegen.lower.tiles import Schedule, power_of_two
+from graphc.codegen.lower.tiles import UNROLL, Schedule, power_of_two
 from graphc.ir.function import Operation, Value
 from graphc.ir.types import BOOL, Dim, size_of
 
 Body = list[Stmt]
+
+
+@dataclass(frozen=True)
+class DepthNest:
+    """coords: of the contracted dimensions; loops: their variables, outermost first; flat: their index."""
+
+    coords: list[Expr]
+    loops: list[Expr]
+    flat: Expr
+    wrap: Callable[[Body], Body]
 
 
 class ContractionKernels:
@@ -148,30 +159,31 @@ class ContractionKernels:
             out: Body = [Let(b, t // panels), Let(panel, t - b * panels), Let(base, t * self.depth * tile)]
             batch, lets = self._batch_coords(b, used_shape, a.batch)
             out += lets
-            k_vars, k_flat, wrap = self._depth_nest()
+            nest = self._depth_nest(vector and self.s.near)
             if vector:
                 lane = self.name("lane") if tile > 1 else index(0)
                 free = panel * tile + lane
-                loops = [t, b, *batch, panel, base, lane, *k_vars]
-                e = self._element_at(side, batch, free, k_vars)
+                loops = [t, b, *batch, panel, base, lane, *nest.loops]
+                e = self._element_at(side, batch, free, nest.coords)
                 checks = self._checks()
 
                 def copies(masked: bool) -> Body:
                     cond = free < size if masked else None
-                    return region(lane, tile, wrap(self._copy(buffer, base, k_flat, tile, lane, e, cond, loops, checks)))
+                    copy = self._copy(buffer, base, nest.flat, tile, lane, e, cond, loops, checks)
+                    return region(lane, tile, nest.wrap(copy))
 
                 out += self.choose((panel + 1) * tile <= size, copies)
             else:
-                loops = [t, b, *batch, panel, base, *k_vars]
+                loops = [t, b, *batch, panel, base]
                 rows: Body = []
                 for i in range(tile):
                     row = least_of(panel * tile + i, size - 1)
                     r = self.name("row")
                     out.append(Let(r, row))
-                    e = self._element_at(side, batch, r, k_vars)
-                    order = [*loops[: len(loops) - len(k_vars)], r, *k_vars]
-                    rows += self._copy(buffer, base, k_flat, tile, index(i), e, None, order, self._checks())
-                out += wrap(rows)
+                    e = self._element_at(side, batch, r, nest.coords)
+                    order = [*loops, r, *nest.loops]
+                    rows += self._copy(buffer, base, nest.flat, tile, index(i), e, None, order, self._checks())
+                out += nest.wrap(rows)
             return out
 
         return dim_expr(self._batch_dim(a.batch)) * panels, body
@@ -187,17 +199,37 @@ class ContractionKernels:
     def _element_at(self, side: Operand, batch: Sequence[Expr], free: Expr, k: Sequence[Expr]) -> Expr:
         return widened(self.c, side.at(batch, delinearise(free, side.free), k))
 
-    def _depth_nest(self) -> tuple[list[Expr], Expr, Callable[[Body], Body]]:
-        """Loops over the contracted dimensions: their variables, the flat index, and the wrapping."""
-        k_vars = [self.name("k") if d != 1 else index(0) for d in self.c.depth]
+    def _depth_nest(self, near: bool, start: Expr | None = None, stop: Expr | None = None) -> DepthNest:
+        """Loops over the contracted dimensions with flat index from `start` (0) to `stop` (the end).
+
+        near: the first dimension is innermost (see Schedule.near), else they are in order.
+        """
+        first, *others = self.c.depth or (1,)
+        v, names = self.name("k"), [self.name("k") if d != 1 else index(0) for d in others]
+        inner, position = dim_expr(size_of(others)), linearise(names, tuple(others))
+        flat = v * inner + position
+        bounds = {n: (index(0), dim_expr(d)) for n, d in zip(names, others, strict=True) if d != 1}
+        channel = (index(0), dim_expr(first))
+        if start is not None and stop is not None:
+            safe = greatest_of(inner, index(1))
+            if not bounds:
+                channel = (start, stop)
+            elif near:
+                channel = ((start - position + (inner - 1)) // safe, (stop - position + (inner - 1)) // safe)
+            else:
+                # Only the innermost loop is cut, so that everything else is hoisted.
+                channel = (start // safe, (stop + (inner - 1)) // safe)
+                last, (low, high) = list(bounds.items())[-1]
+                before = v * inner + linearise([index(0) if n is last else n for n in names], tuple(others))
+                bounds[last] = (greatest_of(low, start - before), least_of(high, stop - before))
+        loops = [(v, channel), *bounds.items()] if not near else [*bounds.items(), (v, channel)]
 
         def wrap(body: Body) -> Body:
-            for v, d in zip(reversed(k_vars), reversed(self.c.depth), strict=True):
-                if d != 1:
-                    body = [For(v, index(0), dim_expr(d), tuple(body), index(1))]
+            for name, (low, high) in reversed(loops):
+                body = [For(name, low, high, tuple(body), index(1))]
             return body
 
-        return k_vars, linearise(k_vars, self.c.depth), wrap
+        return DepthNest([v, *names][: len(self.c.depth)], [n for n, _ in loops], flat, wrap)
 
     def _batch_coords(self, flat: Expr, shape: Sequence[Dim], used: Sequence[int]) -> tuple[list[Expr], Body]:
         """Coordinates of all batch dimensions (zero for those not in `used`), named."""
@@ -297,7 +329,9 @@ class ContractionKernels:
         return self._kernel("contract", parallel, self._work(), body)
 
     def _sum(self, tile: Tile, row: Callable[[int, Expr], Expr], lane: Callable[[Expr, Expr], Expr]) -> Body:
-        body = all_blocks(tile, self.dtype, row, lane, index(0), self.depth)
+        # Short sums are unrolled; those of conditional reads must be, so that divisions of k fold.
+        short = self.depth.op == "const" and self.depth.data * tile.rows <= 2 * UNROLL
+        body = all_blocks(tile, self.dtype, row, lane, index(0), self.depth, short)
         if self.depth.op == "const":
             return body if self.depth.data else clear(tile, self.dtype)
         return [*body, If(equal(self.depth, 0), tuple(clear(tile, self.dtype)))]
@@ -458,7 +492,6 @@ class LocalKernels:
             Let(n_first, first_outer * run + first_run),
         ]
         loops = [task, kb, batch_flat, *batch, block, i_outer, first_outer, first_run, run_width, count, n_first]
-        # Runs are copied in whole vectors, past the end of the last one.
         local = Buffer("block", k.dtype, "local")
         stop = k.name("stop")
         chunk_end = least_of(start + s.chunk, k.depth)
@@ -490,7 +523,7 @@ class LocalKernels:
             return load(local, n0 + ((at - start) * s.block + v))
 
         if s.split:
-            body_tile += block_sum(tile, k.dtype, row, lane, start, stop, const(BOOL, True), False)
+            body_tile += block_sum(tile, k.dtype, row, lane, start, stop, const(BOOL, True))
         else:
             body_tile += all_blocks(tile, k.dtype, row, lane, start, stop)
             finish = k._epilogue(tile, batch, m0, n_first + n0, n_first + count, inner_loops)
@@ -516,7 +549,7 @@ class LocalKernels:
             # An empty sum is one empty chunk.
             last = greatest_of(k.depth, index(1))
             in_task = [*lets, For(start, index(0), last, tuple(in_chunk), index(s.chunk))]
-        body: Body = [Alloc(local, s.chunk * s.block + s.run)]
+        body: Body = [Alloc(local, s.chunk * s.block)]
         if one_chunk and not s.split:
             body.append(Alloc(tile.buffer, tile_size))
         body.append(For(task, var("begin"), var("end"), tuple(in_task), index(1)))
@@ -546,27 +579,23 @@ class LocalKernels:
     ) -> Body:  # fmt: skip
         k, s = self.k, self.s
         free = k.lanes.free or (1,)
-        at, o, x = k.name("k"), k.name("o"), k.name("x")
-        depth = delinearise(at, self.c.depth)
-        names = [k.name("d") if e.op != "const" and e is not at else e for e in depth]
-        lets: Body = [Let(n, e) for n, e in zip(names, depth, strict=True) if n is not e]
-        if s.run < s.lanes:
-            return self._pack_gathered(local, batch, n_first, count, at, start, stop, names, lets, loops)
+        o, x = k.name("o"), k.name("x")
+        nest = k._depth_nest(s.near, start, stop)
+        if not s.run:
+            return self._pack_gathered(local, batch, n_first, count, start, nest, loops)
         lane = k.name("lane") if s.run > 1 else index(0)
         outer = delinearise(first_outer + o, free[:-1])
         coords = (*outer, first_run + x + lane)[: len(k.lanes.free)]
-        e = widened(self.c, k.lanes.at(batch, coords, names))
+        e = widened(self.c, k.lanes.at(batch, coords, nest.coords))
         checks = k._checks()
-        order = [*loops, start, at, *(n for n in names if n.op == "var"), o, x, lane]
-        place = (at - start) * s.block + o * run_width + x + lane
+        order = [*loops, start, *nest.loops, o, x, lane]
+        place = (nest.flat - start) * s.block + o * run_width + x + lane
 
         def copies(masked: bool) -> Body:
+            cond = x + lane < run_width
             if not masked:
                 return region(lane, s.run, [*checks, Store(local, place, tidy(e, order))])
-            cond = x + lane < run_width
-            return region(
-                lane, s.run, [*guard_checks(checks, cond), Store(local, place, tidy(guard_loads(e, cond), order))]
-            )
+            return region(lane, s.run, [If(cond, (*checks, Store(local, place, tidy(e, order))))])
 
         turn = k.choose(x + s.run <= run_width if s.run > 1 else const(BOOL, True), copies)
         runs: Body = [For(x, index(0), run_width, tuple(turn), index(s.run))]
@@ -575,27 +604,30 @@ class LocalKernels:
             runs = [For(o, index(0), rows, tuple(runs), index(1))]
         else:
             runs = [Let(o, index(0)), *runs]
-        # The lanes past the last element are read by the micro kernel: give them a value.
-        z = k.name("lane") if s.lanes > 1 else index(0)
+        return [*self._clear_tails(local, count, start, stop), *nest.wrap(runs)]
+
+    def _clear_tails(self, local: Buffer, count: Expr, start: Expr, stop: Expr) -> Body:
+        """The lanes past the last element are read by the micro kernel: give them a value."""
+        k, s = self.k, self.s
+        at, z = k.name("k"), k.name("lane") if s.lanes > 1 else index(0)
         last = (count // s.lanes) * s.lanes
         zero = region(z, s.lanes, [Store(local, (at - start) * s.block + last + z, const(k.dtype, 0))])
-        tail = If(decided(last < count), tuple(zero))
-        return [For(at, start, stop, (*lets, tail, *runs), index(1))]
+        return [If(decided(last < count), (For(at, start, stop, tuple(zero), index(1)),))]
 
     def _pack_gathered(
-        self, local: Buffer, batch: list[Expr], n_first: Expr, count: Expr, at: Expr, start: Expr, stop: Expr,
-        names: list[Expr], lets: Body, loops: list[Expr],
-    ) -> Body:  # fmt: skip
+        self, local: Buffer, batch: list[Expr], n_first: Expr, count: Expr, start: Expr, nest: DepthNest,
+        loops: list[Expr],
+    ) -> Body:
         """Where runs are short: the lanes of a tile at a time, each finding its own place once for all k."""
         k, s = self.k, self.s
         j, lane = k.name("j"), k.name("lane")
-        e = k._element_at(k.lanes, batch, n_first + j + lane, names)
+        e = k._element_at(k.lanes, batch, n_first + j + lane, nest.coords)
         cond = j + lane < count
         checks = guard_checks(k._checks(), cond)
-        order = [*loops, start, j, lane, at, *(n for n in names if n.op == "var")]
-        put = Store(local, (at - start) * s.block + j + lane, tidy(guard_loads(e, cond), order))
-        copies = For(at, start, stop, (*lets, *checks, put), index(1))
-        return [For(j, index(0), count, tuple(region(lane, s.lanes, [copies])), index(s.lanes))]
+        order = [*loops, start, j, lane, *nest.loops]
+        put = Store(local, (nest.flat - start) * s.block + j + lane, tidy(guard_loads(e, cond), order))
+        copies = region(lane, s.lanes, nest.wrap([*checks, put]))
+        return [For(j, index(0), count, tuple(copies), index(s.lanes))]
 
     def _finish(
         self, sums: Buffer, batches: Expr, blocks: Expr, strips: Expr, per_block: Expr, outer: Expr, run: Expr,

@@ -17,7 +17,6 @@ from graphc.codegen.lower.affine import least_of
 from graphc.ir.types import DType
 
 BLOCK = 256
-UNROLL = 4
 _numbers = itertools.count()
 
 
@@ -53,7 +52,7 @@ def block_sum(
     start: Expr,
     stop: Expr,
     first: Expr,
-    depth_is_literal: bool,
+    unroll: bool = False,
 ) -> list[Stmt]:
     """Add the block of k in [start, stop) to the tile; it is the tile's first block where `first`."""
     n = next(_numbers)
@@ -66,7 +65,7 @@ def block_sum(
         return [Assign(s, multiply_add(row(i, k), b, s)) for i, s in enumerate(sums)]
 
     k = var(f"k{n}")
-    if depth_is_literal and start.op == stop.op == "const" and stop.data - start.data <= UNROLL:
+    if unroll and start.op == stop.op == "const":
         for i in range(start.data, stop.data):
             body += step(index(i))
     else:
@@ -87,13 +86,14 @@ def all_blocks(
     lane: LaneLoad,
     start: Expr,
     stop: Expr,
+    unroll: bool = False,
 ) -> list[Stmt]:
     """Every block of [start, stop), where `start` is a multiple of 256; the very first k is 0."""
     if start.op == stop.op == "const" and start.data == 0 and stop.data <= BLOCK:
-        return block_sum(tile, dtype, row, lane, start, stop, equal_zero(start), True)
+        return block_sum(tile, dtype, row, lane, start, stop, equal_zero(start), unroll)
     n = next(_numbers)
     b, end = var(f"block{n}"), var(f"stop{n}")
-    inner = block_sum(tile, dtype, row, lane, b, end, equal_zero(b), False)
+    inner = block_sum(tile, dtype, row, lane, b, end, equal_zero(b))
     body: list[Stmt] = [Let(end, least_of(b + BLOCK, stop)), *inner]
     return [For(b, start, stop, tuple(body), index(BLOCK))]
 

@@ -16,6 +16,7 @@ from graphc.ir.types import DType
 # Lanes of a tile; rows are taken from ROWS as far as registers allow.
 LANES = (1, 4, 8, 16, 32, 64, 128)
 ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 24)
+UNROLL = 25  # a literal depth up to this may be unrolled
 LOCAL_ELEMENTS = 65536  # of a thread's packed lanes
 L2_BYTES = 512 * 1024
 
@@ -31,8 +32,11 @@ class Schedule(NamedTuple):
     block: lanes of a task, a multiple of `lanes`.
     chunk: depth that is packed at a time ("local"), a multiple of 256.
     split: every block of 256 k is a task of its own, summed up by a second kernel.
-    run: lanes copied at a time when packing locally.
+    run: lanes copied at a time from a run of the innermost dimension when packing locally; 0 where
+        runs are short, and where all lanes are one run.
     per_example: conv only: the examples are a batch dimension.
+    near: packing takes the first contracted dimension last: a convolution's channels, on which padding
+        does not depend; for images so small that those of all channels stay in the cache.
     """
 
     swap: bool
@@ -45,6 +49,7 @@ class Schedule(NamedTuple):
     split: bool
     run: int
     per_example: bool
+    near: bool
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Sizes:
     right_batch: int
     left_run: int  # the innermost free dimension
     right_run: int
+    image: int = 1  # elements that all channels of one example have
 
 
 def registers(vector_bits: int) -> int:
@@ -72,9 +78,15 @@ def tile_fits(rows: int, lanes: int, per_vector: int, vector_bits: int) -> bool:
 
 
 def choose(
-    sizes: Sizes, left: Access, right: Access, dtype: DType, vector_bits: int, per_example: bool = False
+    sizes: Sizes,
+    left: Access,
+    right: Access,
+    dtype: DType,
+    vector_bits: int,
+    per_example: bool = False,
+    literal_depth: bool = False,
 ) -> Schedule:
-    """The cheapest schedule by the model."""
+    """The cheapest schedule by the model. literal_depth: the depth is known, not just an example."""
     per_vector = max(1, vector_bits // dtype.bits)
     best: tuple[float, Schedule] | None = None
     for swap in (False, True):
@@ -87,7 +99,7 @@ def choose(
                 if not tile_fits(rows, lanes, per_vector, vector_bits):
                     continue
                 for lane_mode in ("direct", "packed", "local"):
-                    if lane_mode == "direct" and not (lanes_of.direct and (lanes_of.unit_free or lanes == 1)):
+                    if lane_mode == "direct" and not _direct(lanes_of, lanes, rows * sizes.depth if literal_depth else 0):
                         continue
                     for pack_rows in (False, True):
                         if not pack_rows and not rows_of.direct:
@@ -101,6 +113,11 @@ def choose(
                             best = (cost, schedule)
     assert best is not None
     return best[1]
+
+
+def _direct(lanes_of: Access, lanes: int, terms: int) -> bool:
+    """Whether lanes can be read where they are; conditions take a short, unrolled sum."""
+    return (lanes_of.unit_free or lanes == 1) and (lanes_of.direct or 0 < terms <= 2 * UNROLL)
 
 
 def _copy_cost(unit: bool, run: int, per_vector: int, indirect: bool) -> float:
@@ -126,10 +143,12 @@ def _cost(
     if lane_mode == "direct":
         # Rows of the operand lie far apart: pages and cache sets are used badly when it is large.
         far = n * itemsize >= 2048 and s.depth >= 64
-        cost += tiles * s.depth * vectors * (0.5 if far and strips > 4 else 0.1)
+        cost += tiles * s.depth * vectors * (0.5 if far and strips > 4 else 0.1 if lanes_of.direct else 4.0)
     elif lane_mode == "packed":
         copied = lb * s.depth * panels * lanes
         cost += copied * _copy_cost(lanes_of.unit_free, run, per_vector, not lanes_of.direct) + 600
+        # Written to the second level cache, or beyond it, and read again.
+        cost += copied * (0.3 if copied * itemsize > L2_BYTES // 2 else 0.1)
     else:
         unit = lanes_of.unit_free or not lanes_of.direct
         cost += s.batch * s.depth * n * _copy_cost(unit, run, per_vector, not lanes_of.direct) + 50 * s.batch
@@ -172,11 +191,11 @@ def _finish(
             chunk *= 2
         split = s.depth >= 1024 and s.batch * -(-n // block) < 8
         chunk = 256 if split else chunk
-    width = 1
-    while width < min(run, 32):
-        width *= 2
-    width = min(width, block)
-    return Schedule(swap, rows, lanes, pack_rows, lane_mode, block, chunk, split, width, per_example)
+    width = 0
+    if lane_mode == "local" and 16 <= run < n:
+        width = 32 if run >= 32 else 16
+    near = s.image * itemsize <= 65536
+    return Schedule(swap, rows, lanes, pack_rows, lane_mode, block, chunk, split, width, per_example, near)
 
 
 def power_of_two(n: int) -> int:
