@@ -184,7 +184,7 @@ class _Conv(Module):
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         plain = (0,) * self.rank
         if self.padding != plain:
-            text += f", padding={self.padding!r}"
+            text += f", padding={self.padding}"
         if self.dilation != (1,) * self.rank:
             text += f", dilation={self.dilation}"
         if getattr(self, "output_padding", plain) != plain:

@@ -247,7 +247,7 @@ def test_convolution_layers() -> None:
     assert layer(gc.ones((2, 4, 7, 5))).shape == (2, 6, 7, 5)
     assert layer(gc.ones((4, 7, 5))).shape == (6, 7, 5)
     assert repr(layer) == (
-        "Conv2d(4, 6, kernel_size=(3, 1), stride=(1, 1), padding='same', groups=2, bias=False)"
+        "Conv2d(4, 6, kernel_size=(3, 1), stride=(1, 1), padding=same, groups=2, bias=False)"
     )
     assert nn.Conv1d(2, 3, 3, stride=2, padding=1)(gc.ones((1, 2, 8))).shape == (1, 3, 4)
     assert nn.Conv3d(2, 3, 2)(gc.ones((1, 2, 4, 4, 4))).shape == (1, 3, 3, 3, 3)
