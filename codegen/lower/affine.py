@@ -9,8 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from graphc.codegen.expr import Expr, children_first, const, equal, index, load, logical_and, make, select
-from graphc.ir.types import BOOL, I64
+from graphc.codegen.expr import (
+    Expr,
+    cast,
+    children_first,
+    const,
+    equal,
+    index,
+    load,
+    logical_and,
+    make,
+    select,
+)
+from graphc.ir.types import BOOL, I64, U32
 
 Monomial = tuple[Expr, ...]
 Terms = dict[Monomial, int]
@@ -158,8 +169,12 @@ def depends(e: Expr, v: Expr) -> bool:
     return Levels((v,)).of(e) > 0
 
 
-def tidy(e: Expr, loops: Sequence[Expr]) -> Expr:
-    """`e` with the positions of its loads in normal form for the given loops, outermost first."""
+def tidy(e: Expr, loops: Sequence[Expr], small: Expr | None = None) -> Expr:
+    """`e` with the positions of its loads in normal form for the given loops, outermost first.
+
+    small: an I64 expression in [0, 2**32): its divisions by literals are done in 32 bits, of which a
+        vector register holds twice as many.
+    """
     levels = Levels(loops)
     done: dict[Expr, Expr] = {}
     for node in children_first((e,)):
@@ -168,6 +183,19 @@ def tidy(e: Expr, loops: Sequence[Expr]) -> Expr:
             done[node] = load(node.data, normal(args[0], levels), *args[1:])
         else:
             done[node] = node if args == node.args else make(node.op, node.dtype, args, node.data)
+    return done[e] if small is None else _narrow_divisions(done[e], small)
+
+
+def _narrow_divisions(e: Expr, small: Expr) -> Expr:
+    narrow: dict[Expr, Expr] = {small: cast(small, U32)}
+    done: dict[Expr, Expr] = {}
+    for node in children_first((e,)):
+        if node.op in ("idiv", "irem") and node.args[0] in narrow and node.args[1].op == "const":
+            narrow[node] = make(node.op, U32, (narrow[node.args[0]], cast(node.args[1], U32)))
+            done[node] = cast(narrow[node], I64)
+            continue
+        args = tuple(done[a] for a in node.args)
+        done[node] = node if args == node.args else make(node.op, node.dtype, args, node.data)
     return done[e]
 
 

@@ -165,11 +165,11 @@ class ContractionKernels:
                 free = panel * tile + lane
                 loops = [t, b, *batch, panel, base, lane, *nest.loops]
                 e = self._element_at(side, batch, free, nest.coords)
-                checks = self._checks()
+                checks, small = self._checks(), self._small(side, free)
 
                 def copies(masked: bool) -> Body:
                     cond = free < size if masked else None
-                    copy = self._copy(buffer, base, nest.flat, tile, lane, e, cond, loops, checks)
+                    copy = self._copy(buffer, base, nest.flat, tile, lane, e, cond, loops, checks, small)
                     return region(lane, tile, nest.wrap(copy))
 
                 out += self.choose((panel + 1) * tile <= size, copies)
@@ -190,11 +190,15 @@ class ContractionKernels:
 
     def _copy(
         self, buffer: Buffer, base: Expr, k: Expr, tile: int, lane: Expr, e: Expr, cond: Expr | None,
-        loops: list[Expr], checks: Body,
+        loops: list[Expr], checks: Body, small: Expr | None = None,
     ) -> Body:  # fmt: skip
         if cond is not None:
             e, checks = guard_loads(e, cond), guard_checks(checks, cond)
-        return [*checks, Store(buffer, base + k * tile + lane, tidy(e, loops))]
+        return [*checks, Store(buffer, base + k * tile + lane, tidy(e, loops, small))]
+
+    def _small(self, side: Operand, free: Expr) -> Expr | None:
+        """`free`, a flat index of a side, if its divisions may be done in 32 bits."""
+        return free if isinstance(side.size, int) and side.size < 1 << 31 else None
 
     def _element_at(self, side: Operand, batch: Sequence[Expr], free: Expr, k: Sequence[Expr]) -> Expr:
         return widened(self.c, side.at(batch, delinearise(free, side.free), k))
@@ -264,8 +268,7 @@ class ContractionKernels:
         levels = [*loops, *names]
 
         def read(i: int, k: Expr) -> Expr:
-            inner = k if k.op == "var" else k.args[0] if k.args else k
-            return tidy(element(self.c, self.rows, batch, names[i], k), [*levels, inner])
+            return tidy(element(self.c, self.rows, batch, names[i], k), [*levels, k])
 
         return read, lets
 
@@ -274,8 +277,7 @@ class ContractionKernels:
             e = element(self.c, self.lanes, batch, n0 + lane, k)
             if cond:
                 e = guard_loads(e, n0 + lane < self.count_lanes)
-            inner = k if k.op == "var" else k.args[0] if k.args else k
-            return tidy(e, [*loops, lane, inner])
+            return tidy(e, [*loops, lane, k], self._small(self.lanes, n0 + lane))
 
         return read
 
@@ -373,14 +375,17 @@ class ContractionKernels:
         left, right = (lane, row) if self.s.swap else (row, lane)
         at = Position(c.result.type.shape, c.place(batch, left, right))
         total = cast(tile.read(i, j), c.result.type.dtype)
+        vector = m0 + i if self.s.swap and tile.rows > 1 else n0 + j
+        small = self._small(self.rows if self.s.swap and tile.rows > 1 else self.lanes, vector)
         c.pull.bind(c.result, lambda _: total)
         out: Body = []
         stores: Body = []
         for v, layout, buffer in self.results:
             here = at.reshaped(v.type.shape)
-            e = tidy(c.pull.at(v, here), loops)
+            e = tidy(c.pull.at(v, here), loops, small)
             out += self._checks()
-            stores.append(Store(buffer, tidy_index(_moved(here, layout).flat, loops), e))
+            place = tidy_index(_moved(here, layout).flat, loops)
+            stores.append(Store(buffer, tidy(place, loops, small), e))
         return [*out, *stores]
 
     # Local lanes: a task packs a block of lanes for itself and meets all rows
@@ -621,11 +626,12 @@ class LocalKernels:
         """Where runs are short: the lanes of a tile at a time, each finding its own place once for all k."""
         k, s = self.k, self.s
         j, lane = k.name("j"), k.name("lane")
-        e = k._element_at(k.lanes, batch, n_first + j + lane, nest.coords)
+        free = n_first + j + lane
+        e, small = k._element_at(k.lanes, batch, free, nest.coords), k._small(k.lanes, free)
         cond = j + lane < count
         checks = guard_checks(k._checks(), cond)
         order = [*loops, start, j, lane, *nest.loops]
-        put = Store(local, (nest.flat - start) * s.block + j + lane, tidy(guard_loads(e, cond), order))
+        put = Store(local, (nest.flat - start) * s.block + j + lane, tidy(guard_loads(e, cond), order, small))
         copies = region(lane, s.lanes, nest.wrap([*checks, put]))
         return [For(j, index(0), count, tuple(copies), index(s.lanes))]
 

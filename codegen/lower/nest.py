@@ -10,7 +10,7 @@ from graphc.codegen.loops import Buffer, For, If, Let, Stmt, Store, Vector
 from graphc.codegen.lower.index import Position, dim_expr
 from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Function, Value
-from graphc.ir.types import I64, Shape, dim_symbols
+from graphc.ir.types import I64, DimExpr, Shape, dim_symbols
 
 
 def ceil_div(a: Expr, b: int) -> Expr:
@@ -44,7 +44,15 @@ def group_extents(group: Function) -> tuple[str, ...]:
     for v in [*group.params, *(r for op in group.ops for r in op.results)]:
         for d in v.type.shape:
             names |= dim_symbols(d)
+    for op in group.ops:
+        names |= _attribute_symbols(tuple(op.attrs.values()))
     return tuple(sorted(names, key=lambda n: int(n[1:])))
+
+
+def _attribute_symbols(value: object) -> frozenset[str]:
+    if isinstance(value, tuple):
+        return frozenset().union(*map(_attribute_symbols, value))
+    return dim_symbols(value) if isinstance(value, DimExpr) else frozenset()
 
 
 def split_coords(item: Expr, shape: Shape, names: Names) -> tuple[list[Stmt], tuple[Expr, ...]]:
