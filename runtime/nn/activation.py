@@ -89,24 +89,27 @@ def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
 
 
 @composite
-def softmax(x: Tensor, dim: int = -1) -> Tensor:
-    """exp(x) / sum(exp(x)) along `dim`, computed as exp(x - max(x)) / sum."""
+def softmax(x: Tensor, dim: int = -1, *, axis: int | None = None) -> Tensor:
+    """exp(x) / sum(exp(x)) along `dim` (or `axis`), computed as exp(x - max(x)) / sum."""
+    dim = dim if axis is None else axis
     z = widened(x)
     e = xp.exp(z - xp.stop_gradient(xp.max(z, axis=dim, keepdims=True)))
     return narrowed(e / xp.sum(e, axis=dim, keepdims=True), x)
 
 
 @composite
-def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
-    """x - log(sum(exp(x))) along `dim`, computed after subtracting the maximum."""
+def log_softmax(x: Tensor, dim: int = -1, *, axis: int | None = None) -> Tensor:
+    """x - log(sum(exp(x))) along `dim` (or `axis`), computed after subtracting the maximum."""
+    dim = dim if axis is None else axis
     z = widened(x)
     z = z - xp.stop_gradient(xp.max(z, axis=dim, keepdims=True))
     return narrowed(z - xp.log(xp.sum(xp.exp(z), axis=dim, keepdims=True)), x)
 
 
 @composite
-def logsumexp(x: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
-    """log(sum(exp(x))) along `dim`, computed after subtracting the maximum (where that is finite)."""
+def logsumexp(x: Tensor, dim: int = -1, keepdim: bool = False, *, axis: int | None = None) -> Tensor:
+    """log(sum(exp(x))) along `dim` (or `axis`), computed after subtracting the maximum (where that is finite)."""
+    dim = dim if axis is None else axis
     z = widened(x)
     m = xp.stop_gradient(xp.max(z, axis=dim, keepdims=True))
     m = xp.where(xp.isfinite(m), m, 0)

@@ -46,8 +46,9 @@ def _pad_constant(x: Tensor, pairs: tuple[tuple[int, int], ...], value: float) -
 
 
 @composite
-def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
-    """x / max(||x||_p, eps) along `dim`."""
+def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, *, axis: int | None = None) -> Tensor:
+    """x / max(||x||_p, eps) along `dim` (or `axis`)."""
+    dim = dim if axis is None else axis
     z = widened(x)
     if p == 2.0:
         # The floor goes under the root, whose slope at 0 is infinite.
