@@ -65,14 +65,10 @@ def _reduce32(x: Expr) -> tuple[Expr, Expr]:
     # Position 0 is for |x| in [1/2, 1); smaller ones need no reduction.
     tiny = field < 126
     shift = select(tiny, _u64(0), field - 126)
-    words = _words(24, 5)
-    for position in (7, 6):
-        step = 1 << (position - 6)
-        chosen = _bit(shift, position)
-        words = [select(chosen, b, a) for a, b in zip(words, words[step:])] if step == 1 else [
-            select(chosen, words[min(i + 2, 4)], words[i]) for i in range(4)
-        ]
-    high, low = _high_bits(words[:3], shift & _u64(63))
+    words = _words(24, 6)
+    words = [select(_bit(shift, 7), b, a) for a, b in zip(words, words[2:])]
+    words = [select(_bit(shift, 6), b, a) for a, b in pairwise(words)]
+    high, low = _high_bits(words, shift & _u64(63))
     fraction = m * high + ((m * (low >> _u64(32))) >> _u64(32))
     quadrant, rest = _quadrant_and_rest(fraction)
     angle = cast(rest, F64) * (HALF_PI[F64][0] * 2.0**-64)
@@ -97,7 +93,7 @@ def _reduce64(x: Expr) -> tuple[Expr, Expr, Expr]:
     fraction_low = low + binary("mulhi", m, third)
     carry = select(fraction_low < low, _u64(1), _u64(0))
     fraction = m * first + binary("mulhi", m, second) + carry
-    quadrant, rest = _quadrant_and_rest(fraction | _u64(0))
+    quadrant, rest = _quadrant_and_rest(fraction)
     rest_bits = bitcast(rest, U64) | (fraction_low >> _u64(62))
     rest_low = fraction_low << _u64(2)
     # The magnitude of the 128-bit signed rest, then two floats of it: 53 bits, and what follows.
