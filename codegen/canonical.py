@@ -103,7 +103,12 @@ def _mark_broadcast(bs: _Boundaries, op: Operation) -> None:
         elif i is not None and j is not None:
             bs.tie((out, d), (source, i))
     for i in range(source.type.rank - 1):
-        if axes[i + 1] != axes[i] + 1:
+        between = range(axes[i], axes[i + 1] + 1)
+        if len(between) > 2 and all(map(spread, between)):
+            # Dimensions of size 1 that all repeat: they merge if what they become does.
+            for d in between[:-1]:
+                bs.tie((out, d), (source, i))
+        elif len(between) > 2:
             bs.cut((source, i))
 
 

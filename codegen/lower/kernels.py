@@ -21,6 +21,7 @@ from graphc.codegen.lower.microkernel import (
     equal_zero,
     region,
 )
+from graphc.codegen.lower.nest import group_extents
 from graphc.codegen.lower.pull import guard_loads
 from graphc.codegen.lower.tiles import UNROLL, Schedule, power_of_two
 from graphc.ir.function import Operation, Value
@@ -111,11 +112,7 @@ class ContractionKernels:
     def _kernel(self, name: str, parallel: Expr, work: Expr, body: Body) -> Kernel:
         buffers = [*self.c.pull.buffers.values(), *(b for _, _, b in self.results), *(s.buffer for s in self.scratch)]
         used = buffers_used(body)
-        symbols = sorted(
-            {n for v in (*self.c.group.params, *self.c.group.results, self.c.result) for d in v.type.shape for n in symbols_of(d)},
-            key=lambda n: (len(n), n),
-        )
-        return Kernel(name, tuple(b for b in buffers if b in used), tuple(symbols), parallel, work, tuple(body))
+        return Kernel(name, tuple(b for b in buffers if b in used), group_extents(self.c.group), parallel, work, tuple(body))
 
     def choose(self, whole: Expr, body: Callable[[bool], Body], hot: bool = False) -> Body:
         """`body(masked)`, without a mask where `whole` holds and that is worth code of its own."""
@@ -417,12 +414,6 @@ def tidy_index(e: Expr, loops: list[Expr]) -> Expr:
     from graphc.codegen.lower.affine import Levels, normal
 
     return normal(e, Levels(loops))
-
-
-def symbols_of(d: Dim) -> frozenset[str]:
-    from graphc.ir.types import dim_symbols
-
-    return dim_symbols(d)
 
 
 def buffers_used(body: Sequence[Stmt]) -> set[Buffer]:

@@ -6,7 +6,14 @@ from graphc.codegen.expr import Expr, cast, const, equal, fma, index, select, va
 from graphc.codegen.loops import Assign, Declare, For, If, Kernel, Let, Stmt, Store, Vector
 from graphc.codegen.lower.index import Position, dim_expr
 from graphc.codegen.lower.lowered import Lowered
-from graphc.codegen.lower.nest import Names, ceil_div, group_buffers, group_extents, split_coords, take_reports
+from graphc.codegen.lower.nest import (
+    Names,
+    ceil_div,
+    group_buffers,
+    group_extents,
+    split_coords,
+    take_reports,
+)
 from graphc.codegen.lower.pull import Pull
 from graphc.codegen.lower.reduce import accumulator
 from graphc.ir.function import Function

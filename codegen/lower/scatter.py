@@ -33,7 +33,7 @@ def lower_scatter(group: Function) -> Lowered:
     params, results = group_buffers(group)
     pull = Pull(group, dict(zip(group.params, params, strict=True)))
     op = next(o for o in group.ops if o.results[0] is group.results[0])
-    x, indices, updates = op.operands
+    x, _, updates = op.operands
     shape, axis = x.type.shape, op.attrs["axis"]
     dtype = x.type.dtype
     wide = accumulator(dtype) if op.name.endswith("_add") else dtype
