@@ -178,9 +178,9 @@ class _Planner:
     def lowered(self, canonical: Canonical) -> Lowered:
         """The group's kernels under names of their own; one lowering serves all groups of a canonical text."""
         hint = {n: _likely(d) for n, d in canonical.extents}
-        key = (canonical.function.key(), variant(canonical.function, self.target, hint))
+        key = (canonical.function.key(), variant(canonical.function, self.target, hint, stream=False))
         if key not in self.known:
-            lowered = lower(canonical.function, self.target, hint)
+            lowered = lower(canonical.function, self.target, hint, key[1])
             first = len(self.kernels)
             kernels = [replace(k, name=f"{self.name}_kernel{first + i}") for i, k in enumerate(lowered.kernels)]
             self.kernels += kernels

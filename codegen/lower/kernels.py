@@ -125,9 +125,7 @@ class ContractionKernels:
 
     def _checks(self) -> Body:
         """The run-time checks that the expressions just pulled need."""
-        found = list(self.c.pull.reports)
-        self.c.pull.reports.clear()
-        return found
+        return self.c.pull.take_reports()
 
     # Packing for all tasks
 

@@ -96,8 +96,7 @@ def sweep(
 
 
 def take_reports(pull: Pull) -> list[Stmt]:
-    reports, pull.reports = pull.reports, []
-    return reports
+    return pull.take_reports()
 
 
 def store_results(

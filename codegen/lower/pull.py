@@ -37,8 +37,8 @@ class Pull:
     """Pulls values of one group function.
 
     buffers: the memory of its parameters (and of whatever else is materialised).
-    reports: run-time checks that the pulled expressions need; the caller emits them where the
-        expressions are used, and empties the list.
+    reports: run-time checks that the pulled expressions need; the caller takes them (`take_reports`) and
+        emits them where the expressions are used.
     """
 
     def __init__(self, function: Function, buffers: dict[Value, Buffer]) -> None:
@@ -69,6 +69,16 @@ class Pull:
             found = _rule(op)(self, op, result, position)
             self._memo[key] = found
         return found
+
+    def take_reports(self) -> list[Stmt]:
+        """The checks that what was pulled since the last call needs.
+
+        Code that is made next checks for itself: it may pull the same expressions, and run without this code.
+        """
+        reports, self.reports = self.reports, []
+        if reports:
+            self._memo.clear()
+        return reports
 
     def at_if(self, value: Value, position: Position, cond: Expr) -> Expr:
         """`at`, where the position may be out of range unless `cond`; unspecified there."""
