@@ -190,6 +190,14 @@ class DimExpr:
 
     __repr__ = __str__
 
+    def __truediv__(self, other: object) -> float:
+        raise TypeError(
+            f"the dimension {self} is symbolic and has no value to divide by or into while tracing; "
+            "trace with a concrete size"
+        )
+
+    __rtruediv__ = __truediv__
+
     def __bool__(self) -> bool:
         raise TypeError(
             f"the dimension {self} is symbolic: Python cannot decide on its value while tracing"

@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = _Parser(prog="graphc", description="Compile, show, transform and run programs of tensors.")
     parser.add_argument("--version", nargs=0, action=_Version, help="show the version and leave")
-    every = argparse.ArgumentParser(add_help=False)
+    every = _Parser(add_help=False)
     every.add_argument("--traceback", action="store_true", help="show Python's traceback of an error")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     for module in (compile, ir, opt, run, doctor, cache):

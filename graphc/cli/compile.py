@@ -47,7 +47,8 @@ def main(options: argparse.Namespace) -> None:
     traced = trace(source, options.input)
     _check_pure(source.name, traced)
     first = len(traced.function.params) - len(traced.captured)
-    constants = {first + i: t.detach().numpy() for i, t in enumerate(traced.captured)}
+    held: list[Any] = list(traced.captured)
+    constants = {first + i: t.detach().numpy() for i, t in enumerate(held)}
     try:
         compiled = compile_ahead(traced.function, name, constants, options.cpu)
     except ValueError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from graphc.cli.failure import Failure, choose
 
@@ -156,7 +156,5 @@ def _give(results: list[np.ndarray[Any, Any]], output: str | None) -> None:
         write(output, lambda out: np.save(out, results[0]))
         return
 
-    def fill(out: IO[bytes]) -> None:
-        np.savez(out, **{f"result{i}": a for i, a in enumerate(results)})
-
-    write(output, fill)
+    named: dict[str, Any] = {f"result{i}": a for i, a in enumerate(results)}
+    write(output, lambda out: np.savez(out, **named))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What FILE.py:NAME names: a function, or an `nn.Module` and its `__call__`."""
+    """What FILE.py:NAME names: a function, or an `nn.Module`; and the place in the file that defines it."""
 
     name: str
     call: Callable[..., Any]
     module: Any | None
+    file: str
+    line: int
 
 
 def load_source(spec: str) -> Source:
@@ -51,7 +54,8 @@ def _run(place: Path) -> ModuleType:
     try:
         found.loader.exec_module(module)
     except SyntaxError as error:
-        raise Failure(f"{error.filename}:{error.lineno}: SyntaxError: {error.msg}") from error
+        file = os.path.relpath(error.filename or place)
+        raise Failure(f"{file}:{error.lineno}: SyntaxError: {error.msg}") from error
     except (Exception, SystemExit) as error:
         raise Failure(f"running {place} failed: {_told(error)}") from error
     return module
@@ -80,11 +84,25 @@ def _found(module: ModuleType, path: str, name: str) -> Source:
             raise Failure(
                 f"{at} is a class that needs arguments ({arguments}); name an instance of it, made in the file"
             ) from error
-    if isinstance(value, Module):
-        return Source(label, value, value)
-    if isinstance(value, type) or not callable(value):
+    owner = value if isinstance(value, Module) else None
+    if owner is None and (isinstance(value, type) or not callable(value)):
         raise Failure(f"{at} is {_kind(value)}, not a function or an nn.Module")
-    return Source(label, value, None)
+    return Source(label, value, owner, path, _line_of(path, name.partition(".")[0]))
+
+
+def _line_of(path: str, name: str) -> int:
+    """The line of a file that binds `name` at its top level, or 1."""
+    import ast
+
+    for statement in reversed(ast.parse(Path(path).read_bytes()).body):
+        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            bound = statement.name == name
+        else:
+            stored = (n for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+            bound = any(n.id == name for n in stored)
+        if bound:
+            return statement.lineno
+    return 1
 
 
 def _fits(value: Any, module: ModuleType) -> bool:
@@ -119,9 +137,29 @@ def trace(source: Source, inputs: Sequence[str]) -> Traced:
     types = input_types(inputs)
     _check_count(source, len(types))
     try:
-        return trace_function(source.call, types, name=source.name)
+        return trace_function(_called_there(source), types, name=source.name, names=_names(source.module))
     except Exception as error:
         raise Failure(f"tracing {source.name} failed: {_told(error)}") from error
+
+
+def _called_there(source: Source) -> Callable[..., Any]:
+    """The source, called from the line that defines it, for operations that no line of the user's file runs.
+
+    A network made of library layers only has no such line.
+    """
+    scope: dict[str, Any] = {"source": source.call}
+    text = "\n" * (source.line - 1) + "def call(*inputs): return source(*inputs)"
+    exec(compile(text, source.file, "exec"), scope)
+    call: Any = scope["call"]
+    call.__wrapped__ = source.call if source.module is None else source.module.forward
+    return call  # type: ignore[no-any-return]
+
+
+def _names(module: Any | None) -> dict[int, str]:
+    """Names of a module's tensors by their ids."""
+    if module is None:
+        return {}
+    return {id(t): name for name, t in (*module.named_parameters(), *module.named_buffers())}
 
 
 def _check_count(source: Source, count: int) -> None:
@@ -133,8 +171,8 @@ def _check_count(source: Source, count: int) -> None:
         signature.bind(*range(count))
     except TypeError as error:
         takes = f"{source.name}({', '.join(signature.parameters)})"
-        given = "1 --input is given" if count == 1 else f"{count or 'no'} --input are given"
-        raise Failure(f"{given}, but {takes} needs one for each argument: {error}") from error
+        given = {0: "no --input is", 1: "1 --input is"}.get(count, f"{count} --input are")
+        raise Failure(f"{given} given, but {takes} needs one for each argument: {error}") from error
 
 
 def _told(error: BaseException) -> str:
