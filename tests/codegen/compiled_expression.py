@@ -12,7 +12,7 @@ from graphc.codegen.expr import Expr, children_first, index, load, replace, var
 from graphc.codegen.llvm.emit import emit_kernel
 from graphc.codegen.llvm.jit import compile_text
 from graphc.codegen.llvm.jit import load as load_object
-from graphc.codegen.llvm.target import host_target
+from graphc.codegen.llvm.target import Target, host_target
 from graphc.codegen.loops import Buffer, For, Kernel, Store, Vector
 
 Array = np.ndarray[Any, Any]
@@ -23,7 +23,7 @@ _numbers = itertools.count()
 class CompiledExpression:
     """`CompiledExpression(e)({"x": array})` is the value of e for each x, like `evaluate`."""
 
-    def __init__(self, root: Expr) -> None:
+    def __init__(self, root: Expr, target: Target | None = None) -> None:
         self.result = Buffer("result", root.dtype, "out")
         variables = [e for e in children_first((root,)) if e.op == "var"]
         self.inputs = {e.data: Buffer(e.data, e.dtype, "in") for e in variables}
@@ -35,7 +35,7 @@ class CompiledExpression:
         name = f"expression{next(_numbers)}"
         buffers = (*self.inputs.values(), self.result)
         kernel = Kernel(name, buffers, (), index(0), index(0), (loop,))
-        address = load_object(compile_text(emit_kernel(kernel, host_target())), name)
+        address = load_object(compile_text(emit_kernel(kernel, target or host_target()), target), name)
         kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
         self.function = kind(address)
 

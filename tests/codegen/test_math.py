@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math as scalar_math
+import platform
+from pathlib import Path
 from typing import Any
 
 import mpmath
@@ -12,7 +14,8 @@ import pytest
 from graphc.codegen import math
 from graphc.codegen.evaluate import evaluate
 from graphc.codegen.expr import Expr, var
-from graphc.codegen.math.accuracy import BOUNDS, ulp_error
+from graphc.codegen.llvm.target import host_target, make_target
+from graphc.codegen.math.accuracy import BOUNDS, table, ulp_error
 from graphc.codegen.math.coefficients import COEFFICIENTS
 from graphc.codegen.math.remez import FITS, fit
 from graphc.ir.types import F32, F64, DType
@@ -23,6 +26,8 @@ from tests.codegen.math_references import EXACT, REFERENCES
 Array = np.ndarray[Any, Any]
 NAMES = sorted(set(math.FUNCTIONS) - {"remainder", "floor_divide"})
 INF, NAN = float("inf"), float("nan")
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+TARGETS = (host_target(), make_target("x86-64-v3")) if X86 else (host_target(),)
 UNSIGNED = {F32: np.uint32, F64: np.uint64}
 
 
@@ -80,8 +85,8 @@ def test_float32(name: str) -> None:
 def _relative_to_largest(error: Array, args: list[Array], exact: Array) -> Array:
     """logaddexp's bound is in ulp of the larger of |result| and |max(x, y)|: the two terms of the
     sum may cancel, and then no digits of the exponential's argument are left."""
-    largest = np.abs(np.maximum(*args)).astype(np.float64)
     with np.errstate(all="ignore"):
+        largest = np.abs(np.maximum(*args)).astype(np.float64)
         scale = np.maximum(1.0, largest / np.abs(exact))
     usable = np.isfinite(scale) & np.isfinite(error)
     return np.where(usable, error / np.where(usable, scale, 1.0), error)
@@ -257,14 +262,19 @@ def test_specials(name: str, dtype: DType) -> None:
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("name", [*NAMES, "remainder", "floor_divide"])
 def test_native_code_has_the_same_bits(name: str, dtype: DType) -> None:
+    """For the vectors of this CPU, and for those of the oldest one that code is made for."""
     e, names = expression(name, dtype)
     env = {n: arguments(dtype, 1500, 60 + i) for i, n in enumerate(names)}
     for n in names[1:]:
         np.random.default_rng(1).shuffle(env[n])
-    native, wanted = CompiledExpression(e)(env), evaluate(e, env)
-    different = (native.view(UNSIGNED[dtype]) != wanted.view(UNSIGNED[dtype])) & ~(np.isnan(native) & np.isnan(wanted))
-    i = int(np.argmax(different))
-    assert not different.any(), f"{name}({[v[i] for v in env.values()]}): native {native[i]!r}, evaluated {wanted[i]!r}"
+    wanted = evaluate(e, env)
+    for target in TARGETS:
+        native = CompiledExpression(e, target)(env)
+        nan = np.isnan(native) & np.isnan(wanted)
+        different = (native.view(UNSIGNED[dtype]) != wanted.view(UNSIGNED[dtype])) & ~nan
+        i = int(np.argmax(different))
+        values = [v[i] for v in env.values()]
+        assert not different.any(), f"{name}({values}), {target.cpu}: {native[i]!r}, evaluated {wanted[i]!r}"
 
 
 def test_every_function_has_a_bound_and_specials() -> None:
@@ -279,6 +289,11 @@ def test_coefficients_are_what_the_fit_gives(name: str) -> None:
 
 def test_every_fit_is_in_the_file_and_used() -> None:
     assert set(FITS) == set(COEFFICIENTS)
+
+
+def test_the_page_on_numerics_has_the_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "numerics.md").read_text()
+    assert table() in page, "run `python -m graphc.codegen.math.accuracy` and put its output into docs/numerics.md"
 
 
 def test_ulp_error() -> None:
