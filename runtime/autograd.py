@@ -37,7 +37,9 @@ class Graph:
     nodes: in descending order of their numbers. targets: in the order their gradients are returned.
     """
 
-    def __init__(self, outputs: Sequence[Tensor], wanted: Sequence[Meta] | None) -> None:
+    def __init__(self, outputs: Sequence[Tensor], wanted: Sequence[Meta] | None, first: int = -1) -> None:
+        """wanted: what to differentiate by; None for all leaves. Nodes numbered below `first` count as leaves."""
+        self.first = first
         self.outputs = [_target(t._meta) for t in outputs if t._meta is not None]
         self.nodes = self._reach()
         if wanted is None:
@@ -53,7 +55,7 @@ class Graph:
             node = stack.pop()
             if node not in seen:
                 seen.add(node)
-                stack += [m.node for m in node.edges if m.node is not None]
+                stack += [m.node for m in node.edges if m.node is not None and m.node.number >= self.first]
         return sorted(seen, key=lambda n: -n.number)
 
     def _leaves(self) -> list[Target]:
@@ -63,8 +65,8 @@ class Graph:
                 found[t] = None
         for node in self.nodes:
             for m in node.edges:
-                if m.node is None:
-                    found[(m, 0)] = None
+                if m.node is None or m.node.number < self.first:
+                    found[_target(m)] = None
         for node in self.nodes:
             for index, metas in (node.hooked or {}).items():
                 if any(m is not None and m.retain for m in (ref() for ref in metas)):
@@ -91,21 +93,20 @@ class Plan:
         self.edges: list[Meta | None] = []
         self._places: dict[Any, int] = {}
         self.slots: list[tuple[int, ...]] = []
-        numbers: dict[Any, int] = {}
+        numbers: dict[Any, int] = {node: i for i, node in enumerate(graph.nodes)}
+
+        def numbered(target: Target) -> tuple[int, int]:
+            if target[0] in numbers:
+                return numbers[target[0]], target[1]
+            # A leaf, or a node that leads to no target.
+            return numbers.setdefault(target, len(numbers)), 0
+
         key: list[Any] = [len(graph.outputs)]
-        for node in graph.nodes:
-            numbers[node] = len(numbers)
         for node in graph.nodes:
             slots = self._saved(node)
             self.slots.append(slots)
-            wiring = []
-            for m in node.edges:
-                at = m if m.node is None else m.node
-                # A node outside the graph leads to no target.
-                wiring.append((numbers.setdefault(at, len(numbers)) if m.node is None else numbers.get(at, -1), m.index))
-            key.append((node.back, slots, tuple(wiring)))
-        for t in (*graph.outputs, *graph.targets):
-            key.append((numbers.setdefault(t[0], len(numbers)), t[1]))
+            key.append((node.back, slots, tuple([numbered(_target(m)) for m in node.edges])))
+        key += [numbered(t) for t in (*graph.outputs, *graph.targets)]
         key += [None if s is None else s._spec for s in seeds]
         key += [t._spec for t in self.inputs]
         self.key = tuple(key)
@@ -118,6 +119,8 @@ class Plan:
                 f"\n  at {here()}"
             )
         back = node.back
+        if back.opaque:
+            return tuple([self._place(t, None) for t in node.saved])
         # Where each saved value came from, for derivatives of the gradient.
         origins: list[Any] = [node.edges[back.wrt.index(i)] if i in back.wrt else None for i in back.inputs]
         origins += [(node, j) for j in back.outputs]
@@ -206,6 +209,13 @@ def _gradients(
     _check_origin(graph)
     if any(_hooks(node) for node in graph.nodes):
         return _by_nodes(graph, seeds, create_graph)
+    if create_graph:
+        for node in graph.nodes:
+            if node.back.opaque:
+                raise RuntimeError(
+                    f"create_graph through the compiled function {node.name}: its gradient cannot be differentiated outside it; "
+                    f"compile a function that computes that gradient\n  at {here()}"
+                )
     plan = Plan(graph, seeds)
     reached = plan.connected() if wanted is not None else set(graph.targets)
     entry = plan.entry()

@@ -273,8 +273,10 @@ def rebind(t: Tensor, new: Tensor, operation: str) -> Tensor:
         )
     if state.active and local.tracer is not None:
         local.tracer.note_write(t)
+        new = local.tracer.settled(new)
     t._spec, t._buffer, t._address, t._strides = new._spec, new._buffer, new._address, new._strides
-    t._traced = new._traced
+    # A Python number's mark as a constant does not pass to a tensor, whose value may change.
+    t._traced = new._traced if new._traced is None or new._traced[0] is not None else None
     if new._meta is not None and new._meta.requires_grad:
         t._meta = new._meta
     elif meta is not None and meta.node is None:

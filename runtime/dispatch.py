@@ -91,7 +91,8 @@ def build(op: Op, attrs: tuple[Any, ...], inputs: Sequence[Tensor]) -> Entry:
     try:
         results = op.emit(b, [b.param(s.type) for s in specs], weak, attrs)
     except Exception as error:
-        raise explain(error, op.name, specs) from None
+        told = explain(error, op.name, specs)
+        raise told from told.__cause__
     function = b.build(results if isinstance(results, (tuple, list)) else (results,))
     return Entry(op.name, function, op.weak and bool(weak) and all(weak), op.view, attrs)
 
@@ -144,7 +145,8 @@ def execute(entry: Entry, inputs: Sequence[Tensor]) -> list[Tensor]:
     try:
         entry.run(addresses, [t._address for t in outputs])
     except Exception as error:
-        raise explain(error, entry.name, [t._spec for t in inputs]) from None
+        told = explain(error, entry.name, [t._spec for t in inputs])
+        raise told from told.__cause__
     return outputs
 
 
@@ -186,7 +188,8 @@ def run_single(entry: Entry, a: Tensor, b: Tensor) -> Tensor:
     try:
         entry.run((a._address, b._address), (address,))
     except Exception as error:
-        raise explain(error, entry.name, (a._spec, b._spec)) from None
+        told = explain(error, entry.name, (a._spec, b._spec))
+        raise told from told.__cause__
     return t
 
 

@@ -92,10 +92,11 @@ def explain(error: Exception, operation: str, types: Iterable[Any]) -> Exception
     text = str(error)
     if kind is None:
         kind = InternalError
-        # The way to the fault is worth keeping.
-        error.add_note("while graphc ran " + operation)
         text = f"{type(error).__name__}: {text}; this is a fault of graphc, please report it"
     signature = f"{operation}({', '.join(map(str, types))})"
     if not text.startswith(operation + "("):
         text = f"{signature}: {text.removeprefix(operation + ': ')}"
-    return kind(f"{text}\n  at {here(3)}")
+    told = kind(f"{text}\n  at {here(3)}")
+    # The way to a fault of graphc is worth keeping; that to a broken rule is not.
+    told.__cause__ = error if kind is InternalError else None
+    return told

@@ -120,7 +120,8 @@ def _from_python(obj: Any, dtype: DType | None) -> Tensor:
     if target is not None and array.dtype != target.numpy:
         array = array.astype(target.numpy)
     t = _copied(array)
-    t._traced = (None, array)
+    if state.active and local.tracer is not None:
+        local.tracer.note_constant(t, array)
     return t
 
 

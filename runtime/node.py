@@ -25,12 +25,16 @@ class Backward:
     """The gradient of one operation with respect to some of its inputs.
 
     function: params are the saved inputs, the saved outputs, a cotangent for each floating point
-    output; results are the gradients of the inputs `wrt`.
+    output; results are the gradients of the inputs `wrt`. opaque: the saved values are not inputs and outputs of the
+    operation, so the gradient itself cannot be differentiated.
     """
 
-    __slots__ = ("function", "inputs", "outputs", "wrt")
+    __slots__ = ("function", "inputs", "opaque", "outputs", "wrt")
 
-    def __init__(self, function: Function, inputs: tuple[int, ...], outputs: tuple[int, ...], wrt: tuple[int, ...]) -> None:
+    def __init__(
+        self, function: Function, inputs: tuple[int, ...], outputs: tuple[int, ...], wrt: tuple[int, ...], opaque: bool = False
+    ) -> None:
+        self.opaque = opaque
         self.function = function
         self.inputs = inputs
         self.outputs = outputs

@@ -164,7 +164,8 @@ class Generator:
 
 def _constant(value: int) -> Tensor:
     t = _word(value)
-    t._traced = (None, np.uint64(value % 2**64))
+    if state.active and local.tracer is not None:
+        local.tracer.note_constant(t, np.uint64(value % 2**64))
     return t
 
 

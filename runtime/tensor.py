@@ -57,7 +57,9 @@ def _in_place(op: Op) -> Callable[[Tensor, Any], Tensor]:
         other = operand(b)
         if other is None:
             return NotImplemented  # type: ignore[no-any-return]
-        return assign_result(a, apply(op, (a, other)), op.name)
+        result = apply(op, (a, other))
+        # A Python number that is being traced stays a number: `n += 1` makes another.
+        return result if a._spec.weak else assign_result(a, result, op.name)
 
     return update
 
@@ -190,7 +192,7 @@ def _requires_grad_(x: Tensor, requires_grad: bool = True) -> Tensor:
 def _copy_(x: Tensor, source: Any) -> Tensor:
     """Give the tensor the value of `source`, broadcast and cast to its type."""
     new = operand_of(source, "copy_")
-    if new._spec.dtype is not x._spec.dtype:
+    if new._spec.dtype is not x._spec.dtype or new._spec.weak:
         new = astype(new, x._spec.dtype)
     if new._spec.shape != x._spec.shape:
         new = ops_layout.broadcast_to(new, x._spec.shape)

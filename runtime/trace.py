@@ -17,7 +17,7 @@ import numpy as np
 
 from graphc.ir.function import Builder, DenseArray, Function, Value
 from graphc.ir.types import TensorType
-from graphc.runtime.core import ABSTRACT, Meta, Tensor, abstract, view_of
+from graphc.runtime.core import ABSTRACT, Meta, Tensor, abstract, alias, view_of
 from graphc.runtime.dispatch import Entry, execute
 from graphc.runtime.errors import AbstractValueError, describe, here, loc_of, user_frame
 from graphc.runtime.grad_mode import local, state
@@ -65,6 +65,7 @@ class Tracer:
         self.first_node = next_number()
         self._by_id: dict[int, External] = {}
         self.grads: dict[Meta, Tensor | None] = {}
+        self.owners: dict[Meta, Tensor] = {}
 
     # the context
 
@@ -143,6 +144,19 @@ class Tracer:
         if traced is None or traced[0] is not self or id(t) in self._by_id:
             self.external(t).written = True
 
+    def settled(self, t: Tensor) -> Tensor:
+        """`t`, a Python number as the constant that it is here."""
+        if t._traced is not None and t._traced[0] is None:
+            value = self.value_of(t)
+            t = alias(t)
+            t._traced = (self, value)
+        return t
+
+    def note_constant(self, t: Tensor, data: Any) -> None:
+        """A tensor was made from Python numbers."""
+        value: Value = self.builder.emit("constant", value=DenseArray(np.asarray(data, dtype=t._spec.dtype.numpy)))
+        t._traced = (self, value)
+
     def note_foreign(self, t: Tensor) -> None:
         """Memory of another library came in."""
         if self.execute:
@@ -175,6 +189,7 @@ class Tracer:
         if t._meta is None:
             return None
         if t._meta.node is None:
+            self.owners.setdefault(t._meta, t)
             self.touch_grad(t._meta)
         return t._meta.grad
 

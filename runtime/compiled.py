@@ -1,0 +1,166 @@
+"""`compile`: a Python function recorded once and then run as one native program.
+
+The first call of a signature runs eagerly and is recorded with the tensors that it reads and rebinds
+(a `Recording`, see recording.py). Later calls check that the Python state is as it was (guards.py)
+and run the program. Where Python looked at a value, the recording holds for that outcome only:
+the program returns the value, and its results count if the outcome is the same; for another
+outcome another recording is made. A function whose outcome is new every time runs eagerly.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from graphc.runtime.core import Tensor
+from graphc.runtime.errors import here
+from graphc.runtime.grad_mode import local, state
+from graphc.runtime.guards import SCALARS, Slot
+from graphc.runtime.interop import from_numpy
+from graphc.runtime.recorder import record
+from graphc.runtime.recording import Mismatch, Recording
+from graphc.runtime.structure import flatten, unflatten
+
+# After this many calls in a row that no recording served, a signature runs eagerly.
+PATIENCE = 8
+# The most recordings of one signature.
+PATHS = 64
+
+
+class Family:
+    """The recordings of one signature."""
+
+    __slots__ = ("eager", "misses", "promoted", "recordings")
+
+    def __init__(self) -> None:
+        self.recordings: list[Recording] = []
+        # Numbers of the Python state that change from call to call, and so are inputs.
+        self.promoted: dict[tuple[int, Any], Slot] = {}
+        self.misses = 0
+        self.eager = False
+
+
+class Compiled:
+    """A compiled function or module; other attributes are those of what was compiled."""
+
+    def __init__(self, f: Callable[..., Any]) -> None:
+        self._f = f
+        self._families: dict[Any, Family] = {}
+        self._alive: list[Any] = []
+        functools.update_wrapper(self, f, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if state.active and local.tracer is not None:
+            return self._f(*args, **kwargs)
+        leaves: list[Any] = []
+        structure = flatten((args, kwargs), leaves)
+        key = self._signature(structure, leaves)
+        family = self._families.get(key)
+        if family is None:
+            family = self._families[key] = Family()
+            self._alive.append(leaves if any(not isinstance(x, Tensor) for x in leaves) else None)
+        if family.eager:
+            return self._f(*args, **kwargs)
+        known: list[bytes] = []
+        for recording in list(family.recordings):
+            # Recordings that looked at the same values first agree on what those are now.
+            if not recording.agrees(known):
+                continue
+            inputs = recording.prepare(leaves)
+            if inputs is not None:
+                try:
+                    result = recording.run(leaves, inputs)
+                except Mismatch as miss:
+                    known = max(known, miss.outcomes, key=len)
+                    continue
+                if family.recordings[0] is not recording:
+                    family.recordings.remove(recording)
+                    family.recordings.insert(0, recording)
+                family.misses = 0
+                return result
+        return self._record(family, structure, leaves)
+
+    def _signature(self, structure: Any, leaves: list[Any]) -> Any:
+        parts: list[Any] = [structure, local.grad, local.inference]
+        first: dict[int, int] = {}
+        for i, x in enumerate(leaves):
+            kind = x.__class__
+            if isinstance(x, Tensor):
+                meta = x._meta
+                parts.append(x._spec)
+                parts.append(first.setdefault(id(x), i))
+                parts.append(None if meta is None else (meta.requires_grad, meta.node is None))
+            elif kind is float or kind is int:
+                parts.append(kind)
+            elif isinstance(x, np.ndarray):
+                leaves[i] = from_numpy(x)
+                parts.append((leaves[i]._spec, i))
+            elif isinstance(x, SCALARS):
+                parts.append((kind, x))
+            else:
+                parts.append((kind, id(x)))
+        return tuple(parts)
+
+    def _record(self, family: Family, structure: Any, leaves: list[Any]) -> Any:
+        family.misses += 1
+        served = bool(family.recordings)
+
+        def call(given: Sequence[Any]) -> Any:
+            args, kwargs = unflatten(structure, iter(given))
+            return self._f(*args, **kwargs)
+
+        result, recording, reason = record(self._f, call, leaves, family.promoted)
+        if recording is not None:
+            family.recordings.insert(0, recording)
+            if served and family.recordings[0].decisions:
+                reason = f"Python decides by a value at {recording.decisions[-1].line}"
+        elif reason is not None and reason.startswith("!"):
+            self._give_up(family, reason[1:])
+        if family.misses > PATIENCE or len(family.recordings) > PATHS:
+            self._give_up(family, reason or "the state of the program is new in every call")
+        return result
+
+    def _give_up(self, family: Family, reason: str) -> None:
+        family.eager = True
+        family.recordings.clear()
+        name = getattr(self._f, "__name__", type(self._f).__name__)
+        warnings.warn(f"{name} runs eagerly from now on: {reason} (called at {here()})", stacklevel=4)
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Any:
+        return self if owner is None else functools.partial(self, owner)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._f, name)
+
+    def __repr__(self) -> str:
+        return f"compiled({self._f!r})"
+
+
+def compile(f: Callable[..., Any] | None = None) -> Any:
+    """Run a function, a module or a whole training step as one native program from the second call on.
+
+    Tensors that the function reads from outside (parameters, optimizer state, random state) are inputs, those
+    that it rebinds are updated. int and float arguments are inputs; str, bool and None and other objects belong to
+    the signature. Where Python decides by a value (`if`, `int()`, `.item()`), each outcome is recorded once. Results
+    are equal to the bit to those of the function itself.
+
+    Side effects on things other than tensors and numbers, such as `print`, happen in recorded calls only.
+
+    >>> import graphc as gc
+    >>> @gc.compile
+    ... def f(x):
+    ...     return gc.exp(x) - 1
+    >>> [f(gc.zeros(2)).tolist() for _ in range(2)]
+    [[0.0, 0.0], [0.0, 0.0]]
+    """
+    if f is None:
+        return compile
+    if not callable(f):
+        raise TypeError(f"compile takes a function or a module, not {type(f).__name__}")
+    return Compiled(f)
