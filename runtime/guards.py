@@ -213,7 +213,7 @@ def _is_state(x: Any) -> bool:
     home = type(x).__module__
     if home.startswith("graphc."):
         return home.startswith(_LIBRARY)
-    return home not in ("builtins", "threading", "logging", "functools", "io", "weakref") and not home.startswith("_")
+    return home not in ("builtins", "threading", "logging", "functools", "io", "weakref") and (home == "__main__" or not home.startswith("_"))
 
 
 def _is_library(module: types.ModuleType) -> bool:
