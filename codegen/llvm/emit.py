@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphc.codegen.expr import Expr, var
-from graphc.codegen.llvm.expressions import place, result, value
-from graphc.codegen.llvm.memory import any_lane, element_type, store
+from graphc.codegen.llvm.expressions import both, condition, inverse, result, value
+from graphc.codegen.llvm.memory import STREAM, any_lane, element_type, store
 from graphc.codegen.llvm.scope import REGISTER, Value, Writer
 from graphc.codegen.llvm.target import Target
 from graphc.codegen.loops import (
@@ -31,7 +31,7 @@ from graphc.codegen.loops import (
     Store,
     Vector,
 )
-from graphc.ir.types import BOOL, I64
+from graphc.ir.types import I64
 
 Effects = frozenset[Any]
 # Thread-private arrays live on the stack; a worker's stack is at least 8 MiB.
@@ -101,6 +101,7 @@ def _alias_metadata(count: int) -> list[str]:
     scopes = [domain + 1 + i for i in range(count)]
     lines = [
         "!0 = !{}",
+        f"!{STREAM} = !{{i32 1}}",
         f'!{UNLIKELY} = !{{!"branch_weights", i32 1, i32 1048575}}',
         f"!{domain} = distinct !{{!{domain}}}",
     ]
@@ -349,65 +350,19 @@ def _masked(w: _Emitter, cond: Value, s: If) -> None:
     for block, inverted in ((s.then, False), (s.orelse, True)):
         if not block:
             continue
-        mask = _inverse(w, cond) if inverted else cond
-        w.mask = mask if outer is None else _both(w, outer, mask)
+        mask = inverse(w, cond) if inverted else cond
+        w.mask = mask if outer is None else both(w, outer, mask)
         w.push("mask")
         _block(w, block)
         w.pop()
         w.mask = outer
 
 
-def _inverse(w: _Emitter, mask: Value) -> Value:
-    t = w.vector_types["bool"]
-    depth = max(mask.depth, w.scopes[-1].pure_floor)
-    text = w.put(depth, f"xor {t} {w.vector(mask)}, splat (i1 true)")
-    return result(w, BOOL, depth, 0, True, text)
-
-
-def _both(w: _Emitter, a: Value, b: Value) -> Value:
-    depth, _, _ = place(w, [a, b], w.scopes[-1].pure_floor)
-    return result(w, BOOL, depth, 0, True, w.put(depth, f"and {w.vector_types['bool']} {w.vector(a)}, {w.vector(b)}"))
-
-
-# comparison with a uniform bound -> (bound is exclusive, the mask is inverted)
-_TAILS = {"lt": (0, False), "le": (1, False), "ge": (0, True), "gt": (1, True)}
-_MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
-
-
-def condition(w: _Emitter, e: Expr) -> Value:
-    """The condition of an `If`. Index comparisons are counted in 32 bits: base + lane < n is lane < n - base."""
-    if e.op == "and" and e not in w.memo:
-        a, b = condition(w, e.args[0]), condition(w, e.args[1])
-        if a.coef != 0 and b.coef != 0:
-            return _both(w, a, b)
-        return value(w, e)
-    if e.op not in _TAILS or e.args[0].dtype is not I64 or not w.width:
-        return value(w, e)
-    op, x, y = e.op, value(w, e.args[0]), value(w, e.args[1])
-    if x.coef == 0 and y.coef == 1:
-        op, x, y = _MIRRORED[op], y, x
-    if x.coef != 1 or y.coef != 0:
-        return value(w, e)
-    past, inverted = _TAILS[op]
-    depth, deps, _ = place(w, [x, y], w.scopes[-1].pure_floor)
-    start = w.scalar(w.uniform_part(x))
-    bound = w.put(depth, f"sub i64 {w.scalar(y)}, {start}")
-    if past:
-        bound = w.put(depth, f"add i64 {bound}, 1")
-    bound = w.put(depth, f"call i64 @llvm.smax(i64 {bound}, i64 0)")
-    bound = w.put(depth, f"call i64 @llvm.smin(i64 {bound}, i64 {w.width})")
-    bound = w.put(depth, f"trunc i64 {bound} to i32")
-    t = w.vector_types["i32"]
-    counted = w.splat(bound, "i32", depth)
-    text = w.put(depth, f"icmp {'sge' if inverted else 'slt'} {t} {w.lanes_of(1, 'i32')}, {counted}")
-    return result(w, BOOL, depth, deps, True, text)
-
-
 # Memory and errors
 
 
 def _store(w: _Emitter, s: Store) -> None:
-    store(w, s.buffer, value(w, s.index), value(w, s.value))
+    store(w, s.buffer, value(w, s.index), value(w, s.value), s.stream)
     w.changed(s.buffer)
 
 
@@ -433,7 +388,7 @@ def _report(w: _Emitter, s: Report) -> None:
     text = w.operand(what, what_varies)
     lanes, bits = "", f"i{w.width}"
     if varying:
-        mask = cond if w.mask is None else _both(w, w.mask, cond)
+        mask = cond if w.mask is None else both(w, w.mask, cond)
         lanes = w.vector(mask)
         question = any_lane(w, mask, depth)
     else:

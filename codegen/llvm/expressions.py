@@ -8,9 +8,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from graphc.codegen.expr import Expr
+from graphc.codegen.expr import Expr, make
 from graphc.codegen.llvm.convert import convert
 from graphc.codegen.llvm.memory import load, load_where
+from graphc.codegen.llvm import pattern
 from graphc.codegen.llvm.scope import REGISTER, Value, Writer, wrap64
 from graphc.ir.types import BOOL, F32, I64, DType
 
@@ -69,13 +70,15 @@ def value(w: Writer, e: Expr) -> Value:
         if node in memo:
             stack.pop()
             continue
-        missing = [a for a in node.args if a not in memo]
+        # The condition of a load is found by `condition`.
+        operands = node.args[:1] if node.op == "load" else node.args
+        missing = [a for a in operands if a not in memo]
         if missing:
             stack += missing
             continue
         stack.pop()
         handler = HANDLERS.get(node.op, arithmetic)
-        w.remember(node, handler(w, node, [memo[a] for a in node.args]))
+        w.remember(node, handler(w, node, [memo[a] for a in operands]))
     return memo[e]
 
 
@@ -142,14 +145,18 @@ def _index_arithmetic(w: Writer, op: str, args: list[Value]) -> Value | None:
     if b.coef is None:
         return None
     known = not (a.base or b.base or a.coef or b.coef)
+    deps = a.deps | b.deps
+    if not known and not (a.base or b.base or b.coef) and op not in ("add", "sub", "mul"):
+        return _pattern_arithmetic(w, op, a, b)
     if op in ("add", "sub"):
         sign = 1 if op == "add" else -1
         depth = max(a.depth, b.depth, w.scopes[-1].pure_floor)
         base = a.base
         if b.base:
             base = w.put(depth, f"{op} i64 {base or 0}, {b.base}") if base or sign < 0 else b.base
-        coef, offset = a.coef + sign * b.coef, wrap64(a.offset + sign * b.offset)
-        return Value(I64, depth, a.deps | b.deps, None, base=base, offset=offset, coef=coef)
+        moved, coef = pattern.add(a.coef, b.coef, sign, w.width)
+        offset = wrap64(a.offset + sign * b.offset + moved)
+        return Value(I64, depth, deps, None, base=base, offset=offset, coef=coef)
     if op == "mul":
         if a.base or a.coef:
             a, b = b, a
@@ -158,15 +165,34 @@ def _index_arithmetic(w: Writer, op: str, args: list[Value]) -> Value | None:
         c = a.offset
         depth = max(b.depth, w.scopes[-1].pure_floor)
         base = w.put(depth, f"mul i64 {b.base}, {c}") if b.base and c not in (0, 1) else b.base if c else ""
-        return Value(I64, depth, b.deps, None, base=base, offset=wrap64(b.offset * c), coef=b.coef * c)
+        return Value(I64, depth, deps, None, base=base, offset=wrap64(b.offset * c), coef=pattern.scale(b.coef, c))
     if not known:
         return None
     x, y = a.offset, b.offset
     if op in _FOLDED_COMPARISONS:
-        return Value(BOOL, 0, 0, "true" if _FOLDED_COMPARISONS[op](x, y) else "false")
+        return Value(BOOL, 0, deps, "true" if _FOLDED_COMPARISONS[op](x, y) else "false")
     if op in ("idiv", "irem") and y > 0:
         q = abs(x) // y * (1 if x >= 0 else -1)
-        return Value(I64, 0, 0, None, offset=q if op == "idiv" else x - q * y)
+        return Value(I64, 0, deps, None, offset=q if op == "idiv" else x - q * y)
+    return None
+
+
+def _pattern_arithmetic(w: Writer, op: str, a: Value, b: Value) -> Value | None:
+    """Division and comparison of lanes that are all known by a literal."""
+    assert a.coef is not None
+    y = b.offset
+    if op in ("idiv", "irem") and y > 0:
+        f = pattern.truncated_quotient if op == "idiv" else pattern.remainder
+        offset, coef = pattern.normal(pattern.each(f, a.coef, a.offset, y, w.width))
+        return Value(I64, 0, a.deps | b.deps, None, offset=offset, coef=coef)
+    if op in _FOLDED_COMPARISONS:
+        test = _FOLDED_COMPARISONS[op]
+        lanes = pattern.each(lambda p, q: int(test(p, q)), a.coef, a.offset, y, w.width)
+        deps = a.deps | b.deps
+        if all(lanes) or not any(lanes):
+            return Value(BOOL, 0, deps, "true" if lanes[0] else "false")
+        text = "<" + ", ".join(["i1 true" if x else "i1 false" for x in lanes]) + ">"
+        return Value(BOOL, 0, deps, None, text, w.width, None)
     return None
 
 
@@ -193,15 +219,19 @@ def _var(w: Writer, e: Expr, args: list[Value]) -> Value:
 
 
 def _load(w: Writer, e: Expr, args: list[Value]) -> Value:
-    if len(args) == 1 or args[1].scalar == "true":
+    if len(e.args) == 1:
         return load(w, e.data, args[0])
-    return load_where(w, e.data, args[0], args[1])
+    cond = condition(w, e.args[1])
+    if cond.scalar == "true":
+        return load(w, e.data, args[0])
+    return load_where(w, e.data, args[0], cond)
 
 
 def _select(w: Writer, e: Expr, args: list[Value]) -> Value:
     cond, a, b = args
     if cond.scalar in ("true", "false"):
-        return a if cond.scalar == "true" else b
+        chosen = a if cond.scalar == "true" else b
+        return chosen.with_deps(chosen.deps | cond.deps) if cond.deps else chosen
     depth, deps, varying = place(w, args, w.scopes[-1].pure_floor)
     t = w.typed(e.dtype.short, varying)
     text = f"select {w.typed('bool', cond.coef != 0)} {w.operand(cond, cond.coef != 0)}, {t} {w.operand(a, varying)}, {t} {w.operand(b, varying)}"
@@ -290,6 +320,69 @@ def combine(w: Writer, depth: int, op: str, kind: str, t: str, width: int, a: st
         first = w.put(depth, f"or {mask} {ordered}, {nan}")
         return w.put(depth, f"select {mask} {first}, {t} {a}, {t} {b}")
     return w.put(depth, f"{INSTRUCTIONS[op][kind]} {t} {a}, {b}")
+
+
+def inverse(w: Writer, mask: Value) -> Value:
+    """The lanes that `mask` leaves out."""
+    t = w.vector_types["bool"]
+    depth = max(mask.depth, w.scopes[-1].pure_floor)
+    text = w.put(depth, f"xor {t} {w.vector(mask)}, splat (i1 true)")
+    return result(w, BOOL, depth, mask.deps, True, text)
+
+
+def both(w: Writer, a: Value, b: Value) -> Value:
+    """The lanes of two masks, or of a mask and a uniform condition."""
+    depth, deps, _ = place(w, [a, b], w.scopes[-1].pure_floor)
+    text = w.put(depth, f"and {w.vector_types['bool']} {w.vector(a)}, {w.vector(b)}")
+    return result(w, BOOL, depth, deps, True, text)
+
+
+# comparison with a uniform bound -> (added to the bound, the mask is inverted)
+_TAILS = {"lt": (0, False), "le": (1, False), "ge": (0, True), "gt": (1, True)}
+_MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
+
+
+def condition(w: Writer, e: Expr) -> Value:
+    """The condition of an `If` or a load, which is about positions: base + lane < n is lane < n - base, in 32 bits.
+
+    Exact unless base + lane passes the limit of 64 bits, as no position in memory does.
+    """
+    if not w.width or e.dtype is not BOOL or (e.op not in _TAILS and e.op != "and"):
+        return value(w, e)
+    key = make("condition", BOOL, (e,))
+    known = w.memo.get(key)
+    if known is None:
+        known = _conjunction(w, e) if e.op == "and" else _counted(w, e)
+        w.remember(key, known)
+    return known
+
+
+def _conjunction(w: Writer, e: Expr) -> Value:
+    a, b = condition(w, e.args[0]), condition(w, e.args[1])
+    return both(w, a, b) if a.coef != 0 or b.coef != 0 else value(w, e)
+
+
+def _counted(w: Writer, e: Expr) -> Value:
+    if e.args[0].dtype is not I64:
+        return value(w, e)
+    op, x, y = e.op, value(w, e.args[0]), value(w, e.args[1])
+    if x.coef == 0 and y.coef == 1:
+        op, x, y = _MIRRORED[op], y, x
+    if x.coef != 1 or y.coef != 0:
+        return value(w, e)
+    past, inverted = _TAILS[op]
+    depth, deps, _ = place(w, [x, y], w.scopes[-1].pure_floor)
+    start = w.scalar(w.uniform_part(x))
+    bound = w.put(depth, f"call i64 @llvm.ssub.sat(i64 {w.scalar(y)}, i64 {start})")
+    if past:
+        bound = w.put(depth, f"call i64 @llvm.sadd.sat(i64 {bound}, i64 1)")
+    bound = w.put(depth, f"call i64 @llvm.smax(i64 {bound}, i64 0)")
+    bound = w.put(depth, f"call i64 @llvm.smin(i64 {bound}, i64 {w.width})")
+    bound = w.put(depth, f"trunc i64 {bound} to i32")
+    t = w.vector_types["i32"]
+    counted = w.splat(bound, "i32", depth)
+    text = w.put(depth, f"icmp {'sge' if inverted else 'slt'} {t} {w.lanes_of(1, 'i32')}, {counted}")
+    return result(w, BOOL, depth, deps, True, text)
 
 
 HANDLERS: dict[str, Callable[[Writer, Expr, list[Value]], Value]] = {

@@ -16,7 +16,6 @@ from graphc.codegen.llvm.target import Target, host_target
 from graphc.codegen.loops import (
     Alloc,
     Assign,
-    Buffer,
     Declare,
     For,
     If,
@@ -26,9 +25,6 @@ from graphc.codegen.loops import (
     Store,
     Vector,
 )
-
-def load(buffer: Buffer, index: Expr) -> Expr:
-    return make("load", buffer.dtype, (index,), buffer)
 
 
 def lanes(op: str, x: Expr) -> Expr:
@@ -49,24 +45,41 @@ class _Oracle:
             return self.env[e]
         args = [self.value(a) for a in e.args]
         if e.op == "load":
-            return self.load(e, args[0])
+            return self.load(e, *args)
         if e.op == "lanes":
             return self.tree(e, args[0])
         names = [var(f"operand{i}", a.dtype) for i, a in enumerate(e.args)]
-        return evaluate(make(e.op, e.dtype, tuple(names), e.data), {n.data: a for n, a in zip(names, args)})
+        result = evaluate(make(e.op, e.dtype, tuple(names), e.data), {n.data: a for n, a in zip(names, args)})
+        return np.reshape(result, np.broadcast_shapes(*[np.shape(a) for a in args]))
 
-    def load(self, e, index):
+    def load(self, e, index, cond=None):
         array = self.arrays[e.data]
-        if self.mask is None:
+        mask = self.mask
+        if cond is not None:
+            mask = cond if mask is None else cond & mask
+        if mask is None:
             assert np.all((index >= 0) & (index < len(array))), f"{e} reads outside"
             return array[index]
-        if index.shape == ():
-            return array[index] if self.mask.any() else np.zeros((), array.dtype)
+        if np.shape(index) == () and (cond is None or np.shape(cond) == ()):
+            # One element for all lanes.
+            return array[index] if np.any(mask) else np.zeros((), array.dtype)
+        index, mask = np.broadcast_to(index, (self.width,)), np.broadcast_to(mask, (self.width,))
         out = np.zeros(self.width, array.dtype)
-        chosen = index[self.mask]
+        chosen = index[mask]
         assert np.all((chosen >= 0) & (chosen < len(array))), f"{e} reads outside"
-        out[self.mask] = array[chosen]
+        out[mask] = array[chosen]
         return out
+
+    def load_where(self, e, index, cond):
+        """Zero, and nothing read, where the load's own condition does not hold."""
+        outer = self.mask
+        if cond.shape == () and index.shape == () and outer is None:
+            return self.load(e, index) if cond else np.zeros((), e.data.dtype.numpy)
+        mask = np.broadcast_to(cond, (self.width,))
+        self.mask = mask if outer is None else outer & mask
+        found = np.where(self.mask, self.load(e, index), np.zeros((), e.data.dtype.numpy))
+        self.mask = outer
+        return found
 
     def tree(self, e, x):
         x = np.broadcast_to(x, (self.width,))
@@ -204,7 +217,8 @@ def same_bits(a, b) -> bool:
     unsigned = np.dtype(f"u{a.dtype.itemsize}")
     equal = a.view(unsigned) == b.view(unsigned)
     if a.dtype.kind not in "biu":
-        equal |= np.isnan(a.astype(np.float64)) & np.isnan(b.astype(np.float64))
+        with np.errstate(invalid="ignore"):  # ml_dtypes raises the flag for a signalling NaN
+            equal |= np.isnan(a) & np.isnan(b)
     return bool(np.all(equal))
 
 

@@ -1,0 +1,293 @@
+"""The native thread pool and table runner."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from graphc.codegen.expr import binary, bitcast, index, load, var
+from graphc.codegen.llvm import jit
+from graphc.codegen.llvm.emit import emit_kernel
+from graphc.codegen.llvm.runner import MOST_THREADS, Runner, runner, runner_text
+from graphc.codegen.llvm.target import host_target, make_target
+from graphc.codegen.loops import Buffer, For, Kernel, Report, Store
+from graphc.ir.types import F64, I64
+
+_numbers = itertools.count()
+X, OUT = Buffer("x", I64, "in"), Buffer("out", I64, "out")
+BAD = -1000
+
+
+def address_of(value, name=None):
+    """A kernel out[i] = value(x[i]) that reports what is equal to BAD."""
+    i = var("i")
+    x = load(X, i)
+    body = (Report(binary("eq", x, index(BAD)), 3, i), Store(OUT, i, value(x)))
+    name = name or f"runner_test_{next(_numbers)}"
+    k = Kernel(name, (X, OUT), (), var("end"), var("end"), (For(i, var("begin"), var("end"), body, index(1)),))
+    return jit.load(jit.compile_text(emit_kernel(k, host_target())), name)
+
+
+@pytest.fixture(scope="module")
+def increment():
+    return address_of(lambda x: x + 1)
+
+
+@pytest.fixture(scope="module")
+def double():
+    return address_of(lambda x: x * 2)
+
+
+@pytest.fixture
+def pool():
+    found = runner()
+    before = found.get_threads()
+    yield found
+    found.set_threads(before)
+
+
+class Work:
+    """x -> x+1 -> 2(x+1) -> 2(x+1)+1, as a table whose addresses are patched in."""
+
+    def __init__(self, increment, double, size=1000, parts=4):
+        self.x = np.arange(size)
+        self.a, self.b, self.out = (np.zeros(size, np.int64) for _ in range(3))
+        words, patches = [], []
+        for number, (kernel, source, target) in enumerate([(increment, 0, 1), (double, 1, 2), (increment, 2, 3)]):
+            words += [kernel, size, parts, 10 + number, 2, 0, 0]
+            patches += [(len(words) - 2, source, 0), (len(words) - 1, target, 0)]
+        self.table, self.patches = np.array(words), np.array(patches)
+        self.pointers = np.array([v.ctypes.data for v in (self.x, self.a, self.b, self.out)])
+        self.error = np.zeros(3, np.int64)
+        self.arguments = (
+            self.table.ctypes.data,
+            3,
+            self.patches.ctypes.data,
+            len(patches),
+            self.pointers.ctypes.data,
+            self.error.ctypes.data,
+        )
+
+    def right(self):
+        return (self.out == (self.x + 1) * 2 + 1).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("parts", [1, 2, 5, 5000])
+def test_every_element_once(pool, increment, double, threads, parts):
+    pool.set_threads(threads)
+    for size in (0, 1, 2, 7, 1000):
+        work = Work(increment, double, size, parts)
+        assert pool.run_patched(*work.arguments) == 0
+        assert work.right()
+
+
+def test_workers_start_when_needed(increment, double):
+    code = """
+import sys
+from tests.codegen.test_runner import *
+r = runner()
+r.set_threads(4)
+a = address_of(lambda x: x + 1)
+x, out, error = np.arange(100), np.zeros(100, np.int64), np.zeros(3, np.int64)
+args = np.array([x.ctypes.data, out.ctypes.data])
+assert r.workers() == 0
+r.launch(a, 100, 1, args.ctypes.data, error.ctypes.data)
+assert r.workers() == 0
+r.launch(a, 100, 3, args.ctypes.data, error.ctypes.data)
+assert r.workers() == 2
+assert r.stop() and r.workers() == 0
+r.launch(a, 100, 9, args.ctypes.data, error.ctypes.data)
+assert r.workers() == 3 and (out == x + 1).all()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=os.getcwd(), timeout=60)
+
+
+def test_patches_add_offsets(pool, increment):
+    x, out, error = np.arange(10), np.zeros(20, np.int64), np.zeros(3, np.int64)
+    table = np.array([increment, 10, 1, 0, 2, 0, 0])
+    patches = np.array([(5, 1, 0), (6, 0, 80)])
+    pointers = np.array([out.ctypes.data, x.ctypes.data])
+    arguments = table.ctypes.data, 1, patches.ctypes.data, 2, pointers.ctypes.data, error.ctypes.data
+    assert pool.run_patched_short(*arguments) == 0
+    assert (out[10:] == x + 1).all() and (out[:10] == 0).all()
+
+
+def test_block_and_direct_pointers(pool, increment, double):
+    work = Work(increment, double)
+    block = np.array(work.arguments)
+    addresses = work.pointers.tolist()
+    work.pointers[:] = 0
+    assert pool.with_pointers[4](block.ctypes.data, *addresses) == 0
+    assert work.right()
+    work.out[:] = 0
+    assert pool.run_block(block.ctypes.data) == 0
+    assert work.right()
+    work.out[:] = 0
+    assert pool.with_pointers_short[1](block.ctypes.data, addresses[0]) == 0
+    assert work.right()
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_an_error_stops_the_run(pool, increment, double, parts):
+    pool.set_threads(4)
+    work = Work(increment, double, parts=parts)
+    work.x[617] = BAD - 1  # the first launch makes BAD of it, the second reads it
+    assert pool.run_patched(*work.arguments) == 1
+    assert work.error.tolist() == [3, 617, 11]
+    assert (work.out == 0).all()
+    assert work.b[617] == 2 * BAD
+
+
+def test_launch(pool, increment):
+    x, out, error = np.arange(100), np.zeros(100, np.int64), np.zeros(3, np.int64)
+    x[5] = BAD
+    args = np.array([x.ctypes.data, out.ctypes.data])
+    assert pool.launch(increment, 100, 2, args.ctypes.data, error.ctypes.data) == 1
+    assert error.tolist() == [3, 5, 0]
+
+
+def test_many_python_threads_at_once(pool, increment, double):
+    """One of them has the pool; the others work alone, with the same result."""
+    pool.set_threads(3)
+    works = [Work(increment, double, 5000, 3) for _ in range(6)]
+    wrong = []
+
+    def go(work):
+        for _ in range(200):
+            work.out[:] = 0
+            if pool.run_patched(*work.arguments) or not work.right():
+                wrong.append(work)
+
+    threads = [threading.Thread(target=go, args=(w,)) for w in works]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+def test_sleeping_workers_wake_up(pool, increment, double):
+    import time
+
+    pool.set_threads(3)
+    work = Work(increment, double, 3000, 3)
+    for pause in (0.0, 0.00003, 0.0001, 0.002) * 20:
+        time.sleep(pause)
+        work.out[:] = 0
+        assert pool.run_patched(*work.arguments) == 0
+        assert work.right()
+
+
+def test_child_of_a_fork_has_its_own_pool(pool, increment, double):
+    pool.set_threads(3)
+    work = Work(increment, double)
+    pool.run_patched(*work.arguments)
+    child = os.fork()
+    if child == 0:
+        good = pool.workers() == 0
+        for _ in range(50):
+            work.out[:] = 0
+            pool.run_patched(*work.arguments)
+            good = good and work.right()
+        os._exit(0 if good and pool.workers() == 2 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert pool.run_patched(*work.arguments) == 0
+
+
+def test_exit_with_busy_workers_is_clean():
+    code = """
+from tests.codegen.test_runner import *
+r = runner()
+r.set_threads(4)
+w = Work(address_of(lambda x: x + 1), address_of(lambda x: x * 2), 100000)
+def go():
+    while True:
+        r.run_patched(*w.arguments)
+threading.Thread(target=go, daemon=True).start()
+for _ in range(20):
+    r.run_patched(*w.arguments)
+"""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], cwd=os.getcwd(), timeout=60, capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_set_threads(pool):
+    pool.set_threads(5)
+    assert pool.get_threads() == 5
+    pool.set_threads(10**6)
+    assert pool.get_threads() == MOST_THREADS
+    with pytest.raises(ValueError, match="at least one thread"):
+        pool.set_threads(0)
+
+
+def test_default_is_the_cores_this_process_may_use():
+    code = "from graphc.codegen.llvm.runner import runner; print(runner().get_threads())"
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert int(got.stdout) == len(os.sched_getaffinity(0))
+
+
+# architecture -> (to write and to read the float control register, the usual mode, flush to zero, the bits compared)
+_MODES = {
+    "x86_64": (
+        "call void @llvm.x86.sse.ldmxcsr(ptr %p)",
+        "call void @llvm.x86.sse.stmxcsr(ptr %p)",
+        (0x1F80, 0x9FC0, 0xFFC0),
+    ),
+    "aarch64": (
+        "%v = load i64, ptr %p\n call void @llvm.aarch64.set.fpcr(i64 %v)",
+        "%v = call i64 @llvm.aarch64.get.fpcr()\n store i64 %v, ptr %p",
+        (0, 1 << 24, 1 << 24),
+    ),
+}
+
+
+def test_kernels_keep_subnormals_whatever_the_callers_mode(pool):
+    """A library that sets flush-to-zero in the calling thread does not change results; the mode is put back."""
+    halve = address_of(lambda x: bitcast(bitcast(x, F64) * 0.5, I64))
+    target = host_target()
+    write, read, (usual, flushing, bits) = _MODES[target.architecture]
+    text = (
+        f'target datalayout = "{target.data_layout}"\ntarget triple = "{target.triple}"\n'
+        f"define void @set_mode(ptr %p) {{\n {write}\n ret void\n}}\n"
+        f"define void @get_mode(ptr %p) {{\n {read}\n ret void\n}}\n"
+    )
+    found = jit.load_all(jit.compile_text(text), ("set_mode", "get_mode"))
+    mode = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    set_mode, get_mode = mode(found["set_mode"]), mode(found["get_mode"])
+    x = np.full(64, np.finfo(np.float64).tiny).view(np.int64)
+    out, error, word = np.zeros(64, np.int64), np.zeros(3, np.int64), np.zeros(1, np.int64)
+    args = np.array([x.ctypes.data, out.ctypes.data])
+    for parts in (1, 4):
+        pool.set_threads(4)
+        pool.stop()
+        out[:] = 0
+        word[0] = flushing
+        set_mode(word.ctypes.data)
+        pool.launch(halve, 64, parts, args.ctypes.data, error.ctypes.data)
+        get_mode(word.ctypes.data)
+        seen, word[0] = int(word[0]), usual
+        set_mode(word.ctypes.data)
+        assert seen & bits == flushing & bits
+        assert (out.view(np.float64) == 2.0**-1023).all()
+
+
+def test_runner_is_made_for_other_machines_too():
+    for triple in ("aarch64-unknown-linux-gnu", "arm64-apple-darwin", "x86_64-apple-darwin"):
+        target = make_target(triple=triple)
+        assert "graphc_run" in jit.assembly(runner_text(target), target)
+    target = make_target(triple="x86_64-pc-windows-msvc")
+    with pytest.raises(RuntimeError, match="Linux and macOS"):
+        runner_text(target)
+
+
+def test_one_runner_in_a_process():
+    assert runner() is runner()
+    assert isinstance(runner(), Runner)
