@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 
 Row = tuple[str, str]
-_PACKAGES = ("numpy", "llvmlite", "ml_dtypes", "lark", "safetensors", "pycuda")
+_PACKAGES = ("numpy", "llvmlite", "ml_dtypes", "lark", "pycuda")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -247,7 +247,7 @@ def test_errors_of_the_users_file(capsys):
 
 
 def test_traceback_shows_pythons_own(capsys):
-    with pytest.raises(Exception, match="there is no file other.py"):
+    with pytest.raises(Exception, match=r"^there is no file other\.py$"):
         main(["ir", "other.py:f", "--traceback"])
 
 
