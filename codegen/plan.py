@@ -105,16 +105,17 @@ def make_plan(module: Module, stream: bool = True) -> Plan:
     streams = False
     launches: list[PlannedLaunch] = []
     for i, op in enumerate(entry.ops):
-        bound = bind_group(op.attrs["function"], stream)
-        streams = streams or bound.compiled.streams
-        sizes = bound.concrete()
         for r in op.results:
             if r not in place:
                 place[r] = ("arena", arena.take(_bytes(r)))
-        scratch = [(arena.take(n), n) for n in bound.compiled.scratch_bytes(sizes)]
-        launches += _launches(op, bound, sizes, place, [o for o, _ in scratch])
-        for offset, n in scratch:
-            arena.give(offset, n)
+        if any(map(_bytes, op.results)):  # else there is nothing to compute
+            bound = bind_group(op.attrs["function"], stream)
+            streams = streams or bound.compiled.streams
+            sizes = bound.concrete()
+            scratch = [(arena.take(n), n) for n in bound.compiled.scratch_bytes(sizes)]
+            launches += _launches(op, bound, sizes, place, [o for o, _ in scratch])
+            for offset, n in scratch:
+                arena.give(offset, n)
         for v in {*op.operands, *op.results}:
             kind, offset = place[v]
             if kind == "arena" and last.get(v, i) == i:
