@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ from graphc.codegen.expr import Expr
 from graphc.codegen.llvm.emit import emit_kernel
 from graphc.codegen.llvm.jit import compile_text, load
 from graphc.codegen.llvm.target import Target, host_target
-from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.loops import Buffer, Kernel
+from graphc.codegen.lower.lowered import Lowered
 from graphc.ir.types import TensorType, substitute
 
 Array = np.ndarray[Any, Any]
@@ -78,7 +79,7 @@ class Native:
         error = (ctypes.c_int64 * 2)()
         parallel = evaluate(kernel.parallel, extents)
         cuts = [parallel * i // parts for i in range(parts + 1)]
-        for begin, end in reversed(list(zip(cuts, cuts[1:]))):
+        for begin, end in reversed(list(itertools.pairwise(cuts))):
             if begin < end:
                 self.functions[k](ctypes.addressof(args), begin, end, ctypes.addressof(error))
         return error[0], error[1]
