@@ -101,7 +101,7 @@ class Disk:
         return payload
 
     def put(self, name: str, payload: bytes) -> None:
-        if self.usable is None:
+        if self.usable is None or (self.usable and not self.path.exists()):
             self._open()
         if not self.usable:
             return
