@@ -112,13 +112,12 @@ def hypot(x: Expr, y: Expr) -> Expr:
         return select(infinite, infinity, cast(sqrt(fma(p, p, q * q)), F32))
     swap = a < b
     large, small = select(swap, b, a), select(swap, a, b)
-    huge, tiny = large > 2.0**500, small < 2.0**-450
+    # Squares must neither overflow nor lose digits; between the bounds a `small` whose square does
+    # is too small to count.
+    huge, tiny = large > 2.0**500, large < 2.0**-390
     one = const(F64, 1.0)
-    down = select(huge, const(F64, 2.0**-600), select(tiny, const(F64, 2.0**550), one))
-    # Where `large` is so big that `small` is lost, scaling up by 2**550 may overflow.
-    down = select(both(tiny, large > 2.0**-390), one, down)
-    down = select(huge, const(F64, 2.0**-600), down)
-    up = select(huge, const(F64, 2.0**600), select(equal(down, one), one, const(F64, 2.0**-550)))
+    down = select(huge, const(F64, 2.0**-600), select(tiny, const(F64, 2.0**700), one))
+    up = select(huge, const(F64, 2.0**600), select(tiny, const(F64, 2.0**-700), one))
     p, q = large * down, small * down
     h = sqrt(fma(p, p, q * q))
     hh, pp = h * h, p * p
