@@ -288,6 +288,7 @@ def collapse(group: Function) -> Function:
 
     Parameters and results keep their memory (row-major), not their shapes.
     """
+    group = _without_outer_reshapes(group)
     bs = _Boundaries()
     values = [*group.params, *(r for op in group.ops for r in op.results)]
     if any(d == 0 for v in values for d in v.type.shape):
@@ -316,6 +317,39 @@ def collapse(group: Function) -> Function:
         emitted = b.emit_op(op.name, *operands, **attrs)
         env.update(zip(op.results, emitted.results, strict=True))
     return b.build([env[r] for r in group.results])
+
+
+def _without_outer_reshapes(group: Function) -> Function:
+    """Parameters in the shape that they are read in, results in the shape that they are made in."""
+    made = {op.result: op for op in group.ops if op.name == "reshape"}
+    if not made:
+        return group
+    users: dict[Value, list[Operation]] = {}
+    for op in group.ops:
+        for v in op.operands:
+            users.setdefault(v, []).append(op)
+    results = [made[r].operands[0] if r in made else r for r in group.results]
+    env: dict[Value, Value] = {}
+    params = []
+    for p in group.params:
+        readers = users.get(p, [])
+        shapes = {op.result.type.shape for op in readers if op.name == "reshape"}
+        if p not in results and len(shapes) == 1 and all(op.name == "reshape" for op in readers):
+            q = Value(p.type.with_shape(shapes.pop()))
+            env.update({op.result: q for op in readers})
+            params.append(q)
+        else:
+            params.append(p)
+    ops: list[Operation] = []
+    for op in group.ops:
+        if op.name == "reshape" and op.result in env:
+            continue
+        if any(v in env for v in op.operands):
+            copy = Operation(op.name, [env.get(v, v) for v in op.operands], op.attrs, [Value(r.type) for r in op.results], op.loc)
+            env.update(zip(op.results, copy.results, strict=True))
+            op = copy
+        ops.append(op)
+    return Function(group.name, params, ops, [env.get(r, r) for r in results], group.param_names)
 
 
 def _merged(type: TensorType, runs: list[list[int]]) -> TensorType:
@@ -408,12 +442,20 @@ def _all_values(group: Function) -> list[Value]:
     return [*group.params, *(r for op in group.ops for r in op.results)]
 
 
+# Images of at most so many pixels a side keep their size in the kernel: a vector covers several lines.
+SMALL_IMAGE = 32
+
+
 def _keep_windows(group: Function) -> set[Dim]:
-    """Kernel windows of convolutions stay literal: they are unrolled."""
+    """Kernel windows of convolutions stay literal: they are unrolled; so do small images in pooling."""
     keep: set[Dim] = {0, 1}
     for op in group.ops:
         if op.name == "conv":
             keep |= set(op.operands[1].type.shape[2:])
+        elif lookup(op.name).family == "pool":
+            sides = [d for v in (*op.operands, *op.results) for d in v.type.shape[-len(op.attrs["window"]) :]]
+            if all(not isinstance(d, DimExpr) and d <= SMALL_IMAGE for d in sides):
+                keep |= set(sides)
     return keep
 
 

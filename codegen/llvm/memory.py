@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphc.codegen.llvm.pattern import chunks, expand
 from graphc.codegen.llvm.scope import MEMORY, Value, Writer
 from graphc.codegen.loops import Buffer
 from graphc.ir.types import BOOL, I64
@@ -91,6 +92,8 @@ def load(w: Writer, buffer: Buffer, index: Value) -> Value:
             )
         if back:
             text = _reversed(w, depth, t, text)
+    elif (found := _load_pattern(w, buffer, index, lanes, depth)) is not None:
+        text = found
     else:
         pointers = _pointers(w, buffer, index, max(index.depth, scope.pure_floor))
         lanes = lanes or "splat (i1 true)"
@@ -102,6 +105,55 @@ def load(w: Writer, buffer: Buffer, index: Value) -> Value:
     if buffer.dtype is BOOL:
         text = w.put(depth, f"icmp ne {t} {text}, zeroinitializer")
     return Value(buffer.dtype, depth, deps, None, text, w.width, None)
+
+
+def _load_pattern(w: Writer, buffer: Buffer, index: Value, mask: str, depth: int) -> str | None:
+    """Elements at literal distances from each other: contiguous loads, then shuffles; None where that is no help."""
+    if index.coef is None or w.width < 4:
+        return None
+    width = w.width
+    lanes = expand(index.coef, width)
+    count = chunks(lanes, width)
+    if not count or (mask and len(set(lanes)) < width):
+        return None
+    low = min(lanes)
+    wanted = [x - low for x in lanes]
+    t, size, tag = f"<{width} x {MEMORY[buffer.dtype.short]}>", buffer.dtype.itemsize, w.tags[buffer]
+    flags = f"<{width} x i1>"
+    pure = max(index.depth, w.scopes[-1].pure_floor)
+    text = ""
+    for k in range(count):
+        inside = range(k * width, (k + 1) * width)
+        here = [lane for lane, x in enumerate(wanted) if x in inside]
+        if not here:
+            continue
+        address = _address(w, buffer, index, pure, -low - k * width)
+        read = {wanted[lane] - k * width for lane in here}
+        if not mask and len(read) == width:
+            part = w.put(depth, f"load {t}, ptr {address}, align {size}{tag}")
+        else:
+            # Elements that no lane wants are not read: they may lie outside the buffer.
+            if mask:
+                source = {wanted[lane] - k * width: lane for lane in here}
+                order = ", ".join([f"i32 {source.get(e, width)}" for e in range(width)])
+                take = w.put(
+                    depth, f"shufflevector {flags} {mask}, {flags} zeroinitializer, <{width} x i32> <{order}>"
+                )
+            else:
+                first, last = min(read), max(read)
+                take = "<" + ", ".join([f"i1 {'true' if first <= e <= last else 'false'}" for e in range(width)]) + ">"
+            part = w.put(
+                depth,
+                f"call {t} @llvm.masked.load(ptr align {size} {address}, {flags} {take}, {t} zeroinitializer){tag}",
+            )
+        chosen = {lane: wanted[lane] - k * width for lane in here}
+        if not text:
+            order = ", ".join([f"i32 {chosen[lane]}" if lane in chosen else "i32 poison" for lane in range(width)])
+            text = w.put(depth, f"shufflevector {t} {part}, {t} poison, <{width} x i32> <{order}>")
+        else:
+            order = ", ".join([f"i32 {width + chosen[lane]}" if lane in chosen else f"i32 {lane}" for lane in range(width)])
+            text = w.put(depth, f"shufflevector {t} {text}, {t} {part}, <{width} x i32> <{order}>")
+    return text
 
 
 def load_where(w: Writer, buffer: Buffer, index: Value, cond: Value) -> Value:

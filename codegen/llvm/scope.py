@@ -12,6 +12,7 @@ The emitter writes static single assignment form directly. Invariants:
 from __future__ import annotations
 
 from graphc.codegen.expr import Expr
+from graphc.codegen.llvm.pattern import Coef, expand
 from graphc.codegen.loops import Buffer
 from graphc.ir.types import I64, DType
 
@@ -26,8 +27,8 @@ MEMORY = {**REGISTER, "bool": "i8"}
 class Value:
     """What an expression became.
 
-    coef: 0 for a uniform value, a literal for an affine I64 one (base + offset + coef * lane),
-        None for any other varying one.
+    coef: 0 for a uniform value, a literal for an affine I64 one (base + offset + coef * lane), a tuple
+        for one with a literal for each lane (pattern.py), None for any other varying one.
     base, offset: I64 only; base is "" for none.
     scalar: the operand text of a uniform value (None: not yet computed from base and offset).
     vector, width: the operand text as a vector of that width, where there is one.
@@ -44,7 +45,7 @@ class Value:
         scalar: str | None,
         vector: str | None = None,
         width: int = 0,
-        coef: int | None = 0,
+        coef: Coef | None = 0,
         base: str = "",
         offset: int = 0,
     ) -> None:
@@ -227,11 +228,11 @@ class Writer:
             depth, f"shufflevector {vector} {one}, {vector} poison, <{self.width} x i32> zeroinitializer"
         )
 
-    def lanes_of(self, coef: int, scalar: str) -> str:
-        """The literal vector 0, coef, 2*coef, ..."""
+    def lanes_of(self, coef: Coef, scalar: str) -> str:
+        """The literal vector 0, coef, 2*coef, ..., or that of a pattern."""
         bits = int(scalar[1:])
         half = 1 << (bits - 1)
-        terms = (((i * coef + half) & (2 * half - 1)) - half for i in range(self.width))
+        terms = (((x + half) & (2 * half - 1)) - half for x in expand(coef, self.width))
         return "<" + ", ".join([f"{scalar} {t}" for t in terms]) + ">"
 
     def _affine(self, v: Value) -> str:

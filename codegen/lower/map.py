@@ -2,7 +2,9 @@
 
 Rank 1 (after collapsing, most of them): lanes along the only dimension, threads along blocks.
 Higher ranks: one item is a block of the innermost dimension; the outer coordinates are divided
-out once an item.
+out once an item. Where the innermost dimensions are small literals (images of a few pixels), one item
+is a whole image or several, and lanes run over all of it: which element a lane reads is then known
+when the kernel is made.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from graphc.codegen.expr import index, var
-from graphc.codegen.loops import For, Kernel, Let, Stmt
-from graphc.codegen.lower.index import dim_expr
+from graphc.codegen.loops import Buffer, For, If, Kernel, Let, Stmt, Vector
+from graphc.codegen.lower.index import delinearise, dim_expr
 from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.nest import (
     Names,
@@ -26,7 +28,7 @@ from graphc.codegen.lower.nest import (
 from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Function
 from graphc.ir.registry import lookup
-from graphc.ir.types import Dim, size_of, substitute
+from graphc.ir.types import Dim, DimExpr, Shape, size_of, substitute
 
 STREAM_BYTES = 32 << 20  # results beyond what the caches hold
 BLOCK = 2048  # elements of the innermost dimension in one item
@@ -78,6 +80,8 @@ def lower_map(group: Function, stream: bool = False) -> Lowered:
     begin, end = var("begin"), var("end")
     width = width_for(group)
     big = [i for i, d in enumerate(shape) if d != 1]
+    if tiled(shape):
+        return _lower_tiles(group, params, results, pull, width)
     inner = big[-1] if big else None
     n = dim_expr(shape[inner]) if inner is not None else index(1)
     outer = tuple(1 if i == inner else d for i, d in enumerate(shape))
@@ -109,5 +113,81 @@ def lower_map(group: Function, stream: bool = False) -> Lowered:
         parallel=rows * blocks,
         work=rows * n * work_of(group),
         body=(For(item, begin, end, tuple(body), index(1)),),
+    )
+    return Lowered((kernel,), params, results, sites=tuple(pull.sites))
+
+
+# Images larger than this are swept line by line; smaller ones are written out vector by vector.
+MOST_TILE = 256
+
+
+def tile_dims(shape: Shape) -> int:
+    """How many innermost dimensions make up an image: literal ones, up to `MOST_TILE` elements."""
+    count, size = 0, 1
+    for d in reversed(shape[1:]):
+        if isinstance(d, DimExpr) or size * d > MOST_TILE:
+            break
+        size *= d
+        count += 1
+    return count
+
+
+def tiled(shape: Shape) -> bool:
+    """Whether a map over `shape` goes image by image: literal inner dimensions that fill vectors badly."""
+    inner = shape[len(shape) - tile_dims(shape) :]
+    size = size_of(inner)
+    if isinstance(size, DimExpr) or size <= 1:
+        return False
+    last = next(d for d in reversed(inner) if d != 1)
+    return isinstance(last, int) and last % WIDTH != 0
+
+
+def _lower_tiles(
+    group: Function, params: tuple[Buffer, ...], results: tuple[Buffer, ...], pull: Pull, width: int
+) -> Lowered:
+    shape = group.results[0].type.shape
+    count = tile_dims(shape)
+    outer, inner = shape[: len(shape) - count], shape[len(shape) - count :]
+    size = size_of(inner)
+    assert isinstance(size, int)
+    # Several images share vectors where one alone would not fill any.
+    together = -(-width // size) if sum(d != 1 for d in outer) <= 1 and size < width else 1
+    names = Names()
+    targets = list(zip(group.results, results, strict=True))
+    item, row = names.fresh("item"), names.fresh("row")
+    images = dim_expr(size_of(outer))
+    body: list[Stmt] = [Let(row, item * together)]
+    stmts, lead = split_coords(row, outer, names)
+    body += stmts
+    alone = next((i for i, d in enumerate(outer) if d != 1), 0)
+
+    def vector(start: int, masked: bool) -> Stmt:
+        lane = names.fresh("l")
+        position = lane + start
+        coords = list(lead)
+        if together > 1:
+            coords[alone] = row + position // size
+        at = [*coords, *delinearise(position % size if together > 1 else position, inner)]
+        inside = tuple(store_results(pull, targets, tuple(at), shape))
+        if masked:
+            inside = (If(coords[alone] < images, inside),)
+        if start + width > size * together:
+            inside = (If(position < size * together, inside),)
+        return Vector(lane, width, inside)
+
+    starts = range(0, size * together, width)
+    whole = tuple(vector(s, False) for s in starts)
+    if together > 1:
+        rest = tuple(vector(s, True) for s in starts)
+        body.append(If(row + together <= images, whole, rest))
+    else:
+        body += whole
+    kernel = Kernel(
+        name="tiles",
+        buffers=(*params, *results),
+        extents=group_extents(group),
+        parallel=ceil_div(images, together),
+        work=images * size * work_of(group),
+        body=(For(item, var("begin"), var("end"), tuple(body), index(1)),),
     )
     return Lowered((kernel,), params, results, sites=tuple(pull.sites))
