@@ -21,9 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import graphc as gc
+import numpy as np
 
 STARTED = time.time()
 BATCH = 64

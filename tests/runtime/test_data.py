@@ -8,11 +8,10 @@ from collections import namedtuple
 from collections.abc import Iterator
 from typing import Any
 
+import graphc as gc
 import numpy as np
 import pytest
 from graphc.runtime import data
-
-import graphc as gc
 
 
 class Squares(data.Dataset):

@@ -7,12 +7,11 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import graphc as gc
 import ml_dtypes
 import numpy as np
 import pytest
 from graphc.runtime import io
-
-import graphc as gc
 
 DTYPES = [
     "bool",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import graphc as gc
 import numpy as np
 import pytest
+from graphc import losses
 from graphc.nn import functional as F
 
-import graphc as gc
-from graphc import losses
 from tests.runtime.finite import check_gradients
 
 rng = np.random.default_rng(2)

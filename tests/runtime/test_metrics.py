@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import graphc as gc
 import numpy as np
 import pytest
 from graphc.runtime import metrics
-
-import graphc as gc
 
 TARGET = np.array([0, 0, 1, 1, 1, 2, 2, 4])
 PREDICTED = np.array([0, 1, 1, 1, 2, 2, 0, 0])

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import graphc as gc
 import numpy as np
 import pytest
-from graphc.runtime.nn import init
-
-import graphc as gc
 from graphc import nn
+from graphc.runtime.nn import init
 
 
 class Net(nn.Module):

@@ -6,10 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import graphc as gc
 import numpy as np
 import pytest
-
-import graphc as gc
 from graphc import nn, optim
 
 STEPS = 6

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import graphc as gc
 import numpy as np
 import pytest
-
-import graphc as gc
 
 
 @pytest.fixture(autouse=True)
