@@ -24,7 +24,7 @@ def _machine(target: Target) -> Any:
     llvm = llvm_binding()
     # Position independent and small: constants are reached relative to the instruction pointer.
     return llvm.Target.from_triple(target.triple).create_target_machine(
-        cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="small"
+        cpu=target.cpu, features=target.features, opt=1, reloc="pic", codemodel="small"
     )
 
 

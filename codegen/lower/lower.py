@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 from graphc.codegen.fuse import ALONE, CONTRACT, REDUCE
 from graphc.codegen.llvm.target import Target
 from graphc.codegen.lower import pool, random  # noqa: F401  (register their pull rules)
@@ -30,12 +33,18 @@ def variant(group: Function, target: Target, hint: dict[str, int], stream: bool 
     """
     kind = family(group)
     if kind == "contract":
-        from graphc.codegen.lower.contract import variant as contraction_variant
-
-        return f"contract {contraction_variant(group, hint, target.vector_bits)}"
+        return f"contract {_schedule(group, target, tuple(sorted(hint.items())))}"
     if kind == "row":
         return "row partitioned" if partitioned(group, hint) else "row"
     return "map stream" if kind == "map" and stream and streams(group, hint) else kind
+
+
+@functools.lru_cache(maxsize=256)
+def _schedule(group: Function, target: Target, hint: tuple[tuple[str, int], ...]) -> Any:
+    """The schedule of a contraction: asked for once for the key, and again if it must be lowered."""
+    from graphc.codegen.lower.contract import variant as contraction_variant
+
+    return contraction_variant(group, dict(hint), target.vector_bits)
 
 
 def lower(group: Function, target: Target, hint: dict[str, int], choice: str = "") -> Lowered:
@@ -44,7 +53,7 @@ def lower(group: Function, target: Target, hint: dict[str, int], choice: str = "
     if kind == "contract":
         from graphc.codegen.lower.contract import lower_contraction
 
-        return lower_contraction(group, target, hint)
+        return lower_contraction(group, target, hint, _schedule(group, target, tuple(sorted(hint.items()))))
     if kind == "row":
         return lower_reduce(group, hint)
     if kind == "map":
