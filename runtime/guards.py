@@ -111,7 +111,7 @@ class Snapshot:
         for n in known:
             module = f.__globals__[n]
             if isinstance(module, types.ModuleType) and not _is_library(module):
-                held = [k for k in names if isinstance(vars(module).get(k), SCALARS)]
+                held = [k for k in names if k in vars(module) and isinstance(vars(module)[k], SCALARS)]
                 reached += self._container(vars(module), held, False)
         return reached
 
