@@ -1,0 +1,154 @@
+"""The machine's own limits, measured by kernels that do nothing else.
+
+The kernels are written in the loop language and run by the same runner as compiled programs, on as many
+threads: fused multiply-adds between registers for arithmetic; copy and triad for memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import time
+from collections.abc import Callable
+
+import numpy as np
+from graphc.codegen.expr import Expr, const, fma, index, load, var
+from graphc.codegen.llvm.emit import emit_kernel
+from graphc.codegen.llvm.jit import compile_text
+from graphc.codegen.llvm.jit import load as load_object
+from graphc.codegen.llvm.runner import runner
+from graphc.codegen.llvm.target import host_target
+from graphc.codegen.loops import Assign, Buffer, Declare, For, Kernel, Stmt, Store, Vector
+from graphc.ir.types import F32
+
+LANES = 16
+CHAINS = 12  # independent sums: more than latency times throughput of any core so far
+ALIGN = 64
+Thunk = Callable[[], object]
+
+
+def aligned(elements: int) -> np.ndarray:
+    """float32 memory at a multiple of 64 bytes, its pages present."""
+    raw = np.zeros(elements * 4 + ALIGN, np.uint8)
+    start = -raw.ctypes.data % ALIGN
+    return raw[start : start + elements * 4].view(np.float32)
+
+
+def _fma_kernel() -> Kernel:
+    """y[block] = sums of `n` fused multiply-adds between registers, CHAINS x LANES at a time."""
+    x, y = Buffer("x", F32, "in"), Buffer("y", F32, "out")
+    item, k, lane = var("item"), var("k"), var("lane")
+    sums = [var(f"sum{i}", F32) for i in range(CHAINS)]
+    a, b = load(x, lane), load(x, lane + LANES)
+    body: list[Stmt] = [Declare(s, const(F32, 0)) for s in sums]
+    body.append(For(k, index(0), var("n"), tuple(Assign(s, fma(a, b, s)) for s in sums), index(1)))
+    body += [Store(y, (item * CHAINS + i) * LANES + lane, s) for i, s in enumerate(sums)]
+    loop = For(item, var("begin"), var("end"), (Vector(lane, LANES, tuple(body)),), index(1))
+    return Kernel("limit_fma", (x, y), ("items", "n"), var("items"), var("n"), (loop,))
+
+
+def _stream_kernel(name: str, inputs: int, stream: bool) -> Kernel:
+    """copy: y = x0; triad: y = fma(s, x1, x0). The parallel extent counts blocks of 4096 elements."""
+    xs = [Buffer(f"x{i}", F32, "in") for i in range(inputs)]
+    y = Buffer("y", F32, "out")
+    item, i, lane = var("item"), var("i"), var("lane")
+    at = item * 4096 + i + lane
+    value: Expr = load(xs[0], at)
+    if inputs == 2:
+        value = fma(const(F32, 3.0), load(xs[1], at), value)
+    inner = Vector(lane, LANES, (Store(y, at, value, stream),))
+    loop = For(item, var("begin"), var("end"), (For(i, index(0), index(4096), (inner,), index(LANES)),), index(1))
+    return Kernel(name, (*xs, y), ("items",), var("items"), var("items"), (loop,))
+
+
+@functools.cache
+def _address(name: str) -> int:
+    kernels = {
+        "limit_fma": _fma_kernel,
+        "limit_copy": lambda: _stream_kernel("limit_copy", 1, False),
+        "limit_triad": lambda: _stream_kernel("limit_triad", 2, False),
+        "limit_copy_stream": lambda: _stream_kernel("limit_copy_stream", 1, True),
+        "limit_triad_stream": lambda: _stream_kernel("limit_triad_stream", 2, True),
+    }
+    target = host_target()
+    return load_object(compile_text(emit_kernel(kernels[name](), target), target), name)
+
+
+def launch(address: int, extent: int, words: list[int]) -> Thunk:
+    """A launch of a kernel over [0, extent) on all threads."""
+    native = runner()
+    arguments = (ctypes.c_int64 * len(words))(*words)
+    error = (ctypes.c_int64 * 4)()
+    at, error_at, parts = ctypes.addressof(arguments), ctypes.addressof(error), native.get_threads()
+    call = native.launch
+
+    def run() -> object:
+        call(address, extent, parts, at, error_at)
+        return (arguments, error)
+
+    return run
+
+
+def fma_work(seconds: float = 0.01) -> tuple[Thunk, float]:
+    """(a run of the fma kernel of about `seconds` on every thread, its floating point operations)."""
+    threads = runner().get_threads()
+    items = threads
+    x, y = aligned(2 * LANES), aligned(items * CHAINS * LANES)
+    x[:] = 0.5
+
+    def make(n: int) -> Thunk:
+        run = launch(_address("limit_fma"), items, [x.ctypes.data, y.ctypes.data, items, n])
+        return lambda: (run(), x, y)
+
+    n = 1 << 16
+    make(n)()
+    start = time.perf_counter()
+    make(n)()
+    n = max(n, int(n * seconds / (time.perf_counter() - start)))
+    return make(n), 2.0 * n * CHAINS * LANES * items
+
+
+def stream_work(nbytes: int, kind: str) -> tuple[Thunk, float]:
+    """(a pass of "copy", "triad", "copy_stream" or "triad_stream" over about `nbytes`, its bytes)."""
+    inputs = 2 if kind.startswith("triad") else 1
+    items = max(1, nbytes // (4 * 4096 * (inputs + 1)))
+    arrays = [aligned(items * 4096) for _ in range(inputs + 1)]
+    run = launch(_address(f"limit_{kind}"), items, [*(a.ctypes.data for a in arrays), items])
+    return (lambda: (run(), arrays)), 4096.0 * 4 * items * (inputs + 1)
+
+
+def memory_work(nbytes: int) -> tuple[Thunk, float]:
+    """The fastest of the memory kernels over about `nbytes`, by bytes read and written."""
+    best: tuple[float, Thunk, float] | None = None
+    for kind in ("copy", "triad", "copy_stream", "triad_stream"):
+        run, moved = stream_work(nbytes, kind)
+        rate = moved / shortest(run)
+        if best is None or rate > best[0]:
+            best = (rate, run, moved)
+    assert best is not None
+    return best[1], best[2]
+
+
+def shortest(run: Thunk, seconds: float = 0.05, least: int = 3) -> float:
+    """The shortest time of one call among those made in about `seconds`."""
+    run()
+    start, best, count = time.perf_counter(), float("inf"), 0
+    while count < least or time.perf_counter() - start < seconds:
+        before = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - before)
+        count += 1
+    return best
+
+
+def fma_peak() -> float:
+    """Floating point operations a second, on all threads of the runner."""
+    run, work = fma_work()
+    return work / shortest(run)
+
+
+def bandwidth(nbytes: int) -> float:
+    """Bytes a second, read and written, by passes over `nbytes` of memory on all threads of the runner."""
+    run, moved = memory_work(nbytes)
+    # A pass over little memory is too short to time: many of them.
+    return moved / shortest(run)

@@ -1,0 +1,113 @@
+"""Processes: how long after its start a process has imported, or has trained one step."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.case import Case, Clocked, Figure, Size, row
+
+ROOT = Path(__file__).resolve().parents[2]
+FAMILY = "processes"
+
+IMPORTS = {
+    "graphc": "import graphc as gc; gc.Tensor, gc.nn.Linear, gc.optim.SGD",
+    "numpy": "import numpy",
+    "torch": "import torch",
+    "jax": "import jax.numpy",
+}
+
+
+def until_line(command: list[str], mark: str, environment: dict[str, str] | None = None) -> float:
+    """Seconds from the start of a process to the first line of its output that begins with `mark`.
+
+    Raises `RuntimeError` where it ends without one.
+    """
+    import os
+
+    start = time.perf_counter()
+    told = {**os.environ, **(environment or {})}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=told) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(mark):
+                seconds = time.perf_counter() - start
+                process.kill()
+                return seconds
+    raise RuntimeError(f"{' '.join(command)} ended without a line {mark!r}")
+
+
+def _python(code: str) -> Callable[[], Clocked]:
+    command = [sys.executable, "-c", f"{code}; print('done', flush=True)"]
+
+    def make() -> Clocked:
+        module = code.split()[1].split(".")[0].rstrip(";")
+        __import__(module)
+        return Clocked(lambda: until_line(command, "done"))
+
+    return make
+
+
+def _imports(light: str) -> Case:
+    peers = {name: _python(light if name == "graphc" else code) for name, code in IMPORTS.items()}
+    return Case(peers, tolerance=None)
+
+
+@row("import graphc", FAMILY, figure=Figure("under 60 ms more than NumPy", seconds=0.06, above="numpy"))
+def import_alone(size: Size) -> Case:
+    return _imports("import graphc")
+
+
+@row(
+    "import, tensors, layers and optimizers named", FAMILY,
+    figure=Figure("under 60 ms more than NumPy", seconds=0.06, above="numpy"),
+)  # fmt: skip
+def import_names(size: Size) -> Case:
+    return _imports(IMPORTS["graphc"])
+
+
+def first_step(peer: str, mode: str) -> Callable[[], Clocked]:
+    """Start to first training step of the digits; mode "empty" or "warm": the cache of compiled code."""
+    command = [sys.executable, "-m", "benchmarks.first_step", peer]
+
+    def make() -> Clocked:
+        __import__(peer.split(".")[0])
+        directory: Any = tempfile.TemporaryDirectory(prefix="graphc-benchmark-")
+
+        def warm() -> float:
+            return until_line(command, "first step", caches(directory.name))
+
+        def empty() -> float:
+            with tempfile.TemporaryDirectory(prefix="graphc-benchmark-") as fresh:
+                return until_line(command, "first step", caches(fresh))
+
+        if mode == "empty":
+            return Clocked(empty)
+        warm()
+        return Clocked(warm)
+
+    return make
+
+
+def caches(directory: str) -> dict[str, str]:
+    """Every library's cache of compiled code, in this directory."""
+    return {"GRAPHC_CACHE_DIR": f"{directory}/graphc", "TORCHINDUCTOR_CACHE_DIR": f"{directory}/inductor"}
+
+
+def _first_steps(mode: str) -> Case:
+    return Case({p: first_step(p, mode) for p in ("graphc", "torch", "torch.compile", "jax")}, tolerance=None)
+
+
+@row("digits: start to first step, empty cache", FAMILY, figure=Figure("under 1.0 s", seconds=1.0), rounds=5)
+def first_step_empty(size: Size) -> Case:
+    return _first_steps("empty")
+
+
+@row("digits: start to first step, warm cache", FAMILY, figure=Figure("under 0.5 s", seconds=0.5), rounds=5)
+def first_step_warm(size: Size) -> Case:
+    return _first_steps("warm")

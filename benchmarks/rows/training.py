@@ -1,0 +1,48 @@
+"""Training steps: forward, backward and optimizer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import digits, mlp
+from benchmarks.case import Case, Figure, Size, row
+
+FAMILY = "training steps"
+
+
+def _steps(makers: dict[str, Any], *inputs: Any) -> dict[str, Callable[[], Callable[[], Any]]]:
+    return {name: (lambda make=make: make(*inputs)) for name, make in makers.items()}
+
+
+@row(
+    "digits, batch 64, compiled", FAMILY,
+    figure=Figure("faster than PyTorch eager and torch.compile", faster_than=("torch", "torch.compile")),
+)  # fmt: skip
+def digits_compiled(size: Size) -> Case:
+    images, labels = digits.batch(size(64, 4))
+    return Case(_steps(digits.STEPS, digits.weights(), images, labels), tolerance=1e-4)
+
+
+@row(
+    "digits, batch 64, compiled, one thread", FAMILY, threads=1,
+    figure=Figure("faster than PyTorch eager and torch.compile", faster_than=("torch", "torch.compile")),
+)  # fmt: skip
+def digits_one_thread(size: Size) -> Case:
+    return digits_compiled(size)
+
+
+@row("digits, batch 64, eager", FAMILY)
+def digits_eager(size: Size) -> Case:
+    images, labels = digits.batch(size(64, 4))
+    return Case(_steps(digits.EAGER, digits.weights(), images, labels), tolerance=1e-4)
+
+
+@row("MLP 784-512-512-10, batch 128, compiled", FAMILY)
+def mlp_compiled(size: Size) -> Case:
+    widths, count = size((784, 512, 512, 10), (8, 4, 4, 3)), size(128, 4)
+    # Forward, the gradient of the weights, and that of the activations but the first.
+    products = [a * b for a, b in itertools.pairwise(widths)]
+    flops = 2.0 * count * (3 * sum(products) - products[0])
+    return Case(_steps(mlp.STEPS, widths, count), flops=flops, limit="fma", tolerance=1e-4)
