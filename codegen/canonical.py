@@ -452,8 +452,9 @@ def _keep_windows(group: Function) -> set[Dim]:
     for op in group.ops:
         if op.name == "conv":
             keep |= set(op.operands[1].type.shape[2:])
-        elif lookup(op.name).family == "pool":
-            sides = [d for v in (*op.operands, *op.results) for d in v.type.shape[-len(op.attrs["window"]) :]]
+        if lookup(op.name).family in ("conv", "pool"):
+            count = len(op.attrs["window"] if "window" in op.attrs else op.attrs["strides"])
+            sides = [d for v in (*op.operands, *op.results) for d in v.type.shape[-count:]]
             if all(not isinstance(d, DimExpr) and d <= SMALL_IMAGE for d in sides):
                 keep |= set(sides)
     return keep
