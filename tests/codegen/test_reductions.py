@@ -1,0 +1,167 @@
+"""Reductions in every form: all subsets of axes, rows, columns, chunks over threads, shared sweeps."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from graphc.codegen import program
+from graphc.codegen.llvm.runner import runner
+from graphc.ir.function import Builder, Value
+from graphc.ir.types import ALL_DTYPES, BF16, BOOL, F16, F32, F64, I32, I64, U8, DType, TensorType
+
+from tests.codegen.compiled import Array, assert_compiled
+from tests.codegen.values import Shape, mixed, plain
+
+SHAPES: tuple[Shape, ...] = ((37,), (5, 33), (33, 5), (4, 3, 17), (3, 17, 4), (17, 4, 3), (2, 3, 5, 7), (7, 1, 3, 33), (3, 33, 1, 2))
+
+
+def subsets(rank: int) -> list[tuple[int, ...]]:
+    return [axes for n in range(rank + 1) for axes in itertools.combinations(range(rank), n)]
+
+
+class Sums:
+    """A function of many reductions of many parameters."""
+
+    def __init__(self) -> None:
+        self.b = Builder("reductions")
+        self.args: list[Array] = []
+        self.results: list[Value] = []
+        self.labels: list[str] = []
+
+    def param(self, array: Array, dtype: DType) -> Value:
+        self.args.append(array)
+        return self.b.param(TensorType(dtype, array.shape))
+
+    def add(self, name: str, x: Value, **attrs: Any) -> None:
+        self.results.append(self.b.emit(name, x, **attrs))
+        self.labels.append(f"{name} of {x.type} {attrs}")
+
+    def check(self, **options: Any) -> None:
+        assert_compiled(self.b.build(self.results), self.args, self.labels, **options)
+
+
+@pytest.fixture
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Even the smallest launch runs on three threads."""
+    monkeypatch.setattr(program, "GRAIN", 1)
+    before = runner().get_threads()
+    runner().set_threads(3)
+    yield
+    runner().set_threads(before)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_subset_of_axes(shape: Shape) -> None:
+    s = Sums()
+    for i, axes in enumerate(subsets(len(shape))):
+        names = ("sum", "max", "prod", "min") if len(shape) < 4 else ("sum", ("max", "prod", "min")[i % 3])
+        for k, name in enumerate(names):
+            s.add(name, s.param(mixed(F32, shape, i + 100 * k), F32), axes=axes)
+        s.add("any" if i % 2 else "all", s.param(plain(BOOL, shape, i), BOOL), axes=axes)
+    s.check()
+
+
+LONG: tuple[tuple[Shape, tuple[int, ...]], ...] = (
+    ((16384,), (0,)),
+    ((16383,), (0,)),
+    ((16385,), (0,)),
+    ((1, 20000), (1,)),
+    ((15, 16400), (1,)),
+    ((16400, 1), (0,)),
+    ((16400, 3), (0,)),
+    ((16400, 40), (0,)),
+    ((2, 16400, 3), (1,)),
+    ((2, 100, 170, 3), (1, 2)),
+    ((128, 130), (0, 1)),
+)
+
+
+@pytest.mark.parametrize("shape, axes", LONG, ids=str)
+def test_long_rows_on_several_threads(shape: Shape, axes: tuple[int, ...], three_threads: None) -> None:
+    """Two kernels, chunks and their combination, where rows are few and long; else one."""
+    s = Sums()
+    for i, d in enumerate((F32, F16, I32)):
+        s.add("sum", s.param(plain(d, shape, i), d), axes=axes)
+    s.add("max", s.param(mixed(F32, shape, 7), F32), axes=axes)
+    x = s.param(plain(F32, shape, 9), F32)
+    total, square = s.b.sum(x, axes=axes), s.b.sum(s.b.mul(x, x), axes=axes)
+    s.results += [total, square, s.b.sub(square, s.b.mul(total, total))]
+    s.labels += ["sum", "sum of squares", "their difference"]
+    s.check()
+
+
+ALL_NUMBERS = tuple(d for d in ALL_DTYPES if d is not BOOL)
+
+
+@pytest.mark.parametrize("name", ["argmax", "argmin"])
+def test_positions_of_ties_and_nan(name: str) -> None:
+    """The first of equals, the first NaN; +0 and -0 are equal; infinities and the least integer count."""
+    s = Sums()
+    for i, d in enumerate(ALL_NUMBERS):
+        for k, (shape, axis) in enumerate((((9, 40), 1), ((40, 9), 0), ((1, 33), 1), ((3, 4, 5), 1))):
+            x = np.asarray(np.random.default_rng([i, k]).integers(0, 3, shape)).astype(d.numpy)
+            s.add(name, s.param(x, d), axis=axis)
+            s.add(name, s.param(np.zeros(shape, d.numpy), d), axis=axis)
+            if d.is_float:
+                x = np.where(np.random.default_rng([i, k, 1]).random(shape) < 0.1, np.nan, x).astype(d.numpy)
+                s.add(name, s.param(x, d), axis=axis)
+                zeros = np.where(np.random.default_rng([i, k, 2]).random(shape) < 0.5, 0.0, -0.0).astype(d.numpy)
+                s.add(name, s.param(zeros, d), axis=axis)
+                s.add(name, s.param(np.full(shape, np.nan, d.numpy), d), axis=axis)
+                s.add(name, s.param(np.full(shape, -np.inf, d.numpy), d), axis=axis)
+                s.add(name, s.param(np.full(shape, np.inf, d.numpy), d), axis=axis)
+            else:
+                info = np.iinfo(d.numpy)
+                s.add(name, s.param(np.full(shape, info.min, d.numpy), d), axis=axis)
+                s.add(name, s.param(np.full(shape, info.max, d.numpy), d), axis=axis)
+    s.check()
+
+
+@pytest.mark.parametrize("name", ["sum", "max", "min"])
+def test_extrema_and_sums_keep_signs_and_nan(name: str) -> None:
+    s = Sums()
+    for i, d in enumerate((F16, BF16, F32, F64)):
+        for shape, axes in (((6, 35), (1,)), ((35, 6), (0,)), ((3, 5, 7), (1,))):
+            zeros = np.where(np.random.default_rng([i, *shape]).random(shape) < 0.5, 0.0, -0.0).astype(d.numpy)
+            s.add(name, s.param(zeros, d), axes=axes)
+            s.add(name, s.param(np.full(shape, -0.0, d.numpy), d), axes=axes)
+            s.add(name, s.param(mixed(d, shape, 5), d), axes=axes)
+            s.add(name, s.param(np.where(plain(BOOL, shape, 1), np.inf, -np.inf).astype(d.numpy), d), axes=axes)
+    s.check()
+
+
+def test_several_reductions_share_their_sweeps() -> None:
+    """Reductions of reductions, full-shape results between them, results of the kept shape, casts."""
+    for shape, axes in (((7, 50), (1,)), ((50, 7), (0,)), ((3, 50, 7), (1,)), ((3, 5, 10), (1, 2)), ((5, 10, 3), (0, 1))):
+        b = Builder("levels")
+        x, y = b.param(TensorType(F32, shape)), b.param(TensorType(F32, shape))
+        kept = tuple(i for i in range(len(shape)) if i not in axes)
+
+        def wide(v: Value, b: Builder = b, shape: Shape = shape, kept: tuple[int, ...] = kept) -> Value:
+            out: Value = b.broadcast(v, shape=shape, axes=kept)
+            return out
+
+        top = b.max(x, axes=axes)
+        e = b.exp(b.sub(x, wide(top)))
+        total = b.sum(e, axes=axes)
+        p = b.div(e, wide(total))
+        dot = b.sum(b.mul(p, y), axes=axes)
+        g = b.mul(p, b.sub(y, wide(dot)))
+        narrow = b.cast(g, dtype=F16)
+        results = [p, g, top, b.log(total), narrow, b.sum(narrow, axes=axes), b.argmax(g, axis=axes[0]) if len(axes) == 1 else dot]
+        args = [mixed(F32, shape, 1), plain(F32, shape, 2)]
+        assert_compiled(b.build(results), args)
+
+
+def test_reduced_results_of_other_dtypes() -> None:
+    """Compared, cast and counted inside one kernel."""
+    b = Builder("counts")
+    x = b.param(TensorType(F32, (6, 70)))
+    top = b.broadcast(b.max(x, axes=(1,)), shape=(6, 70), axes=(0,))
+    same = b.eq(x, top)
+    counts = [b.sum(b.cast(same, dtype=d), axes=(1,)) for d in (U8, I64, F64, BF16)]
+    f = b.build([b.any(same, axes=(1,)), b.all(same, axes=(1,)), same, *counts])
+    assert_compiled(f, [np.round(plain(F32, (6, 70), 3))])
