@@ -38,9 +38,8 @@ _HEAVY = frozenset(
 # run on several threads.
 _FEW_ROWS, _LONG_ROW = 16, 16384
 
-Token = object
-Tokens = tuple[Token, ...]
-UNIT = "unit"
+Tokens = tuple[str, ...]
+UNIT, UNKNOWN = "unit", "unknown"
 
 
 @dataclass(eq=False)
@@ -276,42 +275,35 @@ class _Fuser:
         """
         members = set(group.ops)
         kept = tuple(t for i, t in enumerate(tokens) if i not in axes)
-        good = True
+        wanted = _units_out(kept if axes else tokens, group.kept() if axes else group.shape)
         seen: set[tuple[Value, Tokens]] = set()
-
-        def visit(v: Value, at: Tokens) -> None:
-            nonlocal good
-            if not good or (v, at) in seen:
-                return
-            seen.add((v, at))
-            op = self.producer.get(v)
-            if v is value or (op is not None and op in members and op.name in REDUCE):
-                if _units_out(at, v.type.shape) != _units_out(
-                    kept if axes else tokens, group.kept() if axes else group.shape
-                ):
-                    good = False
-                if v is value or op is None:
-                    return
-                visit(op.operands[0], tokens)
-                return
-            if op is None or (op not in members and not self.free(op)):
-                return
-            for operand, position in step(op, at):
-                visit(operand, position)
-
+        stack: list[tuple[Value, Tokens]] = []
         for r in group.results:
             shape = r.type.shape
             if r is value:
                 continue
             if shape == group.shape:
-                visit(r, tokens)
+                stack.append((r, tokens))
             elif axes and _squeezed(shape) == _squeezed(group.kept()):
-                visit(r, _with_units(kept, group.kept(), shape))
+                stack.append((r, _with_units(kept, group.kept(), shape)))
             elif not axes and _squeezed(shape) == _squeezed(group.shape):
-                visit(r, _with_units(tokens, group.shape, shape))
+                stack.append((r, _with_units(tokens, group.shape, shape)))
             else:
                 return False
-        return good
+        while stack:
+            v, at = stack.pop()
+            if (v, at) in seen:
+                continue
+            seen.add((v, at))
+            op = self.producer.get(v)
+            if v is value or (op is not None and op in members and op.name in REDUCE):
+                if _units_out(at, v.type.shape) != wanted:
+                    return False
+                if v is not value and op is not None:
+                    stack.append((op.operands[0], tokens))
+            elif op is not None and (op in members or self.free(op)):
+                stack.extend(step(op, at))
+        return True
 
 
 def can_map(op: Operation) -> bool:
@@ -333,15 +325,15 @@ def _with_units(tokens: Tokens, shape: Shape, target: Shape) -> Tokens:
 
 
 def step(op: Operation, at: Tokens) -> Iterable[tuple[Value, Tokens]]:
-    """Where `op`, read at `at`, reads its operands. Unknown positions are fresh objects."""
+    """Where `op`, read at `at`, reads its operands; `UNKNOWN` in every dimension that is no longer followed."""
     name = op.name
     if name == "reshape":
         source = op.operands[0].type.shape
         if _squeezed(source) == _squeezed(op.result.type.shape):
             return [(op.operands[0], _with_units(at, op.result.type.shape, source))]
-        return [(op.operands[0], tuple(object() for _ in source))]
+        return [(op.operands[0], (UNKNOWN,) * len(source))]
     if name == "permute":
-        moved: list[Token] = [UNIT] * len(at)
+        moved: list[str] = [UNIT] * len(at)
         for d, a in enumerate(op.attrs["axes"]):
             moved[a] = at[d]
         return [(op.operands[0], tuple(moved))]
@@ -354,7 +346,7 @@ def step(op: Operation, at: Tokens) -> Iterable[tuple[Value, Tokens]]:
         return [(op.operands[0], ())]
     if lookup(name).family in ("elementwise", "compare") or name == "stop_gradient":
         return [(v, at) for v in op.operands]
-    return [(v, tuple(object() for _ in v.type.shape)) for v in op.operands]
+    return [(v, (UNKNOWN,) * v.type.rank) for v in op.operands]
 
 
 def fuse(f: Function) -> Module:

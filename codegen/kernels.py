@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from graphc.codegen.canonical import Canonical, canonicalise
@@ -52,12 +52,31 @@ class CompiledGroup:
 
 
 @dataclass(frozen=True)
+class Site:
+    """An operation that checks indices: its name and line, and the dimension that it indexes."""
+
+    name: str
+    loc: Loc | None
+    axis: int | None
+    size: Dim
+
+    def message(self, value: int) -> str:
+        """What to say of an index out of range."""
+        where = f" at {self.loc.file}:{self.loc.line}" if self.loc else ""
+        what = "a dimension" if self.axis is None else f"axis {self.axis}"
+        return (
+            f"{self.name}{where}: index {value} is out of range for {what} of size {self.size}; "
+            f"it must be in [{-self.size}, {self.size})"
+        )
+
+
+@dataclass(frozen=True)
 class BoundGroup:
     """A compiled group applied to one group function: its extents' dimensions are known."""
 
     compiled: CompiledGroup
     extents: dict[str, Dim]
-    locs: tuple[Loc | None, ...] = field(default=())
+    sites: tuple[Site, ...] = ()
 
     def concrete(self) -> dict[str, int]:
         return {k: int(v) for k, v in self.extents.items()}
@@ -98,14 +117,14 @@ def bind_group(group: Function, stream: bool = True) -> BoundGroup:
         canonical = _canonical[key] = canonicalise(group)
     hint = {name: d for name, d in canonical.extents if not isinstance(d, DimExpr)}
     compiled = compiled_group(canonical.function, hint, stream)
-    locs = tuple(_site_loc(group, site) for site in compiled.sites)
-    return BoundGroup(compiled, dict(canonical.extents), locs)
+    sites = tuple(_site(group, *site) for site in compiled.sites)
+    return BoundGroup(compiled, dict(canonical.extents), sites)
 
 
-def _site_loc(group: Function, site: tuple[str, int]) -> Loc | None:
-    name, nth = site
-    same = [op for op in group.ops if op.name == name]
-    return same[nth].loc if nth < len(same) else None
+def _site(group: Function, name: str, nth: int) -> Site:
+    op = [op for op in group.ops if op.name == name][nth]
+    axis = op.attrs.get("axis")
+    return Site(name, op.loc, axis, op.attrs["size"] if axis is None else op.operands[0].type.shape[axis])
 
 
 def compiled_group(canonical: Function, hint: dict[str, int], stream: bool = True) -> CompiledGroup:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graphc.codegen.kernels import BoundGroup, Launch, bind_group, evaluate_size
+from graphc.codegen.kernels import BoundGroup, Launch, Site, bind_group, evaluate_size
 from graphc.ir.function import Function, Loc, Module, Operation, Value
 
 ALIGN = 64
@@ -28,7 +28,7 @@ class PlannedLaunch:
     work: int
     group: str
     loc: Loc | None
-    sites: tuple[tuple[str, Loc | None], ...]
+    sites: tuple[Site, ...]
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,6 @@ def _launches(
 ) -> list[PlannedLaunch]:
     out = []
     function: Function = op.attrs["function"]
-    sites = tuple(
-        (name, loc) for (name, _), loc in zip(bound.compiled.sites, bound.locs, strict=True)
-    )
     for launch in bound.compiled.launches:
         places: list[Place] = []
         for kind, k in launch.buffers:
@@ -153,7 +150,7 @@ def _launches(
                 evaluate_size(launch.work, sizes),
                 function.name,
                 op.loc,
-                sites,
+                bound.sites,
             )
         )
     return out

@@ -171,15 +171,7 @@ class Program:
     def _fail(self) -> None:
         site, value, launch = (int(x) for x in self._error[:3])
         self._error[:] = 0
-        raise self._failure(launch, site, value)
-
-    def _failure(self, launch: int, site: int, value: int) -> Exception:
-        name, loc = self.plan.launches[launch].sites[site - 1]
-        where = f" at {loc.file}:{loc.line}" if loc else ""
-        return IndexError(
-            f"{name}{where}: index {value} is out of range; every index must lie in [-size, size) of the "
-            "indexed axis"
-        )
+        raise IndexError(self.plan.launches[launch].sites[site - 1].message(value))
 
 
 def compile_function(

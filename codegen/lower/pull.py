@@ -27,7 +27,7 @@ from graphc.codegen.loops import Buffer, Report, Stmt
 from graphc.codegen.lower.index import Position, dim_expr
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.registry import lookup
-from graphc.ir.types import BOOL, I64
+from graphc.ir.types import BOOL, I64, U64
 
 Bound = Callable[[Position], Expr]
 Rule = Callable[["Pull", Operation, int, Position], Expr]
@@ -63,12 +63,33 @@ class Pull:
         if value in self.buffers:
             return load(self.buffers[value], position.flat)
         key = (value, position.key())
-        found = self._memo.get(key)
-        if found is None:
-            op, result = self.producer[value]
-            found = _rule(op)(self, op, result, position)
-            self._memo[key] = found
-        return found
+        if key not in self._memo:
+            self._fill(value, position)
+        return self._memo[key]
+
+    def _fill(self, value: Value, position: Position) -> None:
+        """Remember `value` at `position`; elementwise operands come first, so that the depth of the
+        recursion does not grow with the length of elementwise chains."""
+        stack = [(value, position)]
+        while stack:
+            v, at = stack[-1]
+            key = (v, at.key())
+            if v in self.bound or v in self.buffers or key in self._memo:
+                stack.pop()
+                continue
+            op, result = self.producer[v]
+            if op.name not in _RULES:
+                operands = [(o, at.reshaped(o.type.shape)) for o in op.operands]
+                missing = [
+                    (o, p)
+                    for o, p in operands
+                    if o not in self.bound and o not in self.buffers and (o, p.key()) not in self._memo
+                ]
+                if missing:
+                    stack += missing
+                    continue
+            self._memo[key] = _rule(op)(self, op, result, at)
+            stack.pop()
 
     def take_reports(self) -> list[Stmt]:
         """The checks that what was pulled since the last call needs.
@@ -89,10 +110,16 @@ class Pull:
         self.reports += [Report(logical_and(cond, r.cond), r.site, r.value) for r in sub.reports]  # type: ignore[union-attr]
         return guard_loads(expr, cond)
 
-    def check(self, op: Operation, position: Expr, size: Expr) -> Expr:
-        """`position` normalised from [-size, size) to [0, size); reports it if out of range."""
+    def check(self, op: Operation, given: Expr, size: Expr) -> Expr:
+        """The index `given` (any integer dtype) normalised from [-size, size) to [0, size); reports it if
+        out of range."""
         if op not in self.sites:
             self.sites.append(op)
+        position = cast(given, I64)
+        if given.dtype is U64:
+            # What does not fit into i64 must not come out as an index from the end.
+            most = 2**63 - 1
+            position = select(given > most, index(most), position)
         wrapped = select(position < 0, position + size, position)
         bad = binary("or", wrapped < 0, wrapped >= size)
         self.reports.append(Report(bad, self.sites.index(op) + 1, position))
@@ -247,7 +274,7 @@ def _gather(pull: Pull, op: Operation, result: int, at: Position) -> Expr:
     source, indices = op.operands
     axis, rank = op.attrs["axis"], indices.type.rank
     where = pull.at(indices, Position(indices.type.shape, at.coords[axis : axis + rank]))
-    row = pull.check(op, cast(where, I64), dim_expr(source.type.shape[axis]))
+    row = pull.check(op, where, dim_expr(source.type.shape[axis]))
     coords = (*at.coords[:axis], row, *at.coords[axis + rank :])
     return pull.at(source, Position(source.type.shape, coords))
 
@@ -255,7 +282,7 @@ def _gather(pull: Pull, op: Operation, result: int, at: Position) -> Expr:
 def _take_along(pull: Pull, op: Operation, result: int, at: Position) -> Expr:
     source, indices = op.operands
     axis = op.attrs["axis"]
-    where = cast(pull.at(indices, at), I64)
+    where = pull.at(indices, at)
     coords = list(at.coords)
     coords[axis] = pull.check(op, where, dim_expr(source.type.shape[axis]))
     return pull.at(source, Position(source.type.shape, coords))
@@ -263,7 +290,7 @@ def _take_along(pull: Pull, op: Operation, result: int, at: Position) -> Expr:
 
 def _check_index(pull: Pull, op: Operation, result: int, at: Position) -> Expr:
     value = pull.at(op.operands[0], at)
-    pull.check(op, cast(value, I64), dim_expr(op.attrs["size"]))
+    pull.check(op, value, dim_expr(op.attrs["size"]))
     return value
 
 

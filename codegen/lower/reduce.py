@@ -354,14 +354,16 @@ def _cached_values(row: _Row, targets: list[tuple[Value, Buffer]]) -> list[tuple
     sweeps: dict[Value, set[int]] = {}
     producer = {r: op for op in row.group.ops for r in op.results}
 
-    def visit(v: Value, sweep: int) -> None:
-        if sweep in sweeps.setdefault(v, set()):
-            return
-        sweeps[v].add(sweep)
-        op = producer.get(v)
-        if op is not None and op.name not in REDUCE:
-            for o in op.operands:
-                visit(o, sweep)
+    def visit(root: Value, sweep: int) -> None:
+        stack = [root]
+        while stack:
+            v = stack.pop()
+            if sweep in sweeps.setdefault(v, set()):
+                continue
+            sweeps[v].add(sweep)
+            op = producer.get(v)
+            if op is not None and op.name not in REDUCE:
+                stack += op.operands
 
     for op in row.reductions:
         visit(op.operands[0], row.levels[op.results[0]])

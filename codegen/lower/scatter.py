@@ -23,7 +23,7 @@ from graphc.codegen.lower.nest import (
 from graphc.codegen.lower.pull import Pull
 from graphc.codegen.lower.reduce import accumulator
 from graphc.ir.function import Function, Operation
-from graphc.ir.types import I64, Dim, Shape, size_of
+from graphc.ir.types import Dim, Shape, size_of
 
 WIDTH = 16
 
@@ -130,7 +130,7 @@ def _updates(
         picked = delinearise(u, indices.type.shape)
         index_at = Position(indices.type.shape, picked)
         update_at = Position(updates.type.shape, [*at[:axis], *picked, *at[axis + 1 :]])
-    raw = cast(pull.at(indices, index_at), I64)
+    raw = pull.at(indices, index_at)
     row = names.fresh("row")
     checked = pull.check(op, raw, dim_expr(x.type.shape[axis]))
     value = cast(pull.at(updates, update_at), target.dtype)
