@@ -16,6 +16,8 @@ Semantics:
 - `Let` names a value once.
 - `lanes.add(x)` etc. combine the lanes of x by halving: lane i with lane i + width/2, then
   width/4, ... down to one; the result is uniform. All lanes take part, whatever the mask.
+- `Transpose`, outside of vector regions, copies a square of `size` x `size` elements, rows to columns:
+  target[target_at + j*target_step + i] = cast(source[source_at + i*source_step + j]).
 - `Alloc` makes a thread-private array of a literal number of elements, uninitialised.
 - `Report(cond, site, value)`: where cond holds, an error is recorded for the program: the first
   site (an integer that the caller maps to an operation) and value win; execution goes on.
@@ -103,13 +105,24 @@ class Alloc:
 
 
 @dataclass(frozen=True)
+class Transpose:
+    target: Buffer
+    target_at: Expr
+    target_step: Expr
+    source: Buffer
+    source_at: Expr
+    source_step: Expr
+    size: int
+
+
+@dataclass(frozen=True)
 class Report:
     cond: Expr
     site: int
     value: Expr
 
 
-Stmt = Union[For, Vector, If, Let, Declare, Assign, Store, Alloc, Report]
+Stmt = Union[For, Vector, If, Let, Declare, Assign, Store, Alloc, Transpose, Report]
 
 
 @dataclass(frozen=True)
@@ -166,6 +179,10 @@ def _print_block(body: Sequence[Stmt], pad: str) -> list[str]:
             out.append(f"{pad}{s.buffer.name}[{show(s.index)}] = {show(s.value)}{past}")
         elif isinstance(s, Alloc):
             out.append(f"{pad}local {s.buffer.name}: {s.buffer.dtype}[{s.size}]")
+        elif isinstance(s, Transpose):
+            target = f"{s.target.name}[{show(s.target_at)} step {show(s.target_step)}]"
+            source = f"{s.source.name}[{show(s.source_at)} step {show(s.source_step)}]"
+            out.append(f"{pad}transpose {s.size} x {s.size} {target} = {source}")
         else:
             out.append(f"{pad}report {s.site} if {show(s.cond)}: {show(s.value)}")
     return out

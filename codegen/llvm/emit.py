@@ -17,6 +17,7 @@ from graphc.codegen.llvm.expressions import both, condition, inverse, result, va
 from graphc.codegen.llvm.memory import STREAM, any_lane, element_type, store
 from graphc.codegen.llvm.scope import REGISTER, Value, Writer
 from graphc.codegen.llvm.target import Target
+from graphc.codegen.llvm.transpose import transpose
 from graphc.codegen.loops import (
     Alloc,
     Assign,
@@ -29,6 +30,7 @@ from graphc.codegen.loops import (
     Report,
     Stmt,
     Store,
+    Transpose,
     Vector,
 )
 from graphc.ir.types import I64
@@ -122,6 +124,8 @@ def _effects(w: _Emitter, body: tuple[Stmt, ...]) -> Effects:
     for s in body:
         if isinstance(s, Store):
             keys.add(s.buffer)
+        elif isinstance(s, Transpose):
+            keys.add(s.target)
         elif isinstance(s, Assign):
             keys.add(s.var)
         elif isinstance(s, (For, Vector)):
@@ -424,6 +428,7 @@ STATEMENTS: dict[type, Callable[[_Emitter, Any], None]] = {
     Assign: _assign,
     Store: _store,
     Alloc: _alloc,
+    Transpose: transpose,
     Report: _report,
 }
 

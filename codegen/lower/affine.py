@@ -21,7 +21,8 @@ from graphc.codegen.expr import (
     make,
     select,
 )
-from graphc.ir.types import BOOL, I64, U32
+from graphc.codegen.lower.index import dim_expr
+from graphc.ir.types import BOOL, I64, U32, Shape
 
 Monomial = tuple[Expr, ...]
 Terms = dict[Monomial, int]
@@ -199,6 +200,31 @@ def _narrow_divisions(e: Expr, small: Expr) -> Expr:
     return done[e]
 
 
+def split_lanes(base: Expr, lane: Expr, width: int, shape: Shape) -> tuple[Expr, ...]:
+    """Coordinates of base + lane, for lanes 0 .. width - 1 and a base that is a multiple of `width`.
+
+    Wherever a dimension and the width divide each other, the lane's part is a literal of the lane.
+    """
+    coords = [index(0)] * len(shape)
+    big = [i for i, d in enumerate(shape) if d != 1]
+    while big:
+        i = big.pop()
+        d = shape[i]
+        if not big:
+            coords[i] = base + lane
+        elif width > 1 and isinstance(d, int) and d > 0 and width % d == 0:
+            coords[i] = lane % d
+            base, lane, width = base // d, lane // d, width // d
+        elif width > 1 and isinstance(d, int) and d > 0 and d % width == 0:
+            coords[i] = base % d + lane
+            base, lane, width = base // d, index(0), 1
+        else:
+            flat = base + lane
+            coords[i] = flat % dim_expr(d)
+            base, lane, width = flat // dim_expr(d), index(0), 1
+    return tuple(coords)
+
+
 def ceil_div(a: Expr, b: int) -> Expr:
     """The quotient of a >= 0 by a literal, rounded up."""
     return (a + (b - 1)) // b
@@ -228,5 +254,5 @@ def decided(cond: Expr) -> Expr:
 
 __all__ = [
     "Levels", "ceil_div", "decided", "depends", "equal", "greatest_of", "least_of", "linear",
-    "logical_and", "normal", "terms", "tidy",
+    "logical_and", "normal", "split_lanes", "terms", "tidy",
 ]  # fmt: skip

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from graphc.codegen.expr import Expr, cast, var
+from graphc.codegen.expr import Expr, cast, index, var
+from graphc.codegen.loops import Buffer
 from graphc.codegen.lower.affine import Levels, depends, linear, tidy
 from graphc.codegen.lower.index import delinearise, dim_expr
 from graphc.codegen.lower.pull import Pull
@@ -64,18 +65,32 @@ class Contraction:
 
 
 @dataclass(frozen=True)
+class Transposable:
+    """Memory whose neighbours run along the depth, or (`outer`) along all but its first dimension.
+
+    position: batch coordinates, flat free index, depth coordinates -> the element's place in `buffer`.
+    """
+
+    buffer: Buffer
+    outer: bool
+    position: Callable[[Sequence[Expr], Expr, Sequence[Expr]], Expr]
+
+
+@dataclass(frozen=True)
 class Access:
     """How the elements of one side lie in memory, seen from flat batch, free and depth indices.
 
     batch: which batch dimensions it depends on.
     direct: every element is one unconditional load, its position linear in the depth index.
     unit_free: neighbours along the free index are neighbours in memory; unit_depth likewise.
+    transposed: neighbours along the depth are, so that square blocks can be transposed in registers.
     """
 
     batch: tuple[int, ...]
     direct: bool
     unit_free: bool
     unit_depth: bool
+    transposed: Transposable | None = None
 
 
 def element(c: Contraction, side: Operand, batch: Coords, free: Expr, depth: Expr) -> Expr:
@@ -103,7 +118,47 @@ def access(c: Contraction, side: Operand) -> Access:
     along_free = linear(e.args[0], free, levels)
     along_depth = linear(e.args[0], depth, levels)
     direct = len(e.args) == 1 and along_depth is not None
-    return Access(used, direct, _is_one(along_free), _is_one(along_depth))
+    return Access(used, direct, _is_one(along_free), _is_one(along_depth), transposable(c, side))
+
+
+def transposable(c: Contraction, side: Operand) -> Transposable | None:
+    """How blocks of a side can be transposed: plain loads, linear in the free index, unit steps in depth."""
+    batch = [var(f"batch{i}") for i in range(len(c.batch))]
+    free, outer, inner = var("free"), var("outer"), var("inner")
+
+    def read(batch: Sequence[Expr], free: Expr, depth: Sequence[Expr]) -> Expr | None:
+        e = side.at(batch, delinearise(free, side.free), depth)
+        checked = bool(c.pull.take_reports())
+        return e if e.op == "load" and len(e.args) == 1 and not checked else None
+
+    def depth_coords(split: bool) -> Sequence[Expr]:
+        if split:
+            return (outer, *delinearise(inner, c.depth[1:]))
+        return delinearise(inner, c.depth)
+
+    levels = Levels([*batch, free, outer, inner])
+    for split in (False, True):
+        if split and len(c.depth) < 2:
+            break
+        e = read(batch, free, depth_coords(split))
+        if e is None:
+            return None
+        along, across = linear(e.args[0], inner, levels), linear(e.args[0], free, levels)
+        if along is None or across is None or along[0] is not index(1):
+            continue
+        if Levels([inner, outer, free]).of(across[0]):
+            continue
+        return Transposable(e.data, split, _position(c, side))
+    return None
+
+
+def _position(c: Contraction, side: Operand) -> Callable[[Sequence[Expr], Expr, Sequence[Expr]], Expr]:
+    def position(batch: Sequence[Expr], free: Expr, depth: Sequence[Expr]) -> Expr:
+        e = side.at(batch, delinearise(free, side.free), depth)
+        c.pull.take_reports()
+        return e.args[0]
+
+    return position
 
 
 def _is_one(found: tuple[Expr, Expr] | None) -> bool:

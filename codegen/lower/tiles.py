@@ -19,6 +19,8 @@ ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 24)
 UNROLL = 25  # a literal depth up to this may be unrolled
 LOCAL_ELEMENTS = 65536  # of a thread's packed lanes
 L2_BYTES = 512 * 1024
+# A product of more than SMALL cycles should have ENOUGH tasks for some threads.
+SMALL, ENOUGH = 50_000, 16
 
 
 class Schedule(NamedTuple):
@@ -108,11 +110,29 @@ def choose(
                             sizes, r, n, rb, lb, run, rows, lanes, lane_mode, pack_rows, rows_of, lanes_of,
                             per_vector, swap, dtype.bits // 8,
                         )  # fmt: skip
+                        if best is not None and cost >= best[0]:
+                            continue
+                        schedule = _finish(sizes, swap, r, n, run, rows, lanes, pack_rows, lane_mode, per_example, dtype)
+                        cost *= _idle(schedule, sizes, r, n, cost)
                         if best is None or cost < best[0] * 0.999:
-                            schedule = _finish(sizes, swap, r, n, run, rows, lanes, pack_rows, lane_mode, per_example, dtype)
                             best = (cost, schedule)
     assert best is not None
     return best[1]
+
+
+def _idle(schedule: Schedule, s: Sizes, r: int, n: int, cost: float) -> float:
+    """How much dearer a schedule is for having few tasks, or for adding up split sums."""
+    tasks = s.batch * -(-n // schedule.block)
+    if schedule.lane_mode != "local":
+        tasks *= -(-r // schedule.rows)
+    blocks = -(-s.depth // 256)
+    factor = 1.0
+    if schedule.split:
+        tasks *= blocks
+        factor += 0.5 * s.batch * r * n * blocks / cost
+    if cost > SMALL and tasks < ENOUGH:
+        factor += 0.5 * (1 - tasks / ENOUGH)
+    return factor
 
 
 def _direct(lanes_of: Access, lanes: int, terms: int) -> bool:
@@ -120,11 +140,13 @@ def _direct(lanes_of: Access, lanes: int, terms: int) -> bool:
     return (lanes_of.unit_free or lanes == 1) and (lanes_of.direct or 0 < terms <= 2 * UNROLL)
 
 
-def _copy_cost(unit: bool, run: int, per_vector: int, indirect: bool) -> float:
+def _copy_cost(a: Access, run: int, per_vector: int) -> float:
     """Cycles an element to pack lanes."""
-    if unit:
-        return 0.1 + (2.5 if indirect else 1.2) / max(1, min(run, per_vector))
-    return 1.6 if not indirect else 2.5
+    if a.unit_free:
+        return 0.1 + (1.2 if a.direct else 2.5) / max(1, min(run, per_vector))
+    if a.transposed is not None:
+        return 0.45
+    return 1.6 if a.direct else 2.5
 
 
 def _cost(
@@ -146,12 +168,11 @@ def _cost(
         cost += tiles * s.depth * vectors * (0.5 if far and strips > 4 else 0.1 if lanes_of.direct else 4.0)
     elif lane_mode == "packed":
         copied = lb * s.depth * panels * lanes
-        cost += copied * _copy_cost(lanes_of.unit_free, run, per_vector, not lanes_of.direct) + 600
+        cost += copied * _copy_cost(lanes_of, run, per_vector) + 600
         # Written to the second level cache, or beyond it, and read again.
         cost += copied * (0.3 if copied * itemsize > L2_BYTES // 2 else 0.1)
     else:
-        unit = lanes_of.unit_free or not lanes_of.direct
-        cost += s.batch * s.depth * n * _copy_cost(unit, run, per_vector, not lanes_of.direct) + 50 * s.batch
+        cost += s.batch * s.depth * n * _copy_cost(lanes_of, run, per_vector) + 50 * s.batch
     if pack_rows:
         cost += rb * s.depth * strips * rows * (1.2 if rows_of.direct else 3.0) + 600
     elif rows_of.unit_depth:

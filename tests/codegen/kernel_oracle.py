@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 
 import numpy as np
-from graphc.codegen.evaluate import evaluate
+from graphc.codegen.evaluate import convert, evaluate
 from graphc.codegen.expr import Expr, make, var
 from graphc.codegen.llvm import jit
 from graphc.codegen.llvm.emit import emit_kernel
@@ -23,6 +23,7 @@ from graphc.codegen.loops import (
     Let,
     Report,
     Store,
+    Transpose,
     Vector,
 )
 
@@ -69,17 +70,6 @@ class _Oracle:
         assert np.all((chosen >= 0) & (chosen < len(array))), f"{e} reads outside"
         out[mask] = array[chosen]
         return out
-
-    def load_where(self, e, index, cond):
-        """Zero, and nothing read, where the load's own condition does not hold."""
-        outer = self.mask
-        if cond.shape == () and index.shape == () and outer is None:
-            return self.load(e, index) if cond else np.zeros((), e.data.dtype.numpy)
-        mask = np.broadcast_to(cond, (self.width,))
-        self.mask = mask if outer is None else outer & mask
-        found = np.where(self.mask, self.load(e, index), np.zeros((), e.data.dtype.numpy))
-        self.mask = outer
-        return found
 
     def tree(self, e, x):
         x = np.broadcast_to(x, (self.width,))
@@ -130,6 +120,15 @@ class _Oracle:
                 assert 0 <= index[lane] < len(array), "a store outside"
                 array[index[lane]] = x[lane]
 
+    def transpose(self, s):
+        at, step = int(self.value(s.target_at)), int(self.value(s.target_step))
+        start, stride = int(self.value(s.source_at)), int(self.value(s.source_step))
+        source, target = self.arrays[s.source], self.arrays[s.target]
+        for i in range(s.size):
+            for j in range(s.size):
+                assert 0 <= at + j * step + i < len(target) and 0 <= start + i * stride + j < len(source)
+                target[at + j * step + i] = convert(source[start + i * stride + j], s.source.dtype, s.target.dtype)
+
     def alloc(self, s):
         self.arrays[s.buffer] = np.zeros(s.size, s.buffer.dtype.numpy)
 
@@ -175,6 +174,7 @@ _STATEMENTS = {
     Let: _Oracle.let,
     Report: _Oracle.report,
     Store: _Oracle.store,
+    Transpose: _Oracle.transpose,
     Vector: _Oracle.vector,
 }
 
