@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from graphc.ir.types import DType
+from graphc.ir.types import F32, F64, DType
 from graphc.ir.types import dtype as as_dtype
 from graphc.runtime import ops as xp
 from graphc.runtime import random
@@ -52,6 +52,20 @@ def _fill(tensor: Tensor, value: Tensor) -> Tensor:
         return assign(tensor, value)
 
 
+def _drawn_in(tensor: Tensor) -> DType:
+    """float16 and bfloat16 are drawn in float32 and rounded once."""
+    return F64 if tensor.dtype is F64 else F32
+
+
+def _uniform(tensor: Tensor) -> Tensor:
+    return random.rand(tuple(tensor.shape), dtype=_drawn_in(tensor))
+
+
+@composite
+def _affine(x: Tensor, scale: float, shift: float) -> Tensor:
+    return x * scale + shift
+
+
 def constant_(tensor: Tensor, value: float) -> Tensor:
     """Every element `value`."""
     return _fill(tensor, xp.full(tuple(tensor.shape), value, dtype=tensor.dtype))
@@ -69,12 +83,12 @@ def ones_(tensor: Tensor) -> Tensor:
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     """Uniform in [a, b)."""
-    return _fill(tensor, random.rand(tuple(tensor.shape)) * (b - a) + a)
+    return _fill(tensor, _affine(_uniform(tensor), b - a, a))
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Normal with the given mean and standard deviation."""
-    return _fill(tensor, random.randn(tuple(tensor.shape)) * std + mean)
+    return _fill(tensor, _affine(random.randn(tuple(tensor.shape), dtype=_drawn_in(tensor)), std, mean))
 
 
 def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Tensor:
@@ -82,7 +96,7 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
     if not a < b:
         raise ValueError(f"trunc_normal_ needs a < b, not {a} and {b}")
     low, high = (math.erf((x - mean) / (std * math.sqrt(2.0))) for x in (a, b))
-    uniform = random.rand(tuple(tensor.shape)) * (high - low) + low
+    uniform = _affine(_uniform(tensor), high - low, low)
     return _fill(tensor, xp.clip(_erfinv(uniform) * (std * math.sqrt(2.0)) + mean, a, b))
 
 

@@ -16,6 +16,8 @@ def assign(tensor: Tensor, value: Tensor, *, device: Any = None, dtype: DType | 
 
     The tensor stays the same object. Call it inside `no_grad` for parameters.
     """
+    if value._spec is tensor._spec and value._meta is None and device is None and dtype is None:
+        return rebind(tensor, value, "assign")
     kind = tensor.dtype if dtype is None else dtype
     source = value if value.dtype is kind else astype(value, kind)
     if device is not None:

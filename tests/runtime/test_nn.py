@@ -382,6 +382,13 @@ def test_random_initialisation(fill: Any, low: Any, high: Any, mean: float, std:
         assert high - 0.01 * (high - low) < values.max() <= high
 
 
+def test_draws_are_as_fine_as_the_dtype() -> None:
+    for dtype, bits in (("float64", 53), ("float32", 24)):
+        values = init.uniform_(gc.zeros((1000,), dtype=dtype)).numpy().astype(np.float64)
+        assert np.all(values * 2.0**bits % 1 == 0) and np.any(values * 2.0 ** (bits - 2) % 1 != 0)
+    assert len(np.unique(init.normal_(gc.zeros((1000,), dtype="bfloat16")).astype("float32").numpy())) > 300
+
+
 def test_the_seed_decides_the_weights() -> None:
     gc.manual_seed(5)
     a = nn.Linear(7, 3)
