@@ -63,10 +63,8 @@ def compile_function(function: Function, donate: Donate = ()) -> Program:
     if backend() == "interpret":
         return Interpreted(function)
     if _compiler is None:
-        try:
-            from graphc.codegen.program import compile_function as compiler
-        except ImportError:
-            return Interpreted(function)
+        from graphc.codegen.program import compile_function as compiler
+
         _compiler = compiler
     program: Program = _compiler(function, donate)
     return program

@@ -47,6 +47,8 @@ def _emit_linspace(b: Builder, values: Sequence[Value], weak: Sequence[bool], at
     i = b.emit("iota", shape=shape, axis=0, dtype=F64)
     steps = b.emit("mul", i, e.broadcast(b, step, shape))
     line = b.emit("add", steps, e.broadcast(b, start, shape))
+    if intervals == 0:
+        return e.cast(b, line, dtype)
     # The end is met exactly, whatever rounding did to the step.
     last = b.emit("eq", i, e.filled(b, intervals, F64, shape))
     return e.cast(b, b.emit("select", last, e.broadcast(b, stop, shape), line), dtype)

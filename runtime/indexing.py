@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from graphc.ir.function import Builder, Value
-from graphc.ir.types import BOOL, I64, Dim, DimExpr, Shape, size_of
+from graphc.ir.types import BOOL, I64, Dim, DimExpr, DType, Shape, size_of
 from graphc.runtime import emission as e
 from graphc.runtime.core import ABSTRACT, Tensor, rebind
 from graphc.runtime.dispatch import Op, apply, number, operand_of
@@ -335,16 +335,24 @@ def index_add(x: Tensor, dim: int, index: Tensor, source: Any) -> Tensor:
 # Writing
 
 
+def _fitted(b: Builder, value: Value, dtype: DType, shape: Shape) -> Value:
+    """A value to be written, in the element type and shape of what it replaces; leading ones are dropped."""
+    update = e.cast(b, value, dtype)
+    while update.type.rank > len(shape) and update.type.shape[0] == 1:
+        update = e.reshape(b, update, update.type.shape[1:])
+    extra = len(shape) - update.type.rank
+    if extra < 0 or any(d not in (1, n) for d, n in zip(update.type.shape, shape[extra:])):
+        raise ValueError(
+            f"a value {value.type} cannot be broadcast to the selected shape {list(shape)}; reshape it, or select another part"
+        )
+    return e.broadcast(b, update, shape)
+
+
 def _emit_set_slice(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: Attrs) -> Value:
     ranges, shape = attrs
     x = values[0]
-    update = e.cast(b, values[1], x.type.dtype)
-    while update.type.rank > len(shape) and update.type.shape[0] == 1:
-        update = e.reshape(b, update, update.type.shape[1:])
-    if update.type.rank > len(shape) or broadcast_shapes(update.type.shape, shape) != shape:
-        raise ValueError(f"a value {values[1].type} cannot be broadcast to the selected shape {list(shape)}")
     lengths = tuple(length for _, length, _ in ranges)
-    update = e.reshape(b, e.broadcast(b, update, shape), lengths)
+    update = e.reshape(b, _fitted(b, values[1], x.type.dtype, shape), lengths)
     flipped = tuple(i for i, (_, n, step) in enumerate(ranges) if step < 0 and n != 1)
     if flipped:
         update = b.emit("flip", update, axes=flipped)
@@ -367,12 +375,7 @@ def _emit_put(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: 
     target, *indices, update = values
     x, order, axis, index = _linear(b, target, indices, dims, adjacent)
     shape = (*x.type.shape[:axis], *index.type.shape, *x.type.shape[axis + 1 :])
-    update = e.cast(b, update, x.type.dtype)
-    while update.type.rank > len(shape) and update.type.shape[0] == 1:
-        update = e.reshape(b, update, update.type.shape[1:])
-    if update.type.rank > len(shape) or broadcast_shapes(update.type.shape, shape) != shape:
-        raise ValueError(f"a value {values[-1].type} cannot be broadcast to the selected shape {list(shape)}")
-    x = b.emit("scatter", x, index, e.broadcast(b, update, shape), axis=axis)
+    x = b.emit("scatter", x, index, _fitted(b, update, x.type.dtype, shape), axis=axis)
     turned = tuple(target.type.shape[a] for a in order)
     back = tuple(sorted(range(len(order)), key=order.__getitem__))
     return e.permute(b, e.reshape(b, x, turned), back)

@@ -146,6 +146,16 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+def stop_gradient(x: Any, /) -> Tensor:
+    """The same value, which counts as a constant in derivatives."""
+    t = apply(OPS["stop_gradient"], (operand_of(x, "stop_gradient"),))
+    t._meta = None
+    return t
+
+
+FUNCTIONS["stop_gradient"] = stop_gradient
+
+
 def _emit_not(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: tuple[Any, ...]) -> Value:
     result: Value = b.emit("not", e.truth(b, values[0]))
     return result

@@ -13,7 +13,8 @@ from graphc.ir.types import BOOL, Shape
 from graphc.runtime import emission as e
 from graphc.runtime.core import Tensor, contiguous_strides
 from graphc.runtime.dispatch import Op, apply, operand_of
-from graphc.runtime.ops_layout import PERMUTE, matrix_transpose
+from graphc.runtime.ops_elementwise import OPS
+from graphc.runtime.ops_layout import PERMUTE, expand_dims, matrix_transpose
 from graphc.runtime.spec import broadcast_shapes, promote_all
 
 Attrs = tuple[Any, ...]
@@ -142,7 +143,10 @@ def vecdot(x1: Tensor, x2: Tensor, /, *, axis: int = -1) -> Tensor:
 
 def outer(x1: Tensor, x2: Tensor, /) -> Tensor:
     """The products of all pairs of elements of two vectors."""
-    return apply(_DOT, (operand_of(x1, "outer"), operand_of(x2, "outer")), ((), (), (), ()))
+    a, b = operand_of(x1, "outer"), operand_of(x2, "outer")
+    if len(a._spec.shape) != 1 or len(b._spec.shape) != 1:
+        raise ValueError(f"outer takes two vectors, not {a._spec} and {b._spec}; flatten them")
+    return apply(OPS["multiply"], (expand_dims(a, 1), b))
 
 
 def einsum(equation: str, *operands: Tensor) -> Tensor:
