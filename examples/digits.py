@@ -131,7 +131,7 @@ def train(
         for epoch in range(1, epochs + 1):
             losses = []
             for images, labels in loader:
-                losses.append(step(images, labels))
+                losses.append(step(images.to(test[0].device), labels.to(test[0].device)))
                 if time_first_step:
                     losses[-1].item()
                     progress.console.print(f"first step finished {seconds_since_start():.2f} s after start")
@@ -170,7 +170,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, default=Path("weights.safetensors"), help="where the weights go")
     parser.add_argument("--time-first-step", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    try:
+        gc.device(options.device)
+    except (RuntimeError, ValueError) as error:
+        parser.error(str(error))
+    if options.epochs < 1:
+        parser.error(f"--epochs must be at least 1, not {options.epochs}")
+    return options
 
 
 def main() -> None:
