@@ -14,12 +14,11 @@ constants and iotas cost nothing inside a kernel: they are repeated in every gro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-
-from graphc.ir.function import Builder, Function, Module, Operation, Value
+from graphc.codegen.groups import Group, module_of, own_results, without
+from graphc.codegen.positions import Positions, Tokens, squeezed, step, tokens_of, units_out, with_units
+from graphc.ir.function import Function, Module, Operation, Value
 from graphc.ir.registry import lookup
-from graphc.ir.types import Dim, Shape, size_of
+from graphc.ir.types import Dim, size_of
 
 FREE = frozenset(
     ("reshape", "permute", "broadcast", "slice", "flip", "full", "iota", "constant", "stop_gradient")
@@ -37,30 +36,10 @@ _HEAVY = frozenset(
 # A reduction with fewer rows than this and longer rows than that keeps to itself, so that it can
 # run on several threads.
 _FEW_ROWS, _LONG_ROW = 16, 16384
+# Cheap operations are computed at most so many times an element before they get a kernel of their own;
+# what is computed once a row costs less.
+_MOST_REPEATS, _MOST_REPEATS_A_ROW = 4, 16
 
-Tokens = tuple[str, ...]
-UNIT, UNKNOWN = "unit", "unknown"
-
-
-@dataclass(eq=False)
-class Group:
-    kind: str
-    shape: Shape  # the domain: result shape; for a row group the shape that is reduced
-    axes: tuple[int, ...] = ()
-    ops: list[Operation] = field(default_factory=list)  # in reverse program order
-    results: list[Value] = field(default_factory=list)
-    feeds: set[Group] = field(default_factory=set)  # groups that read this one's results
-
-    def kept(self) -> Shape:
-        return _without(self.shape, self.axes)
-
-
-def _without(shape: Shape, axes: tuple[int, ...]) -> Shape:
-    return tuple(d for i, d in enumerate(shape) if i not in axes)
-
-
-def _squeezed(shape: Shape) -> Shape:
-    return tuple(d for d in shape if d != 1)
 
 
 def _at_most(d: Dim, limit: int, otherwise: bool) -> bool:
@@ -82,6 +61,8 @@ class _Fuser:
         self.group_of: dict[Operation, Group] = {}
         self.groups: list[Group] = []
         self._reading: dict[Value, dict[Group, list[Operation]]] = {}
+        self.positions = Positions()
+        self._read_at: dict[Value, dict[Group, set[Tokens]]] = {}
 
     def free(self, op: Operation) -> bool:
         return op.name in FREE and not any(r in self.wanted for r in op.results)
@@ -100,9 +81,30 @@ class _Fuser:
             self._reading[value] = found
         return found
 
+    def read_at(self, value: Value) -> dict[Group, set[Tokens]]:
+        """The positions of `value`, seen from the current element, at which each group reads it."""
+        found = self._read_at.get(value)
+        if found is None:
+            found = {}
+            for op in dict.fromkeys(self.users.get(value, ())):
+                if self.free(op):
+                    at = self.read_at(op.result)
+                elif op in self.group_of:
+                    own = {self.positions.of_result(r) for r in op.results if r in self.group_of[op].results}
+                    at = {self.group_of[op]: own.union(*(self.read_at(r).get(self.group_of[op], ()) for r in op.results))}
+                else:
+                    continue
+                for group, positions in at.items():
+                    reads = (self.positions.step(op, p) for p in positions)
+                    found.setdefault(group, set()).update(p for read in reads for v, p in read if v is value)
+            self._read_at[value] = found
+        return found
+
     def run(self) -> list[Group]:
         for op in reversed(self.f.ops):
             if self.free(op):
+                # Asked for in this order, so that no recursion is as deep as a chain is long.
+                self.reading(op.result), self.read_at(op.result)
                 continue
             readers: dict[Group, list[Operation]] = {}
             for r in op.results:
@@ -129,7 +131,7 @@ class _Fuser:
             if any(other is not group and self.reaches(other, group) for other in readers):
                 continue
             if self.joins(op, group, ops):
-                if extra and group.kind == "map" and _squeezed(op.results[0].type.shape) != _squeezed(group.shape):
+                if extra and group.kind == "map" and squeezed(op.results[0].type.shape) != squeezed(group.shape):
                     # The reduction that makes this a row group comes next; `run` sees to it that it does.
                     group.kind, group.axes = "row", self.row_of(op, group) or ()
                 return group
@@ -159,11 +161,11 @@ class _Fuser:
         if group.kind == "row":
             if op.name in REDUCE:
                 return True
-            return shape == group.shape or _squeezed(shape) == _squeezed(group.kept())
-        if _squeezed(shape) == _squeezed(group.shape):
+            return shape == group.shape or squeezed(shape) == squeezed(group.kept())
+        if squeezed(shape) == squeezed(group.shape):
             return True
         axes = self.row_of(op, group) if op.name not in REDUCE else None
-        return axes is not None and _squeezed(shape) == _squeezed(_without(group.shape, axes))
+        return axes is not None and squeezed(shape) == squeezed(without(group.shape, axes))
 
     def joins(self, op: Operation, group: Group, readers: list[Operation]) -> bool:
         if group.kind == "alone" or any(r.name in ALONE or r.name in CONTRACT for r in readers):
@@ -175,7 +177,7 @@ class _Fuser:
         if op.name in CONTRACT:
             if (
                 group.kind != "map"
-                or _squeezed(op.result.type.shape) != _squeezed(group.shape)
+                or squeezed(op.result.type.shape) != squeezed(group.shape)
                 or any(lookup(o.name).family in ("pool", "indexing") for o in group.ops)
                 or not self.lines_up(op.result, group, tokens_of(group.shape), ())
             ):
@@ -189,8 +191,10 @@ class _Fuser:
             return False
         if heavy and self.spreads(op, group):
             return False
+        if self.repeats(op, group) > self.most_repeats(op, group):
+            return False
         if extra_results := [r for r in op.results[1:] if self.users.get(r) or r in self.wanted]:
-            return bool(extra_results) and _squeezed(op.results[0].type.shape) == _squeezed(group.shape)
+            return bool(extra_results) and squeezed(op.results[0].type.shape) == squeezed(group.shape)
         return True
 
     def sources(self, reader: Operation) -> set[Value]:
@@ -206,6 +210,17 @@ class _Fuser:
             if op is not None and self.free(op):
                 stack.extend(op.operands)
         return found
+
+    def repeats(self, op: Operation, group: Group) -> int:
+        """How often an element of `op` would be computed for an element of `group`: once for each position
+        at which it is read."""
+        places: set[Tokens] = set()
+        return len(places.union(*(self.read_at(r).get(group, ()) for r in op.results)))
+
+    def most_repeats(self, op: Operation, group: Group) -> int:
+        if group.kind == "row" and squeezed(op.results[0].type.shape) == squeezed(group.kept()):
+            return _MOST_REPEATS_A_ROW
+        return 1 if op.name in _HEAVY else _MOST_REPEATS
 
     def spreads(self, op: Operation, group: Group) -> bool:
         """Whether each element of `op` would be computed several times in `group`."""
@@ -237,7 +252,7 @@ class _Fuser:
                     serial = _at_most(rows, _FEW_ROWS, False) and not _at_most(length, _LONG_ROW, True)
                     if p.operands[0].type.shape == group.shape and not serial:
                         return tuple(axes)
-                elif _squeezed(v.type.shape) == _squeezed(shape) and can_map(p):
+                elif squeezed(v.type.shape) == squeezed(shape) and can_map(p):
                     stack.append(p)
         return None
 
@@ -248,7 +263,7 @@ class _Fuser:
         if group.kind == "row":
             if (shape, axes) != (group.shape, group.axes):
                 return False
-        elif group.kind != "map" or (group.shape != shape and _squeezed(group.shape) != _squeezed(kept)):
+        elif group.kind != "map" or (group.shape != shape and squeezed(group.shape) != squeezed(kept)):
             return False
         rows, length = size_of(kept), size_of(shape[a] for a in axes)
         whole = group.kind == "row" or group.shape == shape
@@ -275,7 +290,7 @@ class _Fuser:
         """
         members = set(group.ops)
         kept = tuple(t for i, t in enumerate(tokens) if i not in axes)
-        wanted = _units_out(kept if axes else tokens, group.kept() if axes else group.shape)
+        wanted = units_out(kept if axes else tokens, group.kept() if axes else group.shape)
         seen: set[tuple[Value, Tokens]] = set()
         stack: list[tuple[Value, Tokens]] = []
         for r in group.results:
@@ -284,10 +299,10 @@ class _Fuser:
                 continue
             if shape == group.shape:
                 stack.append((r, tokens))
-            elif axes and _squeezed(shape) == _squeezed(group.kept()):
-                stack.append((r, _with_units(kept, group.kept(), shape)))
-            elif not axes and _squeezed(shape) == _squeezed(group.shape):
-                stack.append((r, _with_units(tokens, group.shape, shape)))
+            elif axes and squeezed(shape) == squeezed(group.kept()):
+                stack.append((r, with_units(kept, group.kept(), shape)))
+            elif not axes and squeezed(shape) == squeezed(group.shape):
+                stack.append((r, with_units(tokens, group.shape, shape)))
             else:
                 return False
         while stack:
@@ -297,7 +312,7 @@ class _Fuser:
             seen.add((v, at))
             op = self.producer.get(v)
             if v is value or (op is not None and op in members and op.name in REDUCE):
-                if _units_out(at, v.type.shape) != wanted:
+                if units_out(at, v.type.shape) != wanted:
                     return False
                 if v is not value and op is not None:
                     stack.append((op.operands[0], tokens))
@@ -311,174 +326,16 @@ def can_map(op: Operation) -> bool:
     return op.name in FREE or lookup(op.name).family in ("elementwise", "compare")
 
 
-def tokens_of(shape: Shape) -> Tokens:
-    return tuple(UNIT if d == 1 else f"d{i}" for i, d in enumerate(shape))
-
-
-def _units_out(tokens: Tokens, shape: Shape) -> Tokens:
-    return tuple(t for t, d in zip(tokens, shape, strict=True) if d != 1)
-
-
-def _with_units(tokens: Tokens, shape: Shape, target: Shape) -> Tokens:
-    rest = iter(_units_out(tokens, shape))
-    return tuple(UNIT if d == 1 else next(rest) for d in target)
-
-
-def step(op: Operation, at: Tokens) -> Iterable[tuple[Value, Tokens]]:
-    """Where `op`, read at `at`, reads its operands; `UNKNOWN` in every dimension that is no longer followed."""
-    name = op.name
-    if name == "reshape":
-        source = op.operands[0].type.shape
-        if _squeezed(source) == _squeezed(op.result.type.shape):
-            return [(op.operands[0], _with_units(at, op.result.type.shape, source))]
-        return [(op.operands[0], (UNKNOWN,) * len(source))]
-    if name == "permute":
-        moved: list[str] = [UNIT] * len(at)
-        for d, a in enumerate(op.attrs["axes"]):
-            moved[a] = at[d]
-        return [(op.operands[0], tuple(moved))]
-    if name == "broadcast":
-        shape = op.operands[0].type.shape
-        return [
-            (op.operands[0], tuple(UNIT if shape[i] == 1 else at[a] for i, a in enumerate(op.attrs["axes"])))
-        ]
-    if name == "full":
-        return [(op.operands[0], ())]
-    if lookup(name).family in ("elementwise", "compare") or name == "stop_gradient":
-        return [(v, at) for v in op.operands]
-    return [(v, (UNKNOWN,) * v.type.rank) for v in op.operands]
-
-
 def fuse(f: Function) -> Module:
     """The module of `f` after fusion: entry `f.name`, whose operations are calls of the groups.
 
     Every result of the entry is the result of a call, and no value is returned twice.
     """
-    f = _own_results(f)
+    f = own_results(f)
     fuser = _Fuser(f)
     groups = fuser.run()
     while lost := [g for g in groups if g.kind == "row" and not any(op.name in REDUCE for op in g.ops)]:
         # A group was promised a reduction that could not come in: again, without that promise.
         fuser = _Fuser(f, fuser.banned.union(*(g.ops for g in lost)))
         groups = fuser.run()
-    order = _topological(fuser, groups)
-    entry = Builder(f.name)
-    env: dict[Value, Value] = {}
-    for p, name in zip(f.params, f.param_names, strict=True):
-        env[p] = entry.param(p.type, name)
-    functions: list[Function] = []
-    for i, group in enumerate(order):
-        body, inputs = _outline(fuser, group, f"group{i}")
-        functions.append(body)
-        locs = [op.loc for op in reversed(group.ops) if op.loc]
-        entry.loc = locs[-1] if locs else None
-        call = entry.emit_op("call", *(env[v] for v in inputs), function=body)
-        env.update(zip(group.results, call.results, strict=True))
-    main = entry.build([env[r] for r in f.results])
-    return Module([main, *functions])
-
-
-def separate(f: Function) -> Module:
-    """The module of `f` with a group for every operation: no fusion at all, for comparison."""
-    f = _own_results(f)
-    entry = Builder(f.name)
-    env: dict[Value, Value] = {}
-    for p, name in zip(f.params, f.param_names, strict=True):
-        env[p] = entry.param(p.type, name)
-    functions: list[Function] = []
-    for i, op in enumerate(f.ops):
-        b = Builder(f"group{i}")
-        inputs = list(dict.fromkeys(op.operands))
-        inner = {v: b.param(v.type, f"x{k}") for k, v in enumerate(inputs)}
-        copy = b.append(
-            Operation(op.name, [inner[v] for v in op.operands], op.attrs, [Value(r.type) for r in op.results], op.loc)
-        )
-        body = b.build(copy.results)
-        functions.append(body)
-        entry.loc = op.loc
-        call = entry.emit_op("call", *(env[v] for v in inputs), function=body)
-        env.update(zip(op.results, call.results, strict=True))
-    return Module([entry.build([env[r] for r in f.results]), *functions])
-
-
-def _own_results(f: Function) -> Function:
-    """Results that are parameters, or are returned twice, become copies of their own."""
-    seen: set[Value] = set(f.params)
-    if len(set(f.results)) == len(f.results) and not seen & set(f.results):
-        return f
-    ops, results = list(f.ops), []
-    for r in f.results:
-        if r in seen:
-            copy = Operation("stop_gradient", [r], {}, [Value(r.type)])
-            ops.append(copy)
-            r = copy.result
-        seen.add(r)
-        results.append(r)
-    return Function(f.name, f.params, ops, results, f.param_names)
-
-
-def _topological(fuser: _Fuser, groups: list[Group]) -> list[Group]:
-    """Groups in an order that respects data, as close to program order as that allows."""
-    position = {op: i for i, op in enumerate(fuser.f.ops)}
-    needs: dict[Group, int] = dict.fromkeys(groups, 0)
-    for g in groups:
-        for n in g.feeds:
-            needs[n] += 1
-    import heapq
-
-    first = {g: min(position[op] for op in g.ops) for g in groups}
-    ready = [(first[g], i, g) for i, g in enumerate(groups) if needs[g] == 0]
-    heapq.heapify(ready)
-    order: list[Group] = []
-    while ready:
-        _, _, g = heapq.heappop(ready)
-        order.append(g)
-        for n in g.feeds:
-            needs[n] -= 1
-            if needs[n] == 0:
-                heapq.heappush(ready, (first[n], len(groups) + len(order), n))
-    if len(order) != len(groups):
-        raise AssertionError("fusion made a cycle of groups")
-    return order
-
-
-def _outline(fuser: _Fuser, group: Group, name: str) -> tuple[Function, list[Value]]:
-    """The function of a group and the values it reads from outside."""
-    inside = set(group.ops)
-    needed: list[Operation] = []
-    inputs: dict[Value, None] = {}
-    done: set[Operation] = set()
-
-    def collect(v: Value) -> None:
-        stack = [(v, False)]
-        while stack:
-            value, ready = stack.pop()
-            op = fuser.producer.get(value)
-            if op is None or not (op in inside or fuser.free(op)):
-                inputs.setdefault(value)
-                continue
-            if op in done:
-                continue
-            if ready:
-                done.add(op)
-                needed.append(op)
-                continue
-            stack.append((value, True))
-            stack.extend((o, False) for o in reversed(op.operands))
-
-    for r in group.results:
-        collect(r)
-    for op in group.ops:  # operations kept for a second result only
-        for r in op.results:
-            if r in group.results:
-                collect(r)
-    b = Builder(name)
-    env: dict[Value, Value] = {}
-    for i, v in enumerate(inputs):
-        env[v] = b.param(v.type, f"x{i}")
-    for op in needed:
-        b.loc = op.loc
-        copy = Operation(op.name, [env[v] for v in op.operands], op.attrs, [Value(r.type) for r in op.results], op.loc)
-        b.append(copy)
-        env.update(zip(op.results, copy.results, strict=True))
-    return b.build([env[r] for r in group.results]), list(inputs)
+    return module_of(f, groups, fuser.free)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from graphc.codegen.fuse import fuse, separate
+from graphc.codegen.fuse import fuse
+from graphc.codegen.groups import separate
 from graphc.codegen.plan import ALIGN, Plan, make_plan
 from graphc.codegen.prepare import prepare
 from graphc.ir.function import Function, Module
