@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,14 +12,14 @@ import numpy as np
 from graphc.ir.function import Function
 from graphc.ir.types import TensorType
 
-Donate = tuple[tuple[int, int], ...]
+Donate = Iterable[tuple[int, int]]
 
 
 class Program(Protocol):
     """A function made executable. Tensors are row-major contiguous; bool is one byte."""
 
     @property
-    def donated(self) -> Donate: ...
+    def donated(self) -> frozenset[tuple[int, int]]: ...
 
     def run(self, input_addresses: Sequence[int], output_addresses: Sequence[int]) -> None: ...
 
@@ -28,23 +28,24 @@ def _memory(address: int, type: TensorType) -> np.ndarray[Any, Any]:
     shape = tuple(int(d) for d in type.shape)
     dtype = type.dtype.numpy
     count = int(np.prod(shape, dtype=np.int64))
-    raw = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
+    raw: Any = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
     return np.frombuffer(raw, dtype=dtype, count=count).reshape(shape) if count else np.zeros(shape, dtype)
 
 
 class Interpreted:
     """Runs a function with the IR's own interpreter, in NumPy."""
 
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: Function, donate: Iterable[tuple[int, int]] = ()) -> None:
         self.function = function
-        self.donated: Donate = ()
+        # All inputs are read before an output is written, so every pair can be honoured.
+        self.donated = frozenset(donate)
 
     def run(self, input_addresses: Sequence[int], output_addresses: Sequence[int]) -> None:
         from graphc.ir.interpret import interpret
 
         f = self.function
         args = [_memory(a, t) for a, t in zip(input_addresses, f.param_types)]
-        results = interpret(f, args)
+        results = [np.array(r) for r in interpret(f, args)]
         for address, value, type in zip(output_addresses, results, f.result_types):
             np.copyto(_memory(address, type), value, casting="no")
 
@@ -61,7 +62,7 @@ def compile_function(function: Function, donate: Donate = ()) -> Program:
     """Make a function executable. Pairs in `donate` (input, output) may share memory; see `Program.donated`."""
     global _compiler
     if backend() == "interpret":
-        return Interpreted(function)
+        return Interpreted(function, donate)
     if _compiler is None:
         from graphc.codegen.program import compile_function as compiler
 

@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphc.ir.types import DType, Shape
+from graphc.ir.types import DType
 from graphc.runtime import memory
 from graphc.runtime.errors import AbstractValueError, here
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.spec import Spec
 
 if TYPE_CHECKING:
+    from graphc.runtime.methods import Methods
     from graphc.runtime.node import Node
+else:
+    Methods = object
 
 ABSTRACT: tuple[int, ...] = (1 << 62,)
 
@@ -43,7 +46,7 @@ class Meta:
         self.retain = False
 
 
-class Tensor:
+class Tensor(Methods):
     """An array of numbers of one element type.
 
     Made by `gc.tensor`, `gc.asarray`, `gc.zeros` and friends. Follows the Python array API standard,
@@ -62,8 +65,8 @@ class Tensor:
     __array_ufunc__ = None
 
     @property
-    def shape(self) -> Shape:
-        """The sizes of the dimensions, a tuple."""
+    def shape(self) -> tuple[Any, ...]:
+        """The sizes of the dimensions, a tuple of integers (of `Dim` while tracing with symbols)."""
         return self._spec.shape
 
     @property
@@ -163,6 +166,8 @@ def abstract(spec: Spec) -> Tensor:
 
 def alias(t: Tensor) -> Tensor:
     """The same value as a tensor of its own, apart from differentiation."""
+    if state.active and local.tracer is not None:
+        local.tracer.see(t)
     a = _new(Tensor)
     a._spec = t._spec
     a._buffer = t._buffer

@@ -161,6 +161,8 @@ def make_parameter(source: Tensor, requires_grad: bool = True, kind: type[Parame
 
 def adopt(t: Tensor, source: Tensor) -> Tensor:
     """Give the uninitialised tensor `t` the value of `source`, as a leaf."""
+    if state.active and local.tracer is not None:
+        local.tracer.see(source)
     t._spec, t._buffer = source._spec, source._buffer
     t._address, t._strides = source._address, source._strides
     t._meta, t._traced = None, source._traced

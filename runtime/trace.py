@@ -144,8 +144,14 @@ class Tracer:
         if traced is None or traced[0] is not self or id(t) in self._by_id:
             self.external(t).written = True
 
+    def see(self, t: Tensor) -> None:
+        """Another tensor is about to get the value of `t`: if that comes from outside, it is a parameter from here on."""
+        if t._traced is None or (t._traced[0] is not None and t._traced[0] is not self):
+            self.external(t)
+
     def settled(self, t: Tensor) -> Tensor:
         """`t`, a Python number as the constant that it is here."""
+        self.see(t)
         if t._traced is not None and t._traced[0] is None:
             value = self.value_of(t)
             t = alias(t)
