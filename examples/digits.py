@@ -91,7 +91,8 @@ def predict(model: gc.nn.Module, images: gc.Tensor) -> np.ndarray:
     with gc.no_grad():
         scores = model(images)
     model.train()
-    return scores.numpy().argmax(axis=1)
+    found: np.ndarray = scores.numpy().argmax(axis=1)
+    return found
 
 
 def fingerprint(model: gc.nn.Module) -> str:

@@ -10,7 +10,7 @@ from graphc.runtime.tensor import Tensor
 class _Loss(Module):
     """reduction: "none" (a loss for each element or sample), "mean" or "sum"."""
 
-    reductions = functional.REDUCTIONS
+    reductions: tuple[str, ...] = functional.REDUCTIONS
 
     def __init__(self, reduction: str = "mean", weight: Tensor | None = None) -> None:
         super().__init__()

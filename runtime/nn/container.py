@@ -76,11 +76,11 @@ class Sequential(Module):
     def __init__(self, *modules: Module | Mapping[str, Module]) -> None:
         super().__init__()
         if len(modules) == 1 and isinstance(modules[0], Mapping):
-            for name, module in modules[0].items():
-                self.add_module(name, _checked(module, self))
+            named: dict[str, Any] = dict(modules[0])
         else:
-            for i, module in enumerate(modules):
-                self.add_module(str(i), _checked(module, self))
+            named = {str(i): module for i, module in enumerate(modules)}
+        for name, module in named.items():
+            self.add_module(name, _checked(module, self))
 
     def forward(self, x: Any) -> Any:
         for name in self._modules:

@@ -144,7 +144,7 @@ def _affine(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return z if bias is None else z + bias
 
 
-def _channel(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+def _channel(parameter: Tensor | None, x: Tensor) -> Any:
     """parameter[C] as [1, C, 1, ...], which broadcasts against `x`."""
     return None if parameter is None else xp.reshape(parameter, (1, x.shape[1], *(1,) * (x.ndim - 2)))
 
