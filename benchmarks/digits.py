@@ -54,6 +54,15 @@ def graphc_compiled(start: Arrays, images: np.ndarray, labels: np.ndarray) -> St
 def _graphc(start: Arrays, images: np.ndarray, labels: np.ndarray, compiled: bool) -> Step:
     import graphc as gc
 
+    step = _graphc_step(start)
+    run = gc.compile(step) if compiled else step
+    x, t = gc.asarray(images), gc.asarray(labels)
+    return lambda: run(x, t)
+
+
+def _graphc_step(start: Arrays) -> Callable[[Any, Any], Any]:
+    import graphc as gc
+
     nn = gc.nn
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
@@ -69,9 +78,7 @@ def _graphc(start: Arrays, images: np.ndarray, labels: np.ndarray, compiled: boo
         optimizer.step()
         return loss
 
-    run = gc.compile(step) if compiled else step
-    x, t = gc.asarray(images), gc.asarray(labels)
-    return lambda: run(x, t)
+    return step
 
 
 def torch_eager(start: Arrays, images: np.ndarray, labels: np.ndarray) -> Step:
@@ -157,3 +164,10 @@ STEPS: dict[str, Callable[[Arrays, np.ndarray, np.ndarray], Step]] = {
     "jax": jax_compiled,
 }
 EAGER: dict[str, Callable[[Arrays, np.ndarray, np.ndarray], Step]] = {"graphc": graphc_eager, "torch": torch_eager}
+
+
+def __getattr__(name: str) -> Any:
+    # A step to look at, made when it is asked for: python -m benchmarks.profile benchmarks/digits.py:step
+    if name == "step":
+        return _graphc_step(weights())
+    raise AttributeError(name)

@@ -22,8 +22,10 @@ from graphc.codegen.loops import Assign, Buffer, Declare, For, Kernel, Stmt, Sto
 from graphc.ir.types import F32
 
 LANES = 16
+ITEM = 1024
 CHAINS = 12  # independent sums: more than latency times throughput of any core so far
 ALIGN = 64
+LEAST_BYTES = 1 << 25
 Thunk = Callable[[], object]
 
 
@@ -48,17 +50,19 @@ def _fma_kernel() -> Kernel:
 
 
 def _stream_kernel(name: str, inputs: int, stream: bool) -> Kernel:
-    """copy: y = x0; triad: y = fma(s, x1, x0). The parallel extent counts blocks of 4096 elements."""
+    """copy: y = x0; triad: y = fma(s, x1, x0); done `passes` times. The parallel extent counts blocks of 1024 elements."""
     xs = [Buffer(f"x{i}", F32, "in") for i in range(inputs)]
     y = Buffer("y", F32, "out")
     item, i, lane = var("item"), var("i"), var("lane")
-    at = item * 4096 + i + lane
+    at = item * ITEM + i + lane
     value: Expr = load(xs[0], at)
     if inputs == 2:
         value = fma(const(F32, 3.0), load(xs[1], at), value)
     inner = Vector(lane, LANES, (Store(y, at, value, stream),))
-    loop = For(item, var("begin"), var("end"), (For(i, index(0), index(4096), (inner,), index(LANES)),), index(1))
-    return Kernel(name, (*xs, y), ("items",), var("items"), var("items"), (loop,))
+    row = For(i, index(0), index(ITEM), (inner,), index(LANES))
+    sweep = For(item, var("begin"), var("end"), (row,), index(1))
+    loop = For(var("pass"), index(0), var("passes"), (sweep,), index(1))
+    return Kernel(name, (*xs, y), ("items", "passes"), var("items"), var("items"), (loop,))
 
 
 @functools.cache
@@ -89,7 +93,7 @@ def launch(address: int, extent: int, words: list[int]) -> Thunk:
     return run
 
 
-def fma_work(seconds: float = 0.01) -> tuple[Thunk, float]:
+def fma_work(seconds: float = 0.002) -> tuple[Thunk, float]:
     """(a run of the fma kernel of about `seconds` on every thread, its floating point operations)."""
     threads = runner().get_threads()
     items = threads
@@ -111,10 +115,12 @@ def fma_work(seconds: float = 0.01) -> tuple[Thunk, float]:
 def stream_work(nbytes: int, kind: str) -> tuple[Thunk, float]:
     """(a pass of "copy", "triad", "copy_stream" or "triad_stream" over about `nbytes`, its bytes)."""
     inputs = 2 if kind.startswith("triad") else 1
-    items = max(1, nbytes // (4 * 4096 * (inputs + 1)))
-    arrays = [aligned(items * 4096) for _ in range(inputs + 1)]
-    run = launch(_address(f"limit_{kind}"), items, [*(a.ctypes.data for a in arrays), items])
-    return (lambda: (run(), arrays)), 4096.0 * 4 * items * (inputs + 1)
+    items = max(runner().get_threads(), nbytes // (4 * ITEM * (inputs + 1)))
+    arrays = [aligned(items * ITEM) for _ in range(inputs + 1)]
+    # Little memory is passed over many times, so that starting the launch does not count.
+    passes = max(1, LEAST_BYTES // nbytes)
+    run = launch(_address(f"limit_{kind}"), items, [*(a.ctypes.data for a in arrays), items, passes])
+    return (lambda: (run(), arrays)), 4.0 * ITEM * items * (inputs + 1) * passes
 
 
 def memory_work(nbytes: int) -> tuple[Thunk, float]:
@@ -150,5 +156,4 @@ def fma_peak() -> float:
 def bandwidth(nbytes: int) -> float:
     """Bytes a second, read and written, by passes over `nbytes` of memory on all threads of the runner."""
     run, moved = memory_work(nbytes)
-    # A pass over little memory is too short to time: many of them.
     return moved / shortest(run)

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import limits
+from benchmarks import limits, profile
 from benchmarks.case import Case, Clocked, Figure, Statement, all_rows, toy
 from benchmarks.harness import Result, as_json, judge
 from benchmarks.measure import LEAST, Timed, check, make_peers, measure
 from benchmarks.report import best_over, markdown, show_time
+from benchmarks.work import bytes_of, operations_of
 
 ROOT = Path(__file__).resolve().parents[2]
 # One row of each kind whose work runs in this process; those that start processes are left to the benchmark itself.
@@ -113,7 +114,7 @@ def test_limits_are_limits() -> None:
     for kind, inputs in (("copy", 1), ("triad", 2), ("copy_stream", 1), ("triad_stream", 2)):
         run, moved = limits.stream_work(1 << 16, kind)
         _, arrays = run()
-        assert moved == sum(a.nbytes for a in arrays) and len(arrays) == inputs + 1
+        assert moved % sum(a.nbytes for a in arrays) == 0 and len(arrays) == inputs + 1
         for i, a in enumerate(arrays[:-1]):
             a[:] = np.arange(a.size) % 97 + i
         run()
@@ -149,3 +150,26 @@ def test_command_tells_what_it_lacks() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "no row or family has 'nothing of the kind' in its name; see --list" in done.stderr
+
+
+def test_work_of_a_group() -> None:
+    from graphc.ir.function import Builder
+    from graphc.ir.types import TensorType
+
+    b = Builder("f")
+    x, w = b.param(TensorType.parse("f32[4, 6]")), b.param(TensorType.parse("f32[6, 3]"))
+    product = b.emit("dot", x, w, lhs_batch=(), rhs_batch=(), lhs_contract=(1,), rhs_contract=(0,))
+    group = b.build((b.emit("sum", b.emit("add", product, product), axes=(0,)),))
+    assert operations_of(group) == 4 * 3 * 6 + 4 * 3 + 4 * 3
+    assert bytes_of(group) == 4 * (24 + 18 + 3)
+
+
+def test_profile_shows_every_launch(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "model.py"
+    file.write_text("import graphc as gc\n\n\ndef net(x, t):\n    return gc.nn.functional.cross_entropy(gc.exp(x) @ x.T, t)\n")
+    monkeypatch.setattr(profile, "FOOTPRINTS", (1 << 16,))
+    assert profile.main([f"{file}:net", "--input", "f32[8,8]", "--input", "i64[8]"]) == 0
+    shown = capsys.readouterr().out
+    groups = [line for line in shown.splitlines() if "model.py:5" in line]
+    assert groups and f"{len(groups)} groups," in shown
+    assert profile.main([f"{file}:nett", "--input", "f32[8,8]"]) == 2
