@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from graphc.ir import types
@@ -79,7 +79,7 @@ def save(tensors: Any, path: str | os.PathLike[str], metadata: Mapping[str, str]
             file.write(len(text).to_bytes(8, "little"))
             file.write(text)
             for name in order:
-                file.write(arrays[name].tobytes())
+                file.write(arrays[name].reshape(-1).view(np.uint8))
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
@@ -93,20 +93,21 @@ def load(path: str | os.PathLike[str], device: Any = None) -> dict[str, Tensor]:
     Raises `ValueError`, naming the file and what is wrong, when it is not safetensors, is truncated or
     contradicts itself; `OSError` when it cannot be read.
     """
-    data = Path(path).read_bytes()
-    header, start = _header(path, data)
-    body = memoryview(data)[start:]
     state = {}
-    for name, (dtype, shape, begin, end) in _entries(path, header, len(body)).items():
-        array = np.frombuffer(body[begin:end], dtype=dtype.numpy).reshape(shape)
-        tensor = asarray(array.copy())
-        state[name] = tensor if device is None else tensor.to(device)
+    with open(path, "rb") as file:
+        header, start, size = _header(path, file)
+        for name, (dtype, shape, begin, end) in _entries(path, header, size - start).items():
+            file.seek(start + begin)
+            array = np.fromfile(file, np.uint8, end - begin).view(dtype.numpy).reshape(shape)
+            tensor = asarray(array)
+            state[name] = tensor if device is None else tensor.to(device)
     return state
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The metadata strings of a safetensors file. Raises as `load` does."""
-    header, _ = _header(path, Path(path).read_bytes())
+    with open(path, "rb") as file:
+        header, _, _ = _header(path, file)
     return dict(header.get("__metadata__", {}))
 
 
@@ -136,24 +137,26 @@ def _wrong(path: str | os.PathLike[str], why: str) -> ValueError:
     return ValueError(f"{os.fspath(path)!r} is not a valid safetensors file: {why}")
 
 
-def _header(path: str | os.PathLike[str], data: bytes) -> tuple[dict[str, Any], int]:
-    """The parsed header and where the data starts."""
+def _header(path: str | os.PathLike[str], file: BinaryIO) -> tuple[dict[str, Any], int, int]:
+    """The parsed header, where the data starts, and the size of the file."""
+    size = os.fstat(file.fileno()).st_size
+    first = file.read(8)
     for magic, what in _PICKLED.items():
-        if data.startswith(magic):
+        if first.startswith(magic):
             raise _wrong(
                 path,
                 f"it is {what}. graphc reads no pickles, because they run code; "
                 "convert it where it was made with safetensors.torch.save_file",
             )
-    if len(data) < 8:
-        raise _wrong(path, f"it has {len(data)} bytes, and the length of the header alone takes 8")
-    length = int.from_bytes(data[:8], "little")
+    if len(first) < 8:
+        raise _wrong(path, f"it has {len(first)} bytes, and the length of the header alone takes 8")
+    length = int.from_bytes(first, "little")
     if length > _MAX_HEADER:
         raise _wrong(path, f"it starts with a header length of {length} bytes, more than the format allows")
-    if 8 + length > len(data):
-        raise _wrong(path, f"it is truncated: the header takes {length} bytes, and {len(data) - 8} are there")
+    if 8 + length > size:
+        raise _wrong(path, f"it is truncated: the header takes {length} bytes, and {size - 8} are there")
     try:
-        header = json.loads(data[8 : 8 + length].decode("utf-8"), object_pairs_hook=_unique)
+        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise _wrong(path, f"its header is not JSON ({error})") from None
     if not isinstance(header, dict):
@@ -161,7 +164,7 @@ def _header(path: str | os.PathLike[str], data: bytes) -> tuple[dict[str, Any], 
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _wrong(path, "its __metadata__ does not map strings to strings")
-    return header, 8 + length
+    return header, 8 + length, size
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -464,3 +464,17 @@ def test_clip_grad_value() -> None:
     (parameter,) = _with_gradients([-3.0, 0.5, math.nan, 2.0])
     nn.clip_grad_value_(parameter, 1.0)
     np.testing.assert_array_equal(parameter.grad.numpy(), [-1.0, 0.5, math.nan, 1.0])
+
+
+def test_modules_can_be_copied_and_pickled() -> None:
+    import copy
+    import pickle
+
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).eval()
+    x = gc.asarray(np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32))
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert repr(other) == repr(net) and not other.training
+        assert all(p.requires_grad and p.is_leaf for p in other.parameters())
+        np.testing.assert_array_equal(other(x).numpy(), net(x).numpy())
+        init.zeros_(other[0].weight)
+        assert net[0].weight.numpy().any()
