@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphc.codegen.expr import Expr, var
-from graphc.codegen.llvm.expressions import both, condition, inverse, result, value
-from graphc.codegen.llvm.memory import STREAM, any_lane, element_type, store
-from graphc.codegen.llvm.scope import REGISTER, Value, Writer
+from graphc.codegen.llvm.expressions import condition, value
+from graphc.codegen.llvm.masks import any_lane, both, inverse
+from graphc.codegen.llvm.memory import STREAM, element_type, store
+from graphc.codegen.llvm.scope import REGISTER, Value, Writer, result
 from graphc.codegen.llvm.target import Target
 from graphc.codegen.llvm.transpose import transpose
 from graphc.codegen.loops import (

@@ -8,11 +8,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from graphc.codegen.expr import Expr, make
-from graphc.codegen.llvm.convert import convert
-from graphc.codegen.llvm.memory import load, load_where
+from graphc.codegen.expr import Expr, const, make
 from graphc.codegen.llvm import pattern
-from graphc.codegen.llvm.scope import REGISTER, Value, Writer, wrap64
+from graphc.codegen.llvm.convert import convert
+from graphc.codegen.llvm.masks import both, literal_mask
+from graphc.codegen.llvm.memory import load, load_where
+from graphc.codegen.llvm.scope import REGISTER, Value, Writer, place, result, wrap64
 from graphc.ir.types import BOOL, F32, I64, DType
 
 # operation -> kind of the operands -> instruction, written `instruction type operands`.
@@ -80,25 +81,6 @@ def value(w: Writer, e: Expr) -> Value:
         handler = HANDLERS.get(node.op, arithmetic)
         w.remember(node, handler(w, node, [memo[a] for a in operands]))
     return memo[e]
-
-
-def place(w: Writer, args: list[Value], floor: int) -> tuple[int, int, bool]:
-    """Depth, dependences and whether varying, of what is computed from `args`."""
-    deps, varying = 0, False
-    for a in args:
-        if a.depth > floor:
-            floor = a.depth
-        deps |= a.deps
-        if a.coef != 0:
-            varying = True
-    return floor, deps, varying
-
-
-def result(w: Writer, dtype: DType, depth: int, deps: int, varying: bool, text: str) -> Value:
-    """The value of a name or literal just made."""
-    if varying:
-        return Value(dtype, depth, deps, None, text, w.width, None)
-    return Value(dtype, depth, deps, text, base=text if dtype is I64 else "")
 
 
 def arithmetic(w: Writer, e: Expr, args: list[Value]) -> Value:
@@ -180,19 +162,19 @@ def _index_arithmetic(w: Writer, op: str, args: list[Value]) -> Value | None:
 def _pattern_arithmetic(w: Writer, op: str, a: Value, b: Value) -> Value | None:
     """Division and comparison of lanes that are all known by a literal."""
     assert a.coef is not None
-    y = b.offset
+    y, deps = b.offset, a.deps | b.deps
+    # Not further out than the region: in another one there are other lanes.
+    depth = max(a.depth, w.scopes[-1].pure_floor)
     if op in ("idiv", "irem") and y > 0:
         f = pattern.truncated_quotient if op == "idiv" else pattern.remainder
         offset, coef = pattern.normal(pattern.each(f, a.coef, a.offset, y, w.width))
-        return Value(I64, 0, a.deps | b.deps, None, offset=offset, coef=coef)
+        return Value(I64, depth, deps, None, offset=offset, coef=coef)
     if op in _FOLDED_COMPARISONS:
         test = _FOLDED_COMPARISONS[op]
         lanes = pattern.each(lambda p, q: int(test(p, q)), a.coef, a.offset, y, w.width)
-        deps = a.deps | b.deps
         if all(lanes) or not any(lanes):
-            return Value(BOOL, 0, deps, "true" if lanes[0] else "false")
-        text = "<" + ", ".join(["i1 true" if x else "i1 false" for x in lanes]) + ">"
-        return Value(BOOL, 0, deps, None, text, w.width, None)
+            return Value(BOOL, depth, deps, "true" if lanes[0] else "false")
+        return literal_mask(w, depth, deps, [bool(x) for x in lanes])
     return None
 
 
@@ -224,6 +206,8 @@ def _load(w: Writer, e: Expr, args: list[Value]) -> Value:
     cond = condition(w, e.args[1])
     if cond.scalar == "true":
         return load(w, e.data, args[0])
+    if cond.scalar == "false":
+        return _const(w, const(e.dtype, 0), []).with_deps(cond.deps)
     return load_where(w, e.data, args[0], cond)
 
 
@@ -241,6 +225,10 @@ def _select(w: Writer, e: Expr, args: list[Value]) -> Value:
 def _cast(w: Writer, e: Expr, args: list[Value]) -> Value:
     v = args[0]
     depth, deps, varying = place(w, args, w.scopes[-1].pure_floor)
+    if v.dtype is I64 and v.coef == 0 and not v.base and abs(v.offset) < 1 << 24:
+        # A literal stays one.
+        literal = const(e.dtype, v.offset)
+        return Value(e.dtype, depth, deps, _const(w, literal, []).scalar, offset=v.offset)
     if varying and v.coef is not None and e.dtype.kind in "iu" and e.dtype.bits < 64:
         # A lane index in a narrow type is computed in that type.
         short = e.dtype.short
@@ -322,21 +310,6 @@ def combine(w: Writer, depth: int, op: str, kind: str, t: str, width: int, a: st
     return w.put(depth, f"{INSTRUCTIONS[op][kind]} {t} {a}, {b}")
 
 
-def inverse(w: Writer, mask: Value) -> Value:
-    """The lanes that `mask` leaves out."""
-    t = w.vector_types["bool"]
-    depth = max(mask.depth, w.scopes[-1].pure_floor)
-    text = w.put(depth, f"xor {t} {w.vector(mask)}, splat (i1 true)")
-    return result(w, BOOL, depth, mask.deps, True, text)
-
-
-def both(w: Writer, a: Value, b: Value) -> Value:
-    """The lanes of two masks, or of a mask and a uniform condition."""
-    depth, deps, _ = place(w, [a, b], w.scopes[-1].pure_floor)
-    text = w.put(depth, f"and {w.vector_types['bool']} {w.vector(a)}, {w.vector(b)}")
-    return result(w, BOOL, depth, deps, True, text)
-
-
 # comparison with a uniform bound -> (added to the bound, the mask is inverted)
 _TAILS = {"lt": (0, False), "le": (1, False), "ge": (0, True), "gt": (1, True)}
 _MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
@@ -359,6 +332,10 @@ def condition(w: Writer, e: Expr) -> Value:
 
 def _conjunction(w: Writer, e: Expr) -> Value:
     a, b = condition(w, e.args[0]), condition(w, e.args[1])
+    for x, y in ((a, b), (b, a)):
+        if x.scalar in ("true", "false"):
+            chosen = y if x.scalar == "true" else x
+            return chosen.with_deps(a.deps | b.deps)
     return both(w, a, b) if a.coef != 0 or b.coef != 0 else value(w, e)
 
 
@@ -370,6 +347,11 @@ def _counted(w: Writer, e: Expr) -> Value:
         op, x, y = _MIRRORED[op], y, x
     if x.coef != 1 or y.coef != 0:
         return value(w, e)
+    if not (x.base or y.base):
+        # See `hidden` in masks.py.
+        known = _pattern_arithmetic(w, op, x, y)
+        assert known is not None
+        return known
     past, inverted = _TAILS[op]
     depth, deps, _ = place(w, [x, y], w.scopes[-1].pure_floor)
     start = w.scalar(w.uniform_part(x))

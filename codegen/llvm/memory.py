@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from graphc.codegen.llvm.masks import any_lane, both, reversed_lanes, spread
 from graphc.codegen.llvm.pattern import chunks, expand
 from graphc.codegen.llvm.scope import MEMORY, Value, Writer
 from graphc.codegen.loops import Buffer
 from graphc.ir.types import BOOL, I64
-
 
 STREAM = 999_999  # the number of the metadata that marks streaming stores
 
@@ -32,17 +32,6 @@ def _pointers(w: Writer, buffer: Buffer, index: Value, depth: int) -> str:
     element = MEMORY[buffer.dtype.short]
     t = w.vector_types["i64"]
     return w.put(depth, f"getelementptr {element}, ptr {w.pointers[buffer]}, {t} {w.vector(index)}")
-
-
-def _reversed(w: Writer, depth: int, t: str, x: str) -> str:
-    order = ", ".join([f"i32 {i}" for i in reversed(range(w.width))])
-    return w.put(depth, f"shufflevector {t} {x}, {t} poison, <{w.width} x i32> <{order}>")
-
-
-def any_lane(w: Writer, mask: Value, depth: int) -> str:
-    """An i1: does any lane take part."""
-    bits = w.put(depth, f"bitcast <{w.width} x i1> {w.vector(mask)} to i{w.width}")
-    return w.put(depth, f"icmp ne i{w.width} {bits}, 0")
 
 
 def load(w: Writer, buffer: Buffer, index: Value) -> Value:
@@ -81,7 +70,7 @@ def load(w: Writer, buffer: Buffer, index: Value) -> Value:
         back = w.width - 1 if index.coef == -1 else 0
         address = _address(w, buffer, index, max(index.depth, scope.pure_floor), back)
         if mask is not None and back:
-            lanes = _reversed(w, depth, f"<{w.width} x i1>", lanes)
+            lanes = reversed_lanes(w, depth, f"<{w.width} x i1>", lanes)
         if mask is None:
             text = w.put(depth, f"load {t}, ptr {address}, align {size}{tag}")
         else:
@@ -91,7 +80,7 @@ def load(w: Writer, buffer: Buffer, index: Value) -> Value:
                 f"{t} zeroinitializer){tag}",
             )
         if back:
-            text = _reversed(w, depth, t, text)
+            text = reversed_lanes(w, depth, t, text)
     elif (found := _load_pattern(w, buffer, index, lanes, depth)) is not None:
         text = found
     else:
@@ -135,10 +124,7 @@ def _load_pattern(w: Writer, buffer: Buffer, index: Value, mask: str, depth: int
             # Elements that no lane wants are not read: they may lie outside the buffer.
             if mask:
                 source = {wanted[lane] - k * width: lane for lane in here}
-                order = ", ".join([f"i32 {source.get(e, width)}" for e in range(width)])
-                take = w.put(
-                    depth, f"shufflevector {flags} {mask}, {flags} zeroinitializer, <{width} x i32> <{order}>"
-                )
+                take = spread(w, depth, mask, [source.get(e, width) for e in range(width)])
             else:
                 first, last = min(read), max(read)
                 take = "<" + ", ".join([f"i1 {'true' if first <= e <= last else 'false'}" for e in range(width)]) + ">"
@@ -163,9 +149,7 @@ def load_where(w: Writer, buffer: Buffer, index: Value, cond: Value) -> Value:
     t = w.vector_types["bool"] if w.width else "i1"
     mask = cond
     if outer is not None:
-        depth = max(depth, outer.depth)
-        text = w.put(depth, f"and {t} {w.vector(outer)}, {w.vector(cond)}")
-        mask = Value(BOOL, depth, cond.deps, None, text, w.width, None)
+        mask = both(w, outer, cond)
     if mask.coef == 0 and index.coef == 0:
         return _load_if(w, buffer, index, mask)
     w.mask = mask
@@ -233,8 +217,8 @@ def store(w: Writer, buffer: Buffer, index: Value, v: Value, stream: bool = Fals
         back = w.width - 1 if index.coef == -1 else 0
         address = _address(w, buffer, index, max(index.depth, pure), back)
         if back:
-            text = _reversed(w, depth, t, text)
-            lanes = lanes and _reversed(w, depth, f"<{w.width} x i1>", lanes)
+            text = reversed_lanes(w, depth, t, text)
+            lanes = lanes and reversed_lanes(w, depth, f"<{w.width} x i1>", lanes)
         if mask is None:
             past = stream and not back and w.width * size % STREAM_ALIGN == 0
             how = f"align {STREAM_ALIGN}, !nontemporal !{STREAM}" if past else f"align {size}"
@@ -258,4 +242,4 @@ def element_type(buffer: Buffer) -> str:
     return MEMORY[buffer.dtype.short]
 
 
-__all__ = ["any_lane", "element_type", "load", "load_where", "store"]
+__all__ = ["element_type", "load", "load_where", "store"]

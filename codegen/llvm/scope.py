@@ -252,3 +252,22 @@ class Writer:
 
     def typed(self, short: str, varying: bool) -> str:
         return self.vector_types[short] if varying else REGISTER[short]
+
+
+def place(w: Writer, args: list[Value], floor: int) -> tuple[int, int, bool]:
+    """Depth, dependences and whether varying, of what is computed from `args`."""
+    deps, varying = 0, False
+    for a in args:
+        if a.depth > floor:
+            floor = a.depth
+        deps |= a.deps
+        if a.coef != 0:
+            varying = True
+    return floor, deps, varying
+
+
+def result(w: Writer, dtype: DType, depth: int, deps: int, varying: bool, text: str) -> Value:
+    """The value of a name or literal just made."""
+    if varying:
+        return Value(dtype, depth, deps, None, text, w.width, None)
+    return Value(dtype, depth, deps, text, base=text if dtype is I64 else "")

@@ -609,3 +609,16 @@ def test_nothing_becomes_a_call_of_a_library(dtype, cpu, triple):
         for line in jit.assembly(emit_kernel(run, target), target).splitlines():
             words = line.split()
             assert not words or words[0] not in ("call", "callq", "bl", "blr"), line
+
+
+@pytest.mark.parametrize("stride", [-2, -1, 1, 2])
+def test_masks_that_are_partly_known(stride):
+    """A literal condition inside one that is not: lanes that are masked off are not read, on any vector unit."""
+    x, out = Buffer("x", F32, "in"), Buffer("out", F32, "inout")
+    for width in (8, 16, 32):
+        at = (lane - width if stride < 0 else lane) * stride
+        for limit in range(0, width + 1, 3):
+            value = load(x, at, binary("gt", index(limit), lane))
+            body = vector(width, If(load(x, lane) > 0.0, (Store(out, lane, value),)))
+            arrays = {x: np.arange(1, 2 * width + 1).astype(np.float32), out: np.full(width, -1, np.float32)}
+            assert_same(kernel([x, out], [], body), arrays, {}, 0, 1, TARGETS)

@@ -68,6 +68,7 @@ class Maker:
             lambda: select(self.condition(depth - 1, uniform), a, b),
             lambda: (a & index(63)) // index(self.random.randint(1, 7)),
             lambda: load(D, self.at(a)),
+            lambda: self.pattern() + a if self.width and not uniform else a * 3,
             lambda: cast(self.float(depth - 1, uniform), I64) & index(255),
         )
 
@@ -81,7 +82,10 @@ class Maker:
             lane, step = var("lane"), self.random.choice([1, 1, 1, -1, 2, 3])
             shift = 200 if step < 0 else 0
             return self.one(
-                lambda: base + lane * step + shift, lambda: lane * step + (base + shift), lambda: self.at(self.integer())
+                lambda: base + lane * step + shift,
+                lambda: lane * step + (base + shift),
+                lambda: self.at(self.integer()),
+                lambda: base + self.pattern(),
             )
         return base
 
@@ -92,6 +96,13 @@ class Maker:
             at = self.one(lambda: at + var("lane"), lambda: var("lane") * 2 + at - 8, lambda: self.integer())
         lower, upper = binary("ge", at, index(0)), binary("lt", at, index(SIZE))
         return load(self.random.choice([X, Y]), at, binary("and", lower, upper))
+
+    def pattern(self):
+        """Positions of a small image: offsets from lane to lane that are literals, below 300."""
+        by, shift = self.random.randint(1, 7), self.random.randint(0, 5)
+        lane = var("lane") + shift
+        high, low = self.random.randint(0, 7), self.random.randint(0, 7)
+        return (lane // by) * high + (lane % by) * low
 
     def float(self, depth=2, uniform=False):
         pool = [e for e, varying in self.floats if not (varying and uniform)]
