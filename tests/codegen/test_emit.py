@@ -616,7 +616,7 @@ def test_masks_that_are_partly_known(stride):
     """A literal condition inside one that is not: lanes that are masked off are not read, on any vector unit."""
     x, out = Buffer("x", F32, "in"), Buffer("out", F32, "inout")
     for width in (8, 16, 32):
-        at = (lane - width if stride < 0 else lane) * stride
+        at = (lane - (width - 1) if stride < 0 else lane) * stride
         for limit in range(0, width + 1, 3):
             value = load(x, at, binary("gt", index(limit), lane))
             body = vector(width, If(load(x, lane) > 0.0, (Store(out, lane, value),)))
