@@ -184,7 +184,7 @@ def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) 
     found = iter(pushed)
     derivatives = []
     for y in outputs:
-        d = next(found) if y.requires_grad else None
-        derivatives.append(zeros_like(y) if d is None else d)
+        pushed_to_y = next(found) if y.requires_grad else None
+        derivatives.append(zeros_like(y) if pushed_to_y is None else pushed_to_y)
     values = [y if keep else alias(y) for y in outputs]
     return unflatten(structure, iter(values)), unflatten(structure, iter(derivatives))

@@ -12,7 +12,7 @@ import numpy as np
 from graphc.ir.function import Function
 from graphc.ir.types import TensorType
 
-Donate = Iterable[tuple[int, int]]
+Donate = Sequence[tuple[int, int]]
 
 
 class Program(Protocol):

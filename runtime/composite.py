@@ -158,7 +158,9 @@ class Composite:
     def _finish(self, tracer: Tracer, result: Any) -> _Traced:
         leaves: list[Any] = []
         structure = flatten(result, leaves)
-        values, specs, places = [], [], []
+        values: list[Any] = []
+        specs: list[Any] = []
+        places: list[Any] = []
         for leaf in leaves:
             if isinstance(leaf, Tensor):
                 places.append(len(values))

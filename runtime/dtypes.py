@@ -48,7 +48,7 @@ def float_info(type: Any, /) -> finfo:
     d = _dtype_of(type)
     if not d.is_float:
         raise TypeError(f"finfo is for floating point types, not {d}; use iinfo")
-    info: Any = ml_dtypes.finfo(d.numpy) if d.name == "bfloat16" else np.finfo(d.numpy)
+    info: Any = (ml_dtypes if d.name == "bfloat16" else np).finfo(d.numpy)  # type: ignore[attr-defined]
     return finfo(d.bits, float(info.eps), float(info.max), float(info.min), float(info.smallest_normal), d)
 
 

@@ -86,7 +86,7 @@ def describe(place: tuple[CodeType, int]) -> str:
 
 def explain(error: Exception, operation: str, types: Iterable[Any]) -> Exception:
     """A new exception of the kind of `error` which also names the operation, its operands and the line."""
-    kind = next(
+    kind: type[Exception] | None = next(
         (k for k in (IndexError, ZeroDivisionError, MemoryError, TypeError, ValueError) if isinstance(error, k)), None
     )
     text = str(error)

@@ -131,8 +131,8 @@ def _range(s: slice, d: Dim) -> tuple[Dim, Dim, int]:
         if s.start is not None or s.stop is not None:
             raise ValueError(f"a slice with a negative step along a symbolic dimension {d} must have no bounds")
         return (d - 1, (d - step - 1) // -step, step)
-    start, stop = _bound(s.start, d, 0), _bound(s.stop, d, d)
-    return (start, (stop - start + step - 1) // step, step)
+    first, last = _bound(s.start, d, 0), _bound(s.stop, d, d)
+    return (first, (last - first + step - 1) // step, step)
 
 
 def _bound(value: Any, d: Dim, default: Dim) -> Dim:

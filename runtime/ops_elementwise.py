@@ -15,7 +15,7 @@ from graphc.ir.types import dtype as as_dtype
 from graphc.runtime import emission as e
 from graphc.runtime.core import Tensor, alias
 from graphc.runtime.dispatch import Emit, Op, apply, operand_of
-from graphc.runtime.spec import default_float, promote_all
+from graphc.runtime.spec import broadcast_shapes, default_float, promote_all
 
 # public name -> (IR operation, rule). The rule says in which element type the operation computes:
 # "same": the promoted one; "float": that, or float32 for integers; "bool": that, with a bool result.
@@ -163,7 +163,7 @@ def _emit_not(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: 
 
 def _emit_where(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: tuple[Any, ...]) -> Value:
     dtype = promote_all([v.type.dtype for v in values[1:]], list(weak[1:]))
-    shape = e.broadcast_shapes(*(v.type.shape for v in values))
+    shape = broadcast_shapes(*(v.type.shape for v in values))
     condition = e.broadcast(b, e.truth(b, values[0]), shape)
     yes, no = (e.broadcast(b, e.cast(b, v, dtype), shape) for v in values[1:])
     result: Value = b.emit("select", condition, yes, no)

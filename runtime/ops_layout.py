@@ -370,8 +370,8 @@ def split(x: Tensor, /, sizes: int | Sequence[int], axis: int = 0, *, dim: int |
 def chunk(x: Tensor, /, chunks: int, axis: int = 0, *, dim: int | None = None) -> tuple[Tensor, ...]:
     """`x` in at most `chunks` parts of equal size along `axis`; the last may be smaller."""
     at = e.normal_axis(axis if dim is None else dim, len(x._spec.shape))
-    n = x._spec.shape[at]
-    return split(x, max(1, -(-n // chunks)), at)  # type: ignore[operator,arg-type]
+    n = x.shape[at]
+    return split(x, max(1, -(-n // chunks)), at)
 
 
 def roll(x: Tensor, /, shift: Any, axis: Any = None) -> Tensor:
@@ -396,8 +396,8 @@ def roll(x: Tensor, /, shift: Any, axis: Any = None) -> Tensor:
 
 def tile(x: Tensor, repetitions: Any, /) -> Tensor:
     """`x` repeated as a whole `repetitions[i]` times along dimension i."""
-    counts = list(e.normal_shape(repetitions))
-    shape = list(x._spec.shape)
+    counts: list[Any] = list(e.normal_shape(repetitions))
+    shape = list(x.shape)
     rank = max(len(counts), len(shape))
     counts = [1] * (rank - len(counts)) + counts
     shape = [1] * (rank - len(shape)) + shape

@@ -28,8 +28,9 @@ Attrs = tuple[Any, ...]
 _SOURCE = {"float64": (U64, 53), "float32": (U32, 24), "float16": (U32, 11), "bfloat16": (U32, 8)}
 
 
-def _bits(b: Builder, key: Value, offset: Value, shape: Shape, dtype: DType) -> tuple[Value, Value]:
-    """Random bits and the offset after them; offsets count 32-bit words."""
+def _bits(b: Builder, state: Sequence[Value], shape: Shape, dtype: DType) -> tuple[Value, Value]:
+    """Random bits and the offset after them, from a key and an offset; offsets count 32-bit words."""
+    key, offset = state
     count = e.dim_value(b, size_of(shape), U64)
     if dtype is U32:
         return b.emit("random_bits", key, offset, shape=shape, dtype=U32), b.emit("add", offset, count)
@@ -52,7 +53,7 @@ def _upper(b: Builder, bits: Value, kept: int, dtype: DType, above_zero: bool = 
 def _emit_uniform(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: Attrs) -> Any:
     shape, dtype = attrs
     source, kept = _SOURCE[dtype.name]
-    bits, after = _bits(b, *values, shape, source)
+    bits, after = _bits(b, values, shape, source)
     return _upper(b, bits, kept, dtype), after
 
 
@@ -61,7 +62,7 @@ def _emit_normal(b: Builder, values: Sequence[Value], weak: Sequence[bool], attr
     wide = F64 if dtype is F64 else F32
     source, kept = _SOURCE[wide.name]
     # Box and Muller 1958: sqrt(-2 ln u) cos(2 pi v) is normal for uniform u in (0, 1] and v in [0, 1).
-    bits, after = _bits(b, *values, (2, *shape), source)
+    bits, after = _bits(b, values, (2, *shape), source)
     rank = len(shape)
     halves = [
         e.reshape(
@@ -80,7 +81,7 @@ def _emit_normal(b: Builder, values: Sequence[Value], weak: Sequence[bool], attr
 def _emit_integers(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: Attrs) -> Any:
     shape, dtype = attrs
     key, offset, low, high = values
-    bits, after = _bits(b, key, offset, shape, U64)
+    bits, after = _bits(b, (key, offset), shape, U64)
     low, high = e.cast(b, low, I64), e.cast(b, high, I64)
     # 64 bits modulo the range: for a range of n the bias is below n / 2**64.
     span = e.broadcast(b, e.cast(b, b.emit("sub", high, low), U64), shape)
@@ -90,7 +91,7 @@ def _emit_integers(b: Builder, values: Sequence[Value], weak: Sequence[bool], at
 
 def _emit_permutation(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: Attrs) -> Any:
     n = attrs[0]
-    bits, after = _bits(b, *values, (n,), U64)
+    bits, after = _bits(b, values, (n,), U64)
     # The place of each number is how many come before it; equal bits keep their order.
     mine = b.emit("broadcast", bits, shape=(n, n), axes=(0,))
     other = b.emit("broadcast", bits, shape=(n, n), axes=(1,))
@@ -103,7 +104,7 @@ def _emit_permutation(b: Builder, values: Sequence[Value], weak: Sequence[bool],
 
 
 def _emit_bits(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: Attrs) -> Any:
-    return _bits(b, *values, *attrs)
+    return _bits(b, values, *attrs)
 
 
 _UNIFORM = Op("rand", _emit_uniform)

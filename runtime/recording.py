@@ -108,7 +108,7 @@ class Recording:
             grad = None if meta is None else meta.grad
             if (grad is None) is not none or (grad is not None and grad._spec is not spec):
                 return None
-        inputs = list(self._held)
+        inputs: list[Any] = list(self._held)
         try:
             for i, source in self._others:
                 inputs[i] = resolve(source, leaves)

@@ -6,7 +6,9 @@ of a Python number: it takes the element type of what it meets (array API, mixin
 
 from __future__ import annotations
 
-from graphc.ir.types import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U64, DType, Shape, TensorType, size_of
+from typing import Any
+
+from graphc.ir.types import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U64, Dim, DType, Shape, TensorType, size_of
 from graphc.runtime import memory
 
 
@@ -28,7 +30,7 @@ class Spec:
 
     __repr__ = __str__
 
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (spec_of, (self.dtype, self.shape, self.weak))
 
     def with_shape(self, shape: Shape) -> Spec:
@@ -117,7 +119,7 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
     rank = max(map(len, shapes), default=0)
     out = []
     for i in range(rank):
-        size = 1
+        size: Dim = 1
         for shape in shapes:
             j = i - (rank - len(shape))
             if j < 0 or shape[j] == size or shape[j] == 1:

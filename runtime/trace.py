@@ -236,7 +236,7 @@ def trace_function(
     its parameter. Raises `AbstractValueError` where `f` needs a value.
     """
     arguments = list(inputs)
-    label = name or getattr(f, "__name__", type(f).__name__)
+    label = str(name or getattr(f, "__name__", type(f).__name__))
     known = _names_of(f) if names is None else names
     with Tracer(_identifier(label), grad=grad) as tracer:
         args = [_input(tracer, t, n) for t, n in zip(arguments, _argument_names(f, len(arguments)))]

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from graphc.cli.failure import Failure, choose
+from graphc.runtime.errors import InternalError, describe
 
 if TYPE_CHECKING:
     from graphc.ir.types import TensorType
@@ -56,6 +57,8 @@ def _run(place: Path) -> ModuleType:
     except SyntaxError as error:
         file = os.path.relpath(error.filename or place)
         raise Failure(f"{file}:{error.lineno}: SyntaxError: {error.msg}") from error
+    except InternalError:
+        raise
     except (Exception, SystemExit) as error:
         raise Failure(f"running {place} failed: {_told(error)}") from error
     return module
@@ -138,6 +141,8 @@ def trace(source: Source, inputs: Sequence[str]) -> Traced:
     _check_count(source, len(types))
     try:
         return trace_function(_called_there(source), types, name=source.name, names=_names(source.module))
+    except InternalError:
+        raise
     except Exception as error:
         raise Failure(f"tracing {source.name} failed: {_told(error)}") from error
 
@@ -177,8 +182,6 @@ def _check_count(source: Source, count: int) -> None:
 
 def _told(error: BaseException) -> str:
     """Kind and text of an error of the user's program, with the user's line under it."""
-    from graphc.runtime.errors import describe
-
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if "\n  at " in text:
         return text

@@ -1,11 +1,10 @@
-"""The package as it is built: every folder and file is in the wheel, every import has its dependency, floors stand in order."""
+"""The package as it is built: every folder and file is in the wheel, every import has its dependency."""
 
 from __future__ import annotations
 
 import ast
 import importlib.metadata
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -14,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import graphc
-import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# From the top: a floor imports what stands below it only.
 FLOORS = ("graphc", "runtime", "codegen", "ir")
 
 
@@ -76,33 +73,6 @@ def test_every_import_has_its_dependency():
     used = {name.partition(".")[0] for _, path in sources() for name in imports(path)} - known
     assert used - extra <= declared, "imported, but not declared"
     assert declared <= used, "declared, but never imported"
-
-
-@pytest.mark.parametrize("floor", FLOORS)
-def test_imports_run_downwards(floor):
-    above = FLOORS[: FLOORS.index(floor)]
-    for own, path in sources():
-        if own != floor:
-            continue
-        for name in imports(path):
-            parts = name.split(".")
-            # The bare package is loaded with every part of it, and its names are looked up when they are used.
-            if parts[0] != "graphc" or len(parts) == 1:
-                continue
-            target = parts[1] if parts[1] in FLOORS else "graphc"
-            assert target not in above, f"{path.relative_to(ROOT)} imports {name}, which stands above it"
-
-
-def test_import_is_light():
-    code = "import sys, graphc; print(*sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"llvmlite", "lark", "rich"} & set(done.stdout.split())
-
-
-def test_tensors_need_no_parser():
-    code = "import sys, graphc as gc; gc.asarray([1.0]); gc.nn; gc.optim; print(*sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "lark" not in done.stdout.split()
 
 
 def test_one_version():
