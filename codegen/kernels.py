@@ -160,8 +160,8 @@ def _from_disk_or_compile(canonical: Function, choice: str, hint: dict[str, int]
 
 
 def compile_group(canonical: Function, hint: dict[str, int], key: str, choice: str) -> bytes:
-    """Object code with its description, as one cache entry: a line of JSON, then the objects."""
-    from graphc.codegen.llvm.emit import emit_kernel
+    """Object code with its description, as one cache entry: a line of JSON, then one object."""
+    from graphc.codegen.llvm.emit import emit_kernels
     from graphc.codegen.llvm.jit import compile_text
     from graphc.codegen.llvm.target import host_target
     from graphc.codegen.lower.lower import lower
@@ -193,9 +193,8 @@ def compile_group(canonical: Function, hint: dict[str, int], key: str, choice: s
         "scratch": [[s.dtype.name, str(s.size)] for s in lowered.scratch],
         "sites": ordinal,
     }
-    objects = [compile_text(emit_kernel(k, target), target) for k in kernels]
-    head["objects"] = [len(o) for o in objects]
-    return json.dumps(head).encode() + b"\n" + b"".join(objects)
+    code = compile_text(emit_kernels(kernels, target), target) if kernels else b""
+    return json.dumps(head).encode() + b"\n" + code
 
 
 def rename(kernels: tuple[Any, ...], key: str) -> tuple[Any, ...]:
@@ -210,14 +209,12 @@ def size_text(e: Expr) -> str:
 
 
 def _load(key: str, data: bytes) -> CompiledGroup:
-    from graphc.codegen.llvm.jit import load
+    from graphc.codegen.llvm.jit import load_all
 
     head_text, code = data.split(b"\n", 1)
     head = json.loads(head_text)
-    addresses, start = [], 0
-    for launch, size in zip(head["launches"], head["objects"], strict=True):
-        addresses.append(load(code[start : start + size], launch["symbol"]))
-        start += size
+    symbols = tuple(launch["symbol"] for launch in head["launches"])
+    addresses = load_all(code, symbols) if code else {}
     launches = tuple(
         Launch(
             launch["symbol"],
@@ -225,9 +222,9 @@ def _load(key: str, data: bytes) -> CompiledGroup:
             tuple(launch["extents"]),
             launch["parallel"],
             launch["work"],
-            address,
+            addresses[launch["symbol"]],
         )
-        for launch, address in zip(head["launches"], addresses, strict=True)
+        for launch in head["launches"]
     )
     return CompiledGroup(
         key,

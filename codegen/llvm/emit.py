@@ -1,6 +1,6 @@
 """Kernels of the loop language as LLVM text.
 
-`emit_kernel` gives one module with one function,
+`emit_kernel` gives a module with one function,
 `void @NAME(ptr args, i64 begin, i64 end, ptr error)`, in static single assignment form: loops are
 rotated and registers are phi nodes. Expressions are in expressions.py, memory in memory.py,
 placement in scope.py; this file is statements and control flow.
@@ -8,7 +8,7 @@ placement in scope.py; this file is statements and control flow.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,33 @@ class _Emitter(Writer):
 
 def emit_kernel(kernel: Kernel, target: Target) -> str:
     """The LLVM module of a kernel. Raises `TypeError` where the kernel breaks a rule of the loop language."""
+    return emit_kernels((kernel,), target)
+
+
+def emit_kernels(kernels: Sequence[Kernel], target: Target) -> str:
+    """One LLVM module with a function for each kernel: cheaper to compile than a module each."""
+    functions: list[str] = []
+    metadata = ["!0 = !{}", f'!{UNLIKELY} = !{{!"branch_weights", i32 1, i32 1048575}}', f"!{STREAM} = !{{i32 1}}"]
+    first = UNLIKELY + 1
+    for kernel in kernels:
+        functions += _function(kernel, first)
+        metadata += _alias_metadata(len(kernel.buffers), first)
+        first += 3 * len(kernel.buffers) + 1
+    width = target.vector_bits
+    return "\n".join(
+        [
+            f'target datalayout = "{target.data_layout}"',
+            f'target triple = "{target.triple}"',
+            *functions,
+            f'attributes #0 = {{ nounwind "prefer-vector-width"="{width}" "no-trapping-math"="true" }}',
+            *metadata,
+            "",
+        ]
+    )
+
+
+def _function(kernel: Kernel, first: int) -> list[str]:
+    """The lines of a kernel's function; `first` is its first metadata node."""
     w = _Emitter()
     w.set_width(0)
     w.written = _effects(w, kernel.body)
@@ -69,11 +96,10 @@ def emit_kernel(kernel: Kernel, target: Target) -> str:
     w.allocations = entry.lines
     for i, buffer in enumerate(kernel.buffers):
         w.pointers[buffer] = f"%b{i}"
-        w.tags[buffer] = f", !alias.scope !{2 * i + 2}, !noalias !{2 * i + 3}"
+        w.tags[buffer] = f", !alias.scope !{first + 2 * i}, !noalias !{first + 2 * i + 1}"
         entry.lines.append(f"%q{i} = getelementptr i64, ptr %args, i64 {i}")
         entry.lines.append(f"%b{i} = load ptr, ptr %q{i}, align 8, !invariant.load !0")
-    count = len(kernel.buffers)
-    for i, extent in enumerate(kernel.extents, count):
+    for i, extent in enumerate(kernel.extents, len(kernel.buffers)):
         entry.lines.append(f"%q{i} = getelementptr i64, ptr %args, i64 {i}")
         entry.lines.append(f"%e{i} = load i64, ptr %q{i}, align 8, !invariant.load !0")
         w.name(var(extent), Value(I64, 0, 0, f"%e{i}", base=f"%e{i}"))
@@ -82,37 +108,19 @@ def emit_kernel(kernel: Kernel, target: Target) -> str:
     _block(w, kernel.body)
     w.line("ret void")
     head = f"define void @{kernel.name}(ptr noalias readonly %args, i64 %begin, i64 %end, ptr noalias %error) #0 {{"
-    width = target.vector_bits
-    return "\n".join(
-        [
-            f'target datalayout = "{target.data_layout}"',
-            f'target triple = "{target.triple}"',
-            head,
-            "entry:",
-            *[line for piece in w.pieces for line in piece],
-            "}",
-            f'attributes #0 = {{ nounwind "prefer-vector-width"="{width}" "no-trapping-math"="true" }}',
-            *_alias_metadata(count),
-            "",
-        ]
-    )
+    return [head, "entry:", *[line for piece in w.pieces for line in piece], "}"]
 
 
-def _alias_metadata(count: int) -> list[str]:
+def _alias_metadata(count: int, first: int) -> list[str]:
     """One scope a buffer; each access is in its own scope and not in the others."""
-    domain = 2 * count + 2
+    domain = first + 2 * count
     scopes = [domain + 1 + i for i in range(count)]
-    lines = [
-        "!0 = !{}",
-        f"!{STREAM} = !{{i32 1}}",
-        f'!{UNLIKELY} = !{{!"branch_weights", i32 1, i32 1048575}}',
-        f"!{domain} = distinct !{{!{domain}}}",
-    ]
+    lines = [f"!{domain} = distinct !{{!{domain}}}"]
     for i, scope in enumerate(scopes):
         others = ", ".join([f"!{s}" for s in scopes if s != scope])
         lines.append(f"!{scope} = distinct !{{!{scope}, !{domain}}}")
-        lines.append(f"!{2 * i + 2} = !{{!{scope}}}")
-        lines.append(f"!{2 * i + 3} = !{{{others}}}")
+        lines.append(f"!{first + 2 * i} = !{{!{scope}}}")
+        lines.append(f"!{first + 2 * i + 1} = !{{{others}}}")
     return lines
 
 
@@ -433,4 +441,4 @@ STATEMENTS: dict[type, Callable[[_Emitter, Any], None]] = {
     Report: _report,
 }
 
-__all__ = ["Buffer", "emit_kernel"]
+__all__ = ["Buffer", "emit_kernel", "emit_kernels"]
