@@ -28,7 +28,7 @@ _RESERVED = frozenset(
     new noexcept not not_eq nullptr operator or or_eq private protected public register reinterpret_cast requires
     restrict return short signed sizeof static static_assert static_cast struct switch template this thread_local
     throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor xor_eq
-    workspace""".split()  # noqa: SIM905
+    workspace""".split()
 )
 _WIDTH = 100
 

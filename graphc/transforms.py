@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from graphc.runtime import autograd
-from graphc.runtime.creation import zeros_like
 from graphc.runtime.core import Tensor, alias, set_requires_grad
+from graphc.runtime.creation import zeros_like
 from graphc.runtime.grad_mode import enable_grad
 from graphc.runtime.interop import asarray
 from graphc.runtime.ops_elementwise import FUNCTIONS

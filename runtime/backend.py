@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-
 from graphc.ir.function import Function
 from graphc.ir.types import TensorType
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-
 from graphc.runtime.core import Tensor
 from graphc.runtime.errors import here
 from graphc.runtime.grad_mode import local, state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from graphc.ir.types import BOOL, F32, I64
 from graphc.runtime.core import Parameter, Tensor, alias
 from graphc.runtime.interop import numpy

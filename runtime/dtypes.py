@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-
 from graphc.ir.types import ALL_DTYPES, DType
 from graphc.ir.types import dtype as as_dtype
 from graphc.runtime.core import Tensor

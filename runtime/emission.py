@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from graphc.ir.function import Builder, DenseArray, Value
 from graphc.ir.types import BOOL, I64, Dim, DimExpr, DType, Shape, size_of
 from graphc.runtime.spec import broadcast_shapes, promote_all

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-
 from graphc.runtime.core import Tensor
 
 SCALARS = (int, float, bool, str, type(None))
@@ -71,7 +70,7 @@ class Snapshot:
         ]
 
     def _visit(self, x: Any) -> list[Any]:
-        if id(x) in self._seen or isinstance(x, _OPAQUE) or isinstance(x, SCALARS):
+        if id(x) in self._seen or isinstance(x, (_OPAQUE, SCALARS)):
             return []
         self._seen[id(x)] = x
         if isinstance(x, Tensor):

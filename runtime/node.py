@@ -7,11 +7,11 @@ numbered in the order they were made, so descending numbers are a reverse topolo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
-from graphc.ir.function import Builder, Function, Operation, Value
+from graphc.ir.function import Function, Operation, Value
 from graphc.runtime.core import Meta, Tensor, alias
 from graphc.runtime.errors import user_frame
 
@@ -93,16 +93,20 @@ class Node:
 
     __slots__ = ("back", "code", "edges", "entry", "hooked", "number", "offset", "saved")
 
+    number: int
+    code: CodeType
+    offset: int
+    # output index -> the Meta objects whose hooks or retained gradients backward must serve
+    hooked: dict[int, list[Callable[[], Meta | None]]] | None
+
     def __init__(self, entry: Entry, back: Backward, edges: tuple[Meta, ...], saved: tuple[Tensor, ...] | None) -> None:
         self.entry = entry
         self.back = back
         self.edges = edges
         self.saved = saved
+        self.hooked = None
         self.number = next(_numbers)
-        self.code: CodeType
         self.code, self.offset = user_frame(3)
-        # output index -> the Meta objects whose hooks or retained gradients backward must serve
-        self.hooked: dict[int, list[Callable[[], Meta | None]]] | None = None
 
     @property
     def name(self) -> str:
@@ -118,17 +122,26 @@ def next_number() -> int:
     return next(_numbers)
 
 
-def record(entry: Entry, inputs: Any, outputs: Any) -> None:
+def record(entry: Entry, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
     """Make the node of an operation, if any of its inputs requires gradients."""
-    wrt = tuple(
-        i
-        for i, t in enumerate(inputs)
-        if t._meta is not None and t._meta.requires_grad and t._spec.dtype.is_float
-    )
+    wrt = 0
+    bit = 1
+    edges = []
+    for t in inputs:
+        m = t._meta
+        if m is not None and m.requires_grad:
+            wrt += bit
+            edges.append(m)
+        bit += bit
     if not wrt or not entry.float_outputs:
         return
-    back = entry.backward(wrt)
-    saved = (*(alias(inputs[i]) for i in back.inputs), *(alias(outputs[j]) for j in back.outputs))
-    node = Node(entry, back, tuple(inputs[i]._meta for i in wrt), saved)
+    back = entry.backwards.get(wrt)
+    if back is None:
+        back = entry.backward(wrt)
+    saved = [alias(inputs[i]) for i in back.inputs]
+    for j in back.outputs:
+        saved.append(alias(outputs[j]))
+    node = Node(entry, back, tuple(edges), tuple(saved))
     for j in entry.float_outputs:
-        outputs[j]._meta = Meta(outputs[j]._spec, node, j)
+        t = outputs[j]
+        t._meta = Meta(t._spec, node, j)

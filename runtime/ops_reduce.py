@@ -174,12 +174,12 @@ def min(x: Any, /, axis: Any = None, keepdims: bool = False, *, dim: Any = None,
     return _extreme("min", x, axis if dim is None else dim, keepdims or keepdim)
 
 
-def any(x: Any, /, axis: Any = None, keepdims: bool = False, *, dim: Any = None, keepdim: bool = False) -> Tensor:  # noqa: A001
+def any(x: Any, /, axis: Any = None, keepdims: bool = False, *, dim: Any = None, keepdim: bool = False) -> Tensor:
     """Whether any element over `axis` is not zero."""
     return _extreme("any", x, axis if dim is None else dim, keepdims or keepdim)
 
 
-def all(x: Any, /, axis: Any = None, keepdims: bool = False, *, dim: Any = None, keepdim: bool = False) -> Tensor:  # noqa: A001
+def all(x: Any, /, axis: Any = None, keepdims: bool = False, *, dim: Any = None, keepdim: bool = False) -> Tensor:
     """Whether all elements over `axis` are not zero."""
     return _extreme("all", x, axis if dim is None else dim, keepdims or keepdim)
 

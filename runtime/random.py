@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from graphc.ir.function import Builder, Value
 from graphc.ir.types import F32, F64, I64, U32, U64, DType, Shape, size_of
 from graphc.ir.types import dtype as as_dtype

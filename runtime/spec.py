@@ -8,7 +8,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from graphc.ir.types import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U64, Dim, DType, Shape, TensorType, size_of
+from graphc.ir.types import (
+    BF16,
+    BOOL,
+    F16,
+    F32,
+    F64,
+    I8,
+    I16,
+    I32,
+    I64,
+    U64,
+    Dim,
+    DType,
+    Shape,
+    TensorType,
+    size_of,
+)
 from graphc.runtime import memory
 
 

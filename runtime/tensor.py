@@ -11,15 +11,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-
 from graphc.ir import types as ir_types
 from graphc.ir.types import DType
-from graphc.ir.types import dtype as as_dtype
 from graphc.runtime import autograd, display, indexing, interop, ops_layout, ops_linear, ops_reduce, random
 from graphc.runtime import ops as functions
-from graphc.runtime.core import Parameter, Tensor, alias, contiguous_strides, make_contiguous, rebind, set_requires_grad
+from graphc.runtime.core import (
+    Parameter,
+    Tensor,
+    alias,
+    contiguous_strides,
+    make_contiguous,
+    rebind,
+    set_requires_grad,
+)
 from graphc.runtime.device import CPU, Device, check_device
-from graphc.runtime.dispatch import Op, apply, operand, operand_of, run_single
+from graphc.runtime.dispatch import Op, apply, number, operand, operand_of, run_single
 from graphc.runtime.errors import here
 from graphc.runtime.grad_mode import enable_grad, inference_mode, local, no_grad, set_grad_enabled, state
 from graphc.runtime.interop import asarray, from_dlpack, from_numpy, tensor
@@ -33,6 +39,9 @@ def _binary(op: Op, reflected: bool = False) -> Callable[[Tensor, Any], Tensor]:
     cache = op.cache
 
     def forward(a: Tensor, b: Any) -> Tensor:
+        kind = b.__class__
+        if kind is float or kind is int:
+            b = number(b)
         try:
             entry = cache.get(((), a._spec, b._spec))
         except AttributeError:

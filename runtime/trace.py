@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from graphc.ir.function import Builder, DenseArray, Function, Value
 from graphc.ir.types import TensorType
 from graphc.runtime.core import ABSTRACT, Meta, Tensor, abstract, alias, view_of

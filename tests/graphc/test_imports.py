@@ -60,10 +60,9 @@ def test_making_tensors_loads_no_compiler() -> None:
 
 
 def test_public_modules_are_the_modules_of_the_runtime() -> None:
+    import graphc
     import graphc.nn.functional as public
     import graphc.runtime.nn.functional as real
-
-    import graphc
 
     assert public is real
     assert graphc.nn is sys.modules["graphc.runtime.nn"]

@@ -8,10 +8,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import graphc as gc
 import numpy as np
 import pytest
-
-import graphc as gc
 from graphc.runtime.compiled import PATIENCE, Compiled
 
 F = gc.nn.functional

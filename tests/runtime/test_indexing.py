@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import graphc as gc
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import graphc as gc
 
 X = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
 A = np.array

@@ -7,10 +7,9 @@ import math
 import pickle
 from typing import Any
 
+import graphc as gc
 import numpy as np
 import pytest
-
-import graphc as gc
 from graphc.runtime import ops as xp
 
 DTYPES = [
