@@ -11,13 +11,20 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-# Features each baseline needs: fma for the arithmetic, f16c for float16 conversions.
+# What the host must have: fma for the arithmetic, f16c for float16 conversions.
 _X86_REQUIRED = ("avx2", "fma", "f16c", "bmi2")
-# x86 names that are levels of the architecture, or CPUs, without 512-bit vectors; all others are
-# asked of the host or decided by name.
-_AVX512_NAMES = ("x86-64-v4", "skylake-avx512", "cascadelake", "cooperlake", "cannonlake", "znver4", "znver5")
-_AVX512_PREFIXES = ("icelake", "sapphirerapids", "emeraldrapids", "graniterapids", "rocketlake", "tigerlake")
-_TOO_OLD = ("x86-64", "x86-64-v2", "generic", "core2", "nehalem", "westmere", "sandybridge", "ivybridge")
+# What a named CPU has is asked of LLVM, by what it makes of this.
+_PROBE = """
+define <16 x float> @probe(<16 x float> %x) #0 {
+  %y = call <16 x float> @llvm.fma(<16 x float> %x, <16 x float> %x, <16 x float> %x)
+  ret <16 x float> %y
+}
+define half @convert(float %x) #0 {
+  %y = fptrunc float %x to half
+  ret half %y
+}
+attributes #0 = { nounwind "prefer-vector-width"="512" }
+"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def make_target(cpu: str = "", triple: str = "") -> Target:
     triple = triple or llvm.get_process_triple()
     architecture = triple.split("-", 1)[0].lower()
     if architecture in ("x86_64", "amd64"):
-        cpu, features, bits = _x86(llvm, cpu)
+        cpu, features, bits = _x86(llvm, cpu, triple)
     elif architecture in ("aarch64", "arm64"):
         # Every AArch64 CPU has fma and 128-bit vectors; kernels use fixed-width NEON.
         cpu, features, bits = (cpu or llvm.get_host_cpu_name()), "", 128
@@ -92,15 +99,15 @@ def make_target(cpu: str = "", triple: str = "") -> Target:
     return Target(triple, cpu, features, bits, str(machine.target_data))
 
 
-def _x86(llvm: Any, cpu: str) -> tuple[str, str, int]:
+def _x86(llvm: Any, cpu: str, triple: str) -> tuple[str, str, int]:
     if cpu:
-        if cpu in _TOO_OLD:
+        made = _probe(llvm, triple, cpu)
+        if "vfmadd" not in made or "__truncsfhf2" in made:
             raise RuntimeError(
-                f"GRAPHC_CPU={cpu} has no fused multiply-add; graphc needs x86-64-v3 "
+                f"GRAPHC_CPU={cpu} is not known to LLVM or has no fused multiply-add; graphc needs x86-64-v3 "
                 "(Haswell, Zen) or newer: set GRAPHC_CPU to such a CPU, or unset it"
             )
-        wide = cpu in _AVX512_NAMES or cpu.startswith(_AVX512_PREFIXES)
-        return cpu, "", 512 if wide else 256
+        return cpu, "", 512 if "zmm" in made else 256
     host = llvm.get_host_cpu_features()
     missing = [f for f in _X86_REQUIRED if not host.get(f)]
     if missing:
@@ -111,3 +118,9 @@ def _x86(llvm: Any, cpu: str) -> tuple[str, str, int]:
     wide = all(host.get(f) for f in ("avx512f", "avx512bw", "avx512dq", "avx512vl"))
     # Features are listed one by one: a virtual machine may hide some of those the name implies.
     return llvm.get_host_cpu_name(), host.flatten(), 512 if wide else 256
+
+
+def _probe(llvm: Any, triple: str, cpu: str) -> str:
+    # LLVM aborts on a CPU without these, such as one that it does not know.
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features="+64bit,+cx8,+sse2")
+    return str(machine.emit_assembly(llvm.parse_assembly(_PROBE, llvm.create_context())))
