@@ -33,17 +33,17 @@ ABSTRACT: tuple[int, ...] = (1 << 62,)
 class Meta:
     """What differentiation knows of one value: the node that made it, or, for a leaf, its gradient."""
 
-    __slots__ = ("__weakref__", "grad", "hooks", "index", "node", "requires_grad", "retain", "spec")
     node: Node | None
+    # Most instances need none of these, so they are found on the class.
+    requires_grad: bool = True
+    grad: Tensor | None = None
+    hooks: dict[int, Callable[[Any], Any]] | None = None
+    retain: bool = False
 
     def __init__(self, spec: Spec, node: Node | None = None, index: int = 0) -> None:
         self.spec = spec
         self.node = node
         self.index = index
-        self.requires_grad = True
-        self.grad: Tensor | None = None
-        self.hooks: dict[int, Callable[[Any], Any]] | None = None
-        self.retain = False
 
 
 class Tensor(Methods):
@@ -156,7 +156,9 @@ def empty(spec: Spec) -> Tensor:
         block = spec.free.pop()
     except IndexError:
         block = memory.obtain(spec.nbytes)
-    return make(spec, memory.Buffer(block), block[0])
+    buffer = _new(memory.Buffer)
+    buffer.block = block
+    return make(spec, buffer, block[0])
 
 
 def abstract(spec: Spec) -> Tensor:

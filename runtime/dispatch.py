@@ -57,7 +57,7 @@ class Op:
 class Entry:
     """An operation for given attributes and operand types: its function, and its program once it ran."""
 
-    __slots__ = ("_backward", "attrs", "float_outputs", "function", "name", "run", "spec", "specs", "view")
+    __slots__ = ("attrs", "backwards", "float_outputs", "function", "name", "run", "spec", "specs", "view")
 
     def __init__(self, name: str, function: Function, weak: bool = False, view: View | None = None, attrs: Any = ()) -> None:
         self.name = name
@@ -69,18 +69,18 @@ class Entry:
         self.view = view
         self.attrs = attrs
         self.run: Callable[[Sequence[int], Sequence[int]], None] = self._first_run
-        self._backward: dict[tuple[int, ...], Backward] = {}
+        # The gradients by the set of inputs they are for, a number whose bit i stands for input i.
+        self.backwards: dict[int, Backward] = {}
 
     def _first_run(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         self.run = compile_function(self.function).run
         self.run(inputs, outputs)
 
-    def backward(self, wrt: tuple[int, ...]) -> Backward:
-        """The gradient with respect to the inputs `wrt`."""
-        known = self._backward.get(wrt)
-        if known is None:
-            known = self._backward[wrt] = backward_of(self.function, wrt)
-        return known
+    def backward(self, wrt: int) -> Backward:
+        """The gradient with respect to a set of inputs."""
+        inputs = tuple(i for i in range(len(self.function.params)) if wrt >> i & 1)
+        back = self.backwards[wrt] = backward_of(self.function, inputs)
+        return back
 
 
 def build(op: Op, attrs: tuple[Any, ...], inputs: Sequence[Tensor]) -> Entry:
@@ -108,7 +108,40 @@ def lookup(op: Op, inputs: Sequence[Tensor], attrs: tuple[Any, ...] = ()) -> Ent
 
 def apply(op: Op, inputs: Sequence[Tensor], attrs: tuple[Any, ...] = ()) -> Tensor:
     """The result of an operation that has one."""
-    return apply_entry(lookup(op, inputs, attrs), inputs)[0]
+    entry = op.cache.get((attrs, *[t._spec for t in inputs]))
+    if entry is None:
+        entry = lookup(op, inputs, attrs)
+    spec = entry.spec
+    if spec is None or entry.view is not None or state.active:
+        return apply_entry(entry, inputs)[0]
+    differentiable = False
+    addresses = []
+    for x in inputs:
+        if x._strides is not None:
+            make_contiguous(x)
+        if x._meta is not None:
+            differentiable = True
+        addresses.append(x._address)
+    try:
+        block = spec.free.pop()
+    except IndexError:
+        block = obtain(spec.nbytes)
+    t = _new(Tensor)
+    t._spec = spec
+    t._buffer = buffer = _new(Buffer)
+    buffer.block = block
+    t._address = address = block[0]
+    t._strides = None
+    t._meta = None
+    t._traced = None
+    try:
+        entry.run(addresses, (address,))
+    except Exception as error:
+        told = explain(error, entry.name, [x._spec for x in inputs])
+        raise told from told.__cause__
+    if differentiable and local.grad:
+        record(entry, inputs, (t,))
+    return t  # type: ignore[no-any-return]
 
 
 def apply_many(op: Op, inputs: Sequence[Tensor], attrs: tuple[Any, ...] = ()) -> list[Tensor]:
@@ -180,7 +213,8 @@ def run_single(entry: Entry, a: Tensor, b: Tensor) -> Tensor:
         block = obtain(spec.nbytes)  # type: ignore[union-attr]
     t = _new(Tensor)
     t._spec = spec  # type: ignore[assignment]
-    t._buffer = Buffer(block)
+    t._buffer = buffer = _new(Buffer)
+    buffer.block = block
     t._address = address = block[0]
     t._strides = None
     t._meta = None

@@ -26,28 +26,27 @@ class AbstractValueError(TypeError):
 
 
 _inside: dict[CodeType, bool] = {}
+_frame = sys._getframe
 
 
 def _is_inside(frame: FrameType) -> bool:
-    code = frame.f_code
-    known = _inside.get(code)
-    if known is None:
-        name = frame.f_globals.get("__name__", "")
-        known = name == "graphc" or name.startswith("graphc.")
-        _inside[code] = known
-    return known
+    name = frame.f_globals.get("__name__", "")
+    inside = _inside[frame.f_code] = name == "graphc" or name.startswith("graphc.")
+    return inside
 
 
 def user_frame(depth: int = 2) -> tuple[CodeType, int]:
     """The code object and instruction offset of the innermost frame outside graphc."""
-    frame: FrameType | None = sys._getframe(depth)
-    last = frame
+    frame: FrameType | None = _frame(depth)
     while frame is not None:
-        if not _is_inside(frame):
-            return frame.f_code, frame.f_lasti
-        last, frame = frame, frame.f_back
-    assert last is not None
-    return last.f_code, last.f_lasti
+        code = frame.f_code
+        inside = _inside.get(code)
+        if inside is None:
+            inside = _is_inside(frame)
+        if not inside:
+            return code, frame.f_lasti
+        frame = frame.f_back
+    return _frame(1).f_code, _frame(1).f_lasti
 
 
 def line_of(code: CodeType, offset: int) -> int:

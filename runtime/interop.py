@@ -54,7 +54,7 @@ def _shared(array: np.ndarray[Any, Any]) -> Tensor:
         array = array.astype(dtype.numpy)
     spec = spec_of(dtype, array.shape)
     address = array.ctypes.data
-    buffer = ForeignBuffer(address, array.nbytes, array)
+    buffer = ForeignBuffer(array)
     t = make(spec, buffer, address, None if is_contiguous(spec, array.strides) else array.strides)
     if state.active and local.tracer is not None:
         local.tracer.note_foreign(t)

@@ -19,33 +19,24 @@ _created = [0, 0]  # blocks and bytes ever obtained and not yet given back to th
 
 
 class Buffer:
-    """Memory of its own; `address` is aligned to 64 bytes and holds for as long as the object lives."""
+    """Memory of its own, aligned to 64 bytes, for as long as the object lives. Made by `Buffer()`, then `block` is set."""
 
-    __slots__ = ("__weakref__", "address", "block")
+    __slots__ = ("block",)
+    block: Block
     foreign = False
-
-    def __init__(self, block: Block) -> None:
-        self.block = block
-        self.address = block[0]
 
     def __del__(self) -> None:
         block = self.block
         block[2].append(block)
 
-    @property
-    def capacity(self) -> int:
-        return self.block[3]
-
 
 class ForeignBuffer:
     """Memory that belongs to another library (a NumPy array, a DLPack tensor); never written to."""
 
-    __slots__ = ("__weakref__", "address", "capacity", "owner")
+    __slots__ = ("owner",)
     foreign = True
 
-    def __init__(self, address: int, capacity: int, owner: Any) -> None:
-        self.address = address
-        self.capacity = capacity
+    def __init__(self, owner: Any) -> None:
         self.owner = owner
 
 
@@ -60,15 +51,6 @@ def capacity_of(nbytes: int) -> int:
 def free_list(nbytes: int) -> list[Block]:
     """The free list that serves requests of `nbytes`."""
     return _classes.setdefault(capacity_of(nbytes), [])
-
-
-def allocate(nbytes: int) -> Buffer:
-    """A buffer of at least `nbytes`, contents undefined. Raises `MemoryError` with the sizes in it."""
-    free = free_list(nbytes)
-    try:
-        return Buffer(free.pop())
-    except IndexError:
-        return Buffer(obtain(nbytes))
 
 
 def obtain(nbytes: int) -> Block:

@@ -119,7 +119,7 @@ def _unary(name: str) -> Callable[[Any], Tensor]:
     op = OPS[name]
 
     def f(x: Any, /) -> Tensor:
-        return apply(op, (x if isinstance(x, Tensor) else operand_of(x, name),))
+        return apply(op, (x if x.__class__ is Tensor else operand_of(x, name),))
 
     return _named(f, name)
 
