@@ -11,6 +11,7 @@ compiled; `--eager` runs it operation by operation instead and gives the same we
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import hashlib
 import importlib.util
@@ -124,24 +125,32 @@ def train(
     time_first_step: bool,
 ) -> None:
     """Run all epochs behind a progress bar, with the mean loss and the test accuracy of each."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("training", total=epochs * len(loader))
+    device = test[0].device
+    with contextlib.ExitStack() as stack:
+        bar: Any = None
         for epoch in range(1, epochs + 1):
             losses = []
             for images, labels in loader:
-                losses.append(step(images.to(test[0].device), labels.to(test[0].device)))
-                if time_first_step:
-                    losses[-1].item()
-                    progress.console.print(f"first step finished {seconds_since_start():.2f} s after start")
-                    time_first_step = False
-                progress.advance(task)
+                losses.append(step(images.to(device), labels.to(device)))
+                if bar is None:
+                    if time_first_step:
+                        losses[0].item()
+                        print(f"first step finished {seconds_since_start():.2f} s after start")
+                    bar = stack.enter_context(progress_bar(epochs * len(loader)))
+                bar.advance(bar.task_ids[0])
             schedule.step()
             loss = sum(value.item() for value in losses) / len(losses)
             accuracy = gc.metrics.accuracy(predict(model, test[0]), test[1])
-            progress.console.print(f"epoch {epoch:3d}  loss {loss:.4f}  test accuracy {accuracy:.2%}", highlight=False)
+            bar.console.print(f"epoch {epoch:3d}  loss {loss:.4f}  test accuracy {accuracy:.2%}", highlight=False)
+
+
+def progress_bar(steps: int) -> Any:
+    """A bar over all steps. Importing rich takes longer than a step, so it happens after the first one."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), transient=True)
+    bar.add_task("training", total=steps)
+    return bar
 
 
 def report(predicted: np.ndarray, labels: np.ndarray) -> None:
