@@ -37,7 +37,7 @@ class Case:
     """One row ready to be made.
 
     peers: name -> maker of its work. flops, bytes: what one call does at least; 0 where that says nothing.
-    limit: which limit of the machine bounds it, "fma" or "memory", or "". tolerance: how far, relative to the largest
+    limit: which limit of the machine bounds it, "fma", "memory" or, for what only reads, "read"; or "". tolerance: how far, relative to the largest
     element, a peer's result may be from graphc's; None where there is no result to compare.
     """
 

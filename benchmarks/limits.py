@@ -23,6 +23,7 @@ from graphc.ir.types import F32
 
 LANES = 16
 ITEM = 1024
+READS = 8  # independent sums of the reading kernel
 CHAINS = 12  # independent sums: more than latency times throughput of any core so far
 ALIGN = 64
 LEAST_BYTES = 1 << 25
@@ -30,10 +31,12 @@ Thunk = Callable[[], object]
 
 
 def aligned(elements: int) -> np.ndarray:
-    """float32 memory at a multiple of 64 bytes, its pages present."""
-    raw = np.zeros(elements * 4 + ALIGN, np.uint8)
+    """float32 ones at a multiple of 64 bytes. Memory that was never written to is one page of zeros, read from a cache."""
+    raw = np.empty(elements * 4 + ALIGN, np.uint8)
     start = -raw.ctypes.data % ALIGN
-    return raw[start : start + elements * 4].view(np.float32)
+    array = raw[start : start + elements * 4].view(np.float32)
+    array[:] = 1
+    return array
 
 
 def _fma_kernel() -> Kernel:
@@ -65,9 +68,26 @@ def _stream_kernel(name: str, inputs: int, stream: bool) -> Kernel:
     return Kernel(name, (*xs, y), ("items", "passes"), var("items"), var("items"), (loop,))
 
 
+def _read_kernel() -> Kernel:
+    """Sums of all elements, READS x LANES at a time, written once a pass: memory that is only read."""
+    x, y = Buffer("x", F32, "in"), Buffer("y", F32, "out")
+    item, i, lane = var("item"), var("i"), var("lane")
+    sums = [var(f"sum{j}", F32) for j in range(READS)]
+    add = tuple(Assign(s, s + load(x, item * ITEM + i + j * LANES + lane)) for j, s in enumerate(sums))
+    row = For(i, index(0), index(ITEM), add, index(READS * LANES))
+    sweep = For(item, var("begin"), var("end"), (row,), index(1))
+    loop = For(var("pass"), index(0), var("passes"), (sweep,), index(1))
+    body: list[Stmt] = [Declare(s, const(F32, 0)) for s in sums]
+    # Each part of the range writes to the block of the result that its first item names.
+    body += [loop, *(Store(y, (var("begin") * READS + j) * LANES + lane, s) for j, s in enumerate(sums))]
+    whole = (Vector(lane, LANES, tuple(body)),)
+    return Kernel("limit_read", (x, y), ("items", "passes"), var("items"), var("items"), whole)
+
+
 @functools.cache
 def _address(name: str) -> int:
     kernels = {
+        "limit_read": _read_kernel,
         "limit_fma": _fma_kernel,
         "limit_copy": lambda: _stream_kernel("limit_copy", 1, False),
         "limit_triad": lambda: _stream_kernel("limit_triad", 2, False),
@@ -123,6 +143,15 @@ def stream_work(nbytes: int, kind: str) -> tuple[Thunk, float]:
     return (lambda: (run(), arrays)), 4.0 * ITEM * items * (inputs + 1) * passes
 
 
+def read_work(nbytes: int) -> tuple[Thunk, float]:
+    """(a pass over about `nbytes` that only reads, its bytes)."""
+    items = max(runner().get_threads(), nbytes // (4 * ITEM))
+    x, y = aligned(items * ITEM), aligned(items * READS * LANES)
+    passes = max(1, LEAST_BYTES // nbytes)
+    run = launch(_address("limit_read"), items, [x.ctypes.data, y.ctypes.data, items, passes])
+    return (lambda: (run(), x, y)), 4.0 * ITEM * items * passes
+
+
 def memory_work(nbytes: int) -> tuple[Thunk, float]:
     """The fastest of the memory kernels over about `nbytes`, by bytes read and written."""
     best: tuple[float, Thunk, float] | None = None
@@ -153,7 +182,15 @@ def fma_peak() -> float:
     return work / shortest(run)
 
 
-def bandwidth(nbytes: int) -> float:
-    """Bytes a second, read and written, by passes over `nbytes` of memory on all threads of the runner."""
-    run, moved = memory_work(nbytes)
+def bandwidth(nbytes: int, reading: bool = False) -> float:
+    """Bytes a second, read and written, or only read, by passes over `nbytes` on all threads of the runner."""
+    run, moved = read_work(nbytes) if reading else memory_work(nbytes)
     return moved / shortest(run)
+
+
+def work(limit: str, tiny: bool = False) -> tuple[Thunk, float]:
+    """A run of the limit "fma" (flops), "memory" or "read" (bytes), and how much it does."""
+    if limit == "fma":
+        return fma_work(0.0001 if tiny else 0.002)
+    nbytes = 1 << 16 if tiny else 1 << 28
+    return read_work(nbytes) if limit == "read" else memory_work(nbytes)

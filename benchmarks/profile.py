@@ -29,14 +29,20 @@ FOOTPRINTS = (16 << 10, 128 << 10, 512 << 10, 4 << 20, 16 << 20, 256 << 20)
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured limits: vector operations a second, and bytes a second at each footprint."""
+    """Measured limits: vector operations a second; bytes a second at each footprint, read and written, or only read."""
 
     operations: float
-    bandwidths: dict[int, float]
+    both: dict[int, float]
+    reading: dict[int, float]
 
-    def bandwidth(self, footprint: int) -> float:
-        """The bandwidth at the next larger footprint that was measured."""
-        return next((b for n, b in self.bandwidths.items() if n >= footprint), min(self.bandwidths.values()))
+    def bandwidth(self, m: Measured) -> float:
+        """The bandwidth for a group: at the next larger footprint, reading only if it writes little."""
+        bands = self.reading if 8 * m.written < m.bytes else self.both
+        return next((b for n, b in bands.items() if n >= m.bytes), bands[max(bands)])
+
+    def least(self, m: Measured) -> float:
+        """The seconds that a group takes at least."""
+        return max(m.bytes / self.bandwidth(m), m.work / self.operations)
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Measured:
     operations: str
     launches: tuple[tuple[str, float], ...]
     bytes: int
+    written: int
     work: int
     line: str
 
@@ -58,7 +65,8 @@ class Measured:
 def measure_machine() -> Machine:
     """The limits of this machine on as many threads as the runner uses."""
     # A fused multiply-add is one operation and two flops.
-    return Machine(limits.fma_peak() / 2, {n: limits.bandwidth(n) for n in FOOTPRINTS})
+    both, reading = ({n: limits.bandwidth(n, r) for n in FOOTPRINTS} for r in (False, True))
+    return Machine(limits.fma_peak() / 2, both, reading)
 
 
 class Memory:
@@ -135,7 +143,8 @@ def measure_program(program: Any, given: Sequence[np.ndarray | None]) -> tuple[l
             pending = next(launches, None)
         names = ", ".join(dict.fromkeys(o.name for o in group.ops))
         where = f"{op.loc.file.rpartition('/')[2]}:{op.loc.line}" if op.loc else ""
-        measured.append(Measured(group.name, names, tuple(times), bytes_of(group), operations_of(group), where))
+        written = sum(int(r.type.nbytes) for r in group.results)
+        measured.append(Measured(group.name, names, tuple(times), bytes_of(group), written, operations_of(group), where))
     return measured, whole
 
 
@@ -149,12 +158,10 @@ def show(measured: Sequence[Measured], whole: float, machine: Machine, top: int)
     for heading in ("group", "line", "launches", "time", "share", "bytes", "GB/s", "memory", "Gop/s", "vector", "of limit", "operations"):
         table.add_column(heading, justify="left" if heading in ("group", "line", "operations") else "right")
     total = sum(m.seconds for m in measured)
-    least = 0.0
-    for m in measured:
-        least += max(m.bytes / machine.bandwidth(m.bytes), m.work / machine.operations)
+    least = sum(map(machine.least, measured))
     for m in sorted(measured, key=lambda m: -m.seconds)[:top]:
         moved, done = m.bytes / m.seconds, m.work / m.seconds
-        memory, vector = moved / machine.bandwidth(m.bytes), done / machine.operations
+        memory, vector = moved / machine.bandwidth(m), done / machine.operations
         names = m.operations if len(m.operations) < 60 else m.operations[:57] + "..."
         launches = " + ".join(f"{n} {show_time(s)}" for n, s in m.launches) if len(m.launches) > 1 else "1"
         table.add_row(
@@ -162,8 +169,11 @@ def show(measured: Sequence[Measured], whole: float, machine: Machine, top: int)
             f"{memory:.0%}", f"{done / 1e9:.1f}", f"{vector:.0%}", f"{max(memory, vector):.0%}", names,
         )  # fmt: skip
     console.print(table)
-    bands = ", ".join(f"{n >> 10} KiB {b / 1e9:.0f}" for n, b in machine.bandwidths.items())
-    console.print(f"machine: {machine.operations / 1e9:.1f} G fused multiply-adds/s; GB/s by footprint: {bands}", highlight=False)
+    bands = ", ".join(f"{n >> 10} KiB {b / 1e9:.0f} ({machine.reading[n] / 1e9:.0f})" for n, b in machine.both.items())
+    console.print(
+        f"machine: {machine.operations / 1e9:.1f} G fused multiply-adds/s; GB/s by footprint, read and written (only read): {bands}",
+        highlight=False,
+    )
     console.print(
         f"{len(measured)} groups, {sum(len(m.launches) for m in measured)} launches: {show_time(total)} one by one, {show_time(whole)} "
         f"as a program; the limits allow {show_time(least)} ({least / whole:.0%})",

@@ -53,9 +53,7 @@ def measure_row(name: str, effort: Any, toy_size: bool, peers: set[str] | None) 
     work = dict(made)
     limit_work = 0.0
     if case.limit:
-        seconds, nbytes = (0.0001, 1 << 16) if toy_size else (0.002, 1 << 28)
-        run, limit_work = limits.fma_work(seconds) if case.limit == "fma" else limits.memory_work(nbytes)
-        work["limit"] = run
+        work["limit"], limit_work = limits.work(case.limit, toy_size)
     times = measure(work, replace(effort, rounds=min(effort.rounds, row.rounds)))
     if case.limit:
         # The time that the limit allows for the row's own work.

@@ -31,7 +31,7 @@ def test_row_computes_what_numpy_computes(row) -> None:
     assert "graphc" in made
     assert case.tolerance is not None and case.tolerance <= 1e-3
     check(made, case.tolerance)
-    assert case.limit in ("", "fma", "memory")
+    assert case.limit in ("", "fma", "memory", "read")
     assert not case.limit or (case.flops if case.limit == "fma" else case.bytes) > 0
 
 
@@ -111,6 +111,11 @@ def test_limits_are_limits() -> None:
     run, operations = limits.fma_work(0.0)
     run()
     assert operations % (2 * limits.CHAINS * limits.LANES) == 0
+    run, moved = limits.read_work(1 << 16)
+    _, x, y = run()
+    y[:] = 0
+    run()
+    assert y.sum(dtype=np.float64) * x.itemsize == moved
     for kind, inputs in (("copy", 1), ("triad", 2), ("copy_stream", 1), ("triad_stream", 2)):
         run, moved = limits.stream_work(1 << 16, kind)
         _, arrays = run()
