@@ -109,6 +109,7 @@ def _schedule(c: Contraction, hint: Hint, vector_bits: int, per_example: bool) -
         _value(c.left.size, hint) if left.unit_free else run(c.left.free),
         _value(c.right.size, hint) if right.unit_free else run(c.right.free),
         image,
+        _value(size_of(c.patches.shape), hint) if c.patches else 0,
     )
     literal = isinstance(size_of(c.depth), int)
     return choose(sizes, left, right, c.accumulator, vector_bits, per_example, literal)

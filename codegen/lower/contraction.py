@@ -34,10 +34,25 @@ class Operand:
 
 
 @dataclass(frozen=True)
+class Patches:
+    """The right operand as positions in a padded copy of a tensor: that of the free index plus that of depth.
+
+    element: the copy's element at its coordinates. corner: batch and free coordinates -> the place of
+    depth 0 in the copy; reach: depth coordinates -> what they add to it.
+    """
+
+    shape: Shape
+    element: Callable[[Coords], Expr]
+    corner: Callable[[Coords, Coords], Expr]
+    reach: Callable[[Coords], Expr]
+
+
+@dataclass(frozen=True)
 class Contraction:
     """The root operation of a group as a contraction.
 
     place: batch, left free and right free coordinates -> the coordinates in the root's result.
+    patches: another way to read the right operand.
     """
 
     group: Function
@@ -48,6 +63,7 @@ class Contraction:
     left: Operand
     right: Operand
     place: Callable[[Coords, Coords, Coords], tuple[Expr, ...]]
+    patches: Patches | None = None
 
     @property
     def result(self) -> Value:

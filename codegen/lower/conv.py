@@ -7,10 +7,12 @@ right: the patches of x; its free dimensions are the output positions, of one ex
 
 from __future__ import annotations
 
-from graphc.codegen.expr import Expr, const
+from collections.abc import Callable
+
+from graphc.codegen.expr import Expr, const, index, select
 from graphc.codegen.lower.affine import decided, equal, logical_and
-from graphc.codegen.lower.contraction import Contraction, Coords, Operand
-from graphc.codegen.lower.index import Position, dim_expr
+from graphc.codegen.lower.contraction import Contraction, Coords, Operand, Patches
+from graphc.codegen.lower.index import Position, dim_expr, linearise
 from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Function, Operation
 from graphc.ir.ops.conv import dilated
@@ -38,46 +40,70 @@ def conv_contraction(group: Function, root: Operation, pull: Pull, per_example: 
         o = batch[0] * dim_expr(outputs) + free[0]
         return pull.at(w, Position(w.type.shape, (o, *depth)))
 
-    def patch(batch: Coords, free: Coords, depth: Coords) -> Expr:
+    def where(batch: Coords, free: Coords, channel: Expr) -> tuple[Expr, Expr, Coords]:
+        """The example and the channel of x, and the output position."""
         g, n, out = split(batch, free)
-        c = depth[0]
         if groups > 1:
-            c = g * dim_expr(channels) + c
+            channel = g * dim_expr(channels) + channel
         if parts > 1:
             n = g * dim_expr(examples) + n
+        return n, channel, out
+
+    def read(n: Expr, c: Expr, padded: Coords, may_overhang: Callable[[int], bool]) -> Expr:
+        """x at coordinates counted from the start of the padding; zero outside of it."""
         inside: Expr = const(BOOL, True)
         coords = [n, c]
-        for i, (o, k) in enumerate(zip(out, depth[1:], strict=True)):
-            stride, reach = a["strides"][i], a["rhs_dilation"][i]
-            spread, (low, high) = a["lhs_dilation"][i], a["padding"][i]
-            size = x.type.shape[2 + i]
-            at = o * stride + k * reach - dim_expr(low)
+        for i, at in enumerate(padded):
+            size, spread, low = x.type.shape[2 + i], a["lhs_dilation"][i], a["padding"][i][0]
+            at = at - dim_expr(low)
             if not isinstance(low, int) or low > 0:
                 inside = logical_and(inside, decided(at >= 0))
-            if _overhangs(size, window[i], positions[i], stride, reach, spread, low, high):
+            if may_overhang(i):
                 inside = logical_and(inside, decided(at < dim_expr(dilated(size, spread))))
             if spread > 1:
                 inside = logical_and(inside, equal(at % spread, 0))
                 at = at // spread
             coords.append(at)
-        return pull.at_if(x, Position(x.type.shape, coords), inside)
+        value = pull.at_if(x, Position(x.type.shape, coords), inside)
+        # A load that is not done gives 0; constants and positions are not loaded.
+        return value if value.op == "load" else select(inside, value, const(value.dtype, 0))
+
+    def overhangs(i: int) -> bool:
+        """Whether the last window may reach beyond the last element: never further than the padding."""
+        low, high = a["padding"][i]
+        if isinstance(high, int) and high <= 0:
+            return False
+        beyond = covered[i] - low - dilated(x.type.shape[2 + i], a["lhs_dilation"][i])
+        return not isinstance(beyond, int) or beyond > 0
+
+    covered: tuple[Dim, ...] = tuple(
+        (out - 1) * stride + (k - 1) * reach + 1
+        for out, k, stride, reach in zip(positions, window, a["strides"], a["rhs_dilation"], strict=True)
+    )
+
+    def patch(batch: Coords, free: Coords, depth: Coords) -> Expr:
+        n, c, out = where(batch, free, depth[0])
+        padded = [
+            o * stride + k * reach
+            for o, k, stride, reach in zip(out, depth[1:], a["strides"], a["rhs_dilation"], strict=True)
+        ]
+        return read(n, c, padded, overhangs)
+
+    copy_shape = (*x.type.shape[:2], *covered)
+
+    def corner(batch: Coords, free: Coords) -> Expr:
+        n, c, out = where(batch, free, index(0))
+        return linearise((n, c, *(o * s for o, s in zip(out, a["strides"], strict=True))), copy_shape)
+
+    def reach(depth: Coords) -> Expr:
+        steps = (k * r for k, r in zip(depth[1:], a["rhs_dilation"], strict=True))
+        return linearise((index(0), depth[0], *steps), copy_shape)
+
+    patches = Patches(copy_shape, lambda at: read(at[0], at[1], at[2:], overhangs), corner, reach)
 
     def place(batch: Coords, left: Coords, right: Coords) -> tuple[Expr, ...]:
         _, n, out = split(batch, right)
         return (n, batch[0] * dim_expr(outputs) + left[0], *out)
 
-    return Contraction(
-        group, root, pull, batch, (channels, *window), Operand((outputs,), weight), Operand(free, patch), place
-    )
-
-
-def _overhangs(
-    size: Dim, window: Dim, out: Dim, stride: int, reach: int, spread: int, low: Dim, high: Dim
-) -> bool:
-    """Whether the last window may reach beyond the last element: never further than the padding."""
-    if isinstance(high, int) and high <= 0:
-        return False
-    last = (out - 1) * stride + (window - 1) * reach - low
-    beyond = last - (dilated(size, spread) - 1)
-    return not isinstance(beyond, int) or beyond > 0
-
+    sides = Operand((outputs,), weight), Operand(free, patch)
+    return Contraction(group, root, pull, batch, (channels, *window), *sides, place, patches)

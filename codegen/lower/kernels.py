@@ -22,17 +22,18 @@ from graphc.codegen.loops import (
     Vector,
 )
 from graphc.codegen.lower.affine import Levels, ceil_div, decided, greatest_of, least_of, normal, tidy
+from graphc.codegen.lower.blocks import Blocks
 from graphc.codegen.lower.contraction import Access, Contraction, Operand, access, element, widened
 from graphc.codegen.lower.index import Position, delinearise, dim_expr, linearise
 from graphc.codegen.lower.local import LocalKernels
 from graphc.codegen.lower.lowered import Scratch
-from graphc.codegen.lower.microkernel import Tile, all_blocks, clear, region
+from graphc.codegen.lower.microkernel import BLOCK, Tile, all_blocks, block_sum, clear, region
 from graphc.codegen.lower.nest import group_extents
 from graphc.codegen.lower.packing import lane_coords, pack_kernel, small_index
 from graphc.codegen.lower.pull import guard_loads
 from graphc.codegen.lower.tiles import UNROLL, Schedule, power_of_two
 from graphc.ir.function import Operation, Value
-from graphc.ir.types import BOOL, Dim, size_of
+from graphc.ir.types import BOOL, I64, Dim, DType, size_of
 
 Body = list[Stmt]
 
@@ -75,16 +76,21 @@ class ContractionKernels:
 
     def build(self) -> tuple[tuple[Kernel, ...], tuple[Scratch, ...]]:
         """The kernels in launch order, and their scratch memory."""
-        s = self.s
+        s, c = self.s, self.c
         kernels: list[Kernel] = []
-        self.packed_rows = self._packed("rows", self.row_access, self.rows, s.rows) if s.pack_rows else None
+        self.packed_rows = self._packed("rows", self.row_access, self.rows, s.rows) if s.row_mode == "packed" else None
+        self.copied, self.offsets = None, None
+        if s.row_mode == "table":
+            assert c.patches is not None and s.swap
+            self.copied = self.new_scratch("copied", size_of(c.patches.shape))
+            self.offsets = self.new_scratch("offsets", size_of(c.depth), I64)
         self.packed_lanes = None
         if s.lane_mode == "packed":
             self.packed_lanes = self._packed("lanes", self.lane_access, self.lanes, s.lanes)
         packing = pack_kernel(self)
         if packing is not None:
             kernels.append(packing)
-        kernels += LocalKernels(self).build() if s.lane_mode == "local" else [self._main_kernel()]
+        kernels += LocalKernels(self).build() if s.lane_mode == "local" else self._main_kernels()
         return tuple(kernels), tuple(self.scratch)
 
     # Names, scratch memory, kernels
@@ -92,9 +98,9 @@ class ContractionKernels:
     def name(self, stem: str) -> Expr:
         return var(f"{stem}_{next(self._names)}")
 
-    def new_scratch(self, name: str, size: Dim) -> Buffer:
-        buffer = Buffer(name, self.dtype, "scratch")
-        self.scratch.append(Scratch(buffer, self.dtype, size))
+    def new_scratch(self, name: str, size: Dim, dtype: DType | None = None) -> Buffer:
+        buffer = Buffer(name, dtype or self.dtype, "scratch")
+        self.scratch.append(Scratch(buffer, buffer.dtype, size))
         return buffer
 
     def batch_dim(self, used: Sequence[int]) -> Dim:
@@ -152,12 +158,28 @@ class ContractionKernels:
             r = self.name("row")
             lets.append(Let(r, least_of(m0 + i, self.count_rows - 1) if s.rows > 1 else m0 + i))
             names.append(r)
+        if self.copied is not None:
+            return self._patch_reader(batch, names, lets, loops)
         levels = [*loops, *names]
 
         def read(i: int, k: Expr) -> Expr:
             return tidy(element(self.c, self.rows, batch, names[i], k), [*levels, k])
 
         return read, lets
+
+    def _patch_reader(
+        self, batch: list[Expr], rows: list[Expr], lets: Body, loops: list[Expr]
+    ) -> tuple[Callable[[int, Expr], Expr], Body]:
+        """Rows in the padded copy: their corners, plus the offset of k from a table."""
+        patches, copied, offsets = self.c.patches, self.copied, self.offsets
+        assert patches is not None and copied is not None and offsets is not None
+        corners = []
+        for r in rows:
+            corner = self.name("corner")
+            at = patches.corner(batch, delinearise(r, self.rows.free))
+            lets.append(Let(corner, tidy_index(at, [*loops, r])))
+            corners.append(corner)
+        return (lambda i, k: load(copied, corners[i] + load(offsets, k))), lets
 
     def _direct_lanes(self, batch: list[Expr], n0: Expr, loops: list[Expr], cond: bool) -> Callable[[Expr, Expr], Expr]:
         def read(lane: Expr, k: Expr) -> Expr:
@@ -171,53 +193,58 @@ class ContractionKernels:
 
     # Direct and packed lanes: a task is one strip of rows against one block of lanes
 
-    def _main_kernel(self) -> Kernel:
-        s = self.s
+    def _main_kernels(self) -> list[Kernel]:
+        s, blocks = self.s, Blocks(self)
         begin, end = var("begin"), var("end")
-        strips, blocks = ceil_div(self.count_rows, s.rows), ceil_div(self.count_lanes, s.block)
+        strips = blocks.strips
         safe = greatest_of(strips, index(1))
-        u, strip, m0, n0 = self.name("unit"), self.name("strip"), self.name("m"), self.name("n")
-        block, batch_flat = self.name("block"), self.name("batch")
-        batch, batch_lets = self.batch_coords(batch_flat, self.c.batch, range(len(self.c.batch)))
-        loops = [u, batch_flat, *batch, block, strip, m0, n0]
-        buffer = Buffer("tile", self.dtype, "local")
-        tile = Tile(buffer, index(0), s.rows, s.lanes)
+        u, strip, m0, n0 = (self.name(n) for n in ("unit", "strip", "m", "n"))
+        kb, batch_flat, batch, number, lets, names = blocks.unit(u)
+        first = number * s.block
+        loops = [u, *names, strip, m0, n0]
+        tile = Tile(Buffer("tile", self.dtype, "local"), index(0), s.rows, s.lanes)
+        tile_lets: Body = []
+        if s.split:
+            place = (n0 - first) // s.lanes
+            tile, tile_lets = blocks.partial(kb, blocks.number(batch_flat, number, strip, place))
         row, row_lets = self.row_reader(batch, strip, m0, loops)
-
-        panel: Body = []
+        in_panel: Body = [*tile_lets]
         if s.lane_mode == "packed":
-            assert self.packed_lanes is not None
-            base, held = self.name("lanes"), self.packed_lanes
-            panels = ceil_div(self.count_lanes, s.lanes)
-            bl = linearise([batch[i] for i in self.lane_access.batch], tuple(self.c.batch[i] for i in self.lane_access.batch))
-            panel.append(Let(base, (bl * panels + n0 // s.lanes) * self.depth * s.lanes))
-            panel += self._sum(tile, row, lambda lane, k: load(held, base + (k * s.lanes + lane)))
+            lane, panel_lets = self._packed_lanes_reader(batch, n0)
+            in_panel += [*panel_lets, *self._sum(tile, row, lane, kb)]
         else:
             inside = n0 + s.lanes <= self.count_lanes if s.lanes > 1 else const(BOOL, True)
 
             def summed(masked: bool) -> Body:
-                return self._sum(tile, row, self._direct_lanes(batch, n0, loops, masked))
+                return self._sum(tile, row, self._direct_lanes(batch, n0, loops, masked), kb)
 
-            panel += self.choose(inside, summed, hot=True)
-        panel += self.epilogue(tile, batch, m0, n0, self.count_lanes, loops)
-
-        first_n, last_n = block * s.block, least_of((block + 1) * s.block, self.count_lanes)
-        in_strip: Body = [Let(m0, strip * s.rows), *row_lets, For(n0, first_n, last_n, tuple(panel), index(s.lanes))]
+            in_panel += self.choose(inside, summed, hot=True)
+        if not s.split:
+            in_panel += self.epilogue(tile, batch, m0, n0, self.count_lanes, loops)
+        last = least_of(first + s.block, self.count_lanes)
+        in_strip: Body = [Let(m0, strip * s.rows), *row_lets, For(n0, first, last, tuple(in_panel), index(s.lanes))]
         start, stop = greatest_of(begin - u * strips, index(0)), least_of(end - u * strips, strips)
-        in_unit: Body = [
-            Let(batch_flat, u // greatest_of(blocks, index(1))),
-            Let(block, u - batch_flat * blocks),
-            *batch_lets,
-            For(strip, start, stop, tuple(in_strip), index(1)),
-        ]
-        body: Body = [
-            Alloc(buffer, s.rows * s.lanes),
-            For(u, begin // safe, (end + (safe - 1)) // safe, tuple(in_unit), index(1)),
-        ]
-        parallel = dim_expr(size_of(self.c.batch)) * blocks * strips
-        return self.kernel("contract", parallel, self.work(), body)
+        in_unit: Body = [*lets, For(strip, start, stop, tuple(in_strip), index(1))]
+        body: Body = [] if s.split else [Alloc(tile.buffer, s.rows * s.lanes)]
+        body.append(For(u, begin // safe, (end + (safe - 1)) // safe, tuple(in_unit), index(1)))
+        kernel = self.kernel("contract", blocks.units * strips, self.work(), body)
+        return [kernel, blocks.finish(tile.buffer)] if s.split else [kernel]
 
-    def _sum(self, tile: Tile, row: Callable[[int, Expr], Expr], lane: Callable[[Expr, Expr], Expr]) -> Body:
+    def _packed_lanes_reader(self, batch: list[Expr], n0: Expr) -> tuple[Callable[[Expr, Expr], Expr], Body]:
+        held, used, tile = self.packed_lanes, self.lane_access.batch, self.s.lanes
+        assert held is not None
+        base = self.name("lanes")
+        b = linearise([batch[i] for i in used], tuple(self.c.batch[i] for i in used))
+        panel = b * ceil_div(self.count_lanes, tile) + n0 // tile
+        return (lambda lane, k: load(held, base + (k * tile + lane))), [Let(base, panel * self.depth * tile)]
+
+    def _sum(
+        self, tile: Tile, row: Callable[[int, Expr], Expr], lane: Callable[[Expr, Expr], Expr], kb: Expr
+    ) -> Body:
+        """All of a tile's sum; of split sums, that of block `kb` of k."""
+        if self.s.split:
+            start = kb * BLOCK
+            return block_sum(tile, self.dtype, row, lane, start, least_of(start + BLOCK, self.depth), const(BOOL, True))
         # Short sums are unrolled; those of conditional reads must be, so that divisions of k fold.
         short = self.depth.op == "const" and self.depth.data * tile.rows <= 2 * UNROLL
         body = all_blocks(tile, self.dtype, row, lane, index(0), self.depth, short)

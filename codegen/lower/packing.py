@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphc.codegen.expr import Expr, index, var
-from graphc.codegen.loops import Buffer, For, Kernel, Let, Report, Stmt, Store, Transpose
+from graphc.codegen.loops import Buffer, For, If, Kernel, Let, Report, Stmt, Store, Transpose
 from graphc.codegen.lower.affine import (
     Levels,
     ceil_div,
@@ -106,6 +106,8 @@ def pack_kernel(k: ContractionKernels) -> Kernel | None:
         sections.append(_rows_section(k, k.packed_rows))
     if k.packed_lanes is not None:
         sections.append(_lanes_section(k, k.packed_lanes))
+    if k.copied is not None and k.offsets is not None:
+        sections += _table_sections(k, k.copied, k.offsets)
     if not sections:
         return None
     begin, end = var("begin"), var("end")
@@ -159,6 +161,37 @@ def _rows_section(k: ContractionKernels, buffer: Buffer) -> Section:
         return [*lets, *nest.wrap(copies)]
 
     return dim_expr(k.batch_dim(a.batch)) * panels, body
+
+
+def _table_sections(k: ContractionKernels, copied: Buffer, offsets: Buffer) -> list[Section]:
+    """The padded copy of the rows' operand, a plane a task, and the table of offsets of k."""
+    patches = k.c.patches
+    assert patches is not None
+    planes, spatial = patches.shape[:2], patches.shape[2:]
+    run = spatial[-1] if spatial else 1
+    width = 8 if isinstance(run, int) and run <= 8 else 16
+
+    def plane(t: Expr) -> Body:
+        n, c, x, lane = k.name("n"), k.name("c"), k.name("x"), k.name("lane")
+        outer = [k.name("at") if d != 1 else index(0) for d in spatial[:-1]]
+        at = (n, c, *outer, x + lane)[: len(patches.shape)]
+        order = [t, n, c, *outer, x, lane]
+        value = widened(k.c, patches.element(at))
+        checks = k.checks()
+        place = normal(linearise(at, patches.shape), Levels(order))
+        put = [If(x + lane < dim_expr(run), (*checks, Store(copied, place, tidy(value, order))))]
+        body: Body = [For(x, index(0), dim_expr(run), tuple(region(lane, width, put)), index(width))]
+        for name, d in zip(reversed(outer), reversed(spatial[:-1]), strict=True):
+            if d != 1:
+                body = [For(name, index(0), dim_expr(d), tuple(body), index(1))]
+        channels = dim_expr(planes[1])
+        return [Let(n, t // channels), Let(c, t - n * channels), *body]
+
+    def table(t: Expr) -> Body:
+        nest = depth_nest(k, near=False)
+        return nest.wrap([Store(offsets, nest.flat, normal(patches.reach(nest.coords), Levels([t, *nest.loops])))])
+
+    return [(dim_expr(size_of(planes)), plane), (index(1), table)]
 
 
 def _lanes_section(k: ContractionKernels, buffer: Buffer) -> Section:

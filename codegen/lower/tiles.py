@@ -15,12 +15,12 @@ from graphc.ir.types import DType
 
 # Lanes of a tile; rows are taken from ROWS as far as registers allow.
 LANES = (1, 4, 8, 16, 32, 64, 128)
-ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 24)
+ROWS = (1, 2, 4, 6, 8, 9, 12, 16, 24)
 UNROLL = 25  # a literal depth up to this may be unrolled
 LOCAL_ELEMENTS = 65536  # of a thread's packed lanes
-L2_BYTES = 512 * 1024
+CACHE_BYTES = 256 * 1024  # what a packed operand may take and still be in the second level cache
 # A product of more than SMALL cycles should have ENOUGH tasks for some threads.
-SMALL, ENOUGH = 50_000, 16
+SMALL, ENOUGH = 50_000, 8
 
 
 class Schedule(NamedTuple):
@@ -28,7 +28,8 @@ class Schedule(NamedTuple):
 
     swap: lanes run along the left operand's free dimensions.
     rows, lanes: the register tile.
-    pack_rows: rows are copied once into strips [depth][rows]; else read where they are.
+    row_mode: "direct" reads rows where they are, "packed" copies them once into strips [depth][rows],
+        "table" reads a convolution's patches from a padded copy by a table of offsets (if swapped).
     lane_mode: "direct" reads where they are, "packed" copies once into panels [depth][lanes],
         "local" copies what a task needs into memory of its own, [chunk][block].
     block: lanes of a task, a multiple of `lanes`.
@@ -44,7 +45,7 @@ class Schedule(NamedTuple):
     swap: bool
     rows: int
     lanes: int
-    pack_rows: bool
+    row_mode: str
     lane_mode: str
     block: int
     chunk: int
@@ -67,6 +68,7 @@ class Sizes:
     left_run: int  # the innermost free dimension
     right_run: int
     image: int = 1  # elements that all channels of one example have
+    copied: int = 0  # elements of a padded copy of the right operand, if that is a convolution's
 
 
 def registers(vector_bits: int) -> int:
@@ -103,16 +105,18 @@ def choose(
                 for lane_mode in ("direct", "packed", "local"):
                     if lane_mode == "direct" and not _direct(lanes_of, lanes, rows * sizes.depth if literal_depth else 0):
                         continue
-                    for pack_rows in (False, True):
-                        if not pack_rows and not rows_of.direct:
+                    for row_mode in ("direct", "packed", "table"):
+                        if row_mode == "direct" and not rows_of.direct:
+                            continue
+                        if row_mode == "table" and not (swap and sizes.copied):
                             continue
                         cost = _cost(
-                            sizes, r, n, rb, lb, run, rows, lanes, lane_mode, pack_rows, rows_of, lanes_of,
+                            sizes, r, n, rb, lb, run, rows, lanes, lane_mode, row_mode, rows_of, lanes_of,
                             per_vector, swap, dtype.bits // 8,
                         )  # fmt: skip
                         if best is not None and cost >= best[0]:
                             continue
-                        schedule = _finish(sizes, swap, r, n, run, rows, lanes, pack_rows, lane_mode, per_example, dtype)
+                        schedule = _finish(sizes, swap, r, n, run, rows, lanes, row_mode, lane_mode, per_example, dtype, cost)
                         cost *= _idle(schedule, sizes, r, n, cost)
                         if best is None or cost < best[0] * 0.999:
                             best = (cost, schedule)
@@ -140,25 +144,26 @@ def _direct(lanes_of: Access, lanes: int, terms: int) -> bool:
     return (lanes_of.unit_free or lanes == 1) and (lanes_of.direct or 0 < terms <= 2 * UNROLL)
 
 
-def _copy_cost(a: Access, run: int, per_vector: int) -> float:
+def _copy_cost(a: Access, run: int, per_vector: int, local: bool) -> float:
     """Cycles an element to pack lanes."""
     if a.unit_free:
         return 0.1 + (1.2 if a.direct else 2.5) / max(1, min(run, per_vector))
-    if a.transposed is not None:
+    if a.transposed is not None and not (local and a.transposed.outer):
         return 0.45
     return 1.6 if a.direct else 2.5
 
 
 def _cost(
-    s: Sizes, r: int, n: int, rb: int, lb: int, run: int, rows: int, lanes: int, lane_mode: str, pack_rows: bool,
+    s: Sizes, r: int, n: int, rb: int, lb: int, run: int, rows: int, lanes: int, lane_mode: str, row_mode: str,
     rows_of: Access, lanes_of: Access, per_vector: int, swap: bool, itemsize: int,
 ) -> float:  # fmt: skip
     """Cycles of one thread, by a model fitted to measurements on Zen 4."""
     vectors = -(-lanes // per_vector)
     strips, panels = -(-r // rows), -(-n // lanes)
     tiles = s.batch * strips * panels
-    # A vector of lanes comes from the first level cache at one a cycle, from the second at half that.
-    lane_loads = vectors * (1.0 if s.depth * lanes * itemsize <= 16384 and strips > 1 else 2.0)
+    # A vector of lanes comes from the first level cache at one a cycle, from the next ones at half that each.
+    panel = s.depth * lanes * itemsize
+    lane_loads = vectors * (1.0 if panel <= 16384 and strips > 1 else 2.0 if panel <= 2 * CACHE_BYTES else 4.0)
     multiply_adds = rows * vectors * (0.5 if lanes * 2 <= per_vector else 1.0)
     step = max(multiply_adds, lane_loads, 0.55 * (rows + vectors), 4.0) + 0.1 * (lane_loads + 0.5 * rows)
     cost = tiles * (s.depth * step + rows * vectors * 3.0 + 40)
@@ -168,12 +173,14 @@ def _cost(
         cost += tiles * s.depth * vectors * (0.5 if far and strips > 4 else 0.1 if lanes_of.direct else 4.0)
     elif lane_mode == "packed":
         copied = lb * s.depth * panels * lanes
-        cost += copied * _copy_cost(lanes_of, run, per_vector) + 600
+        cost += copied * _copy_cost(lanes_of, run, per_vector, False) + 600
         # Written to the second level cache, or beyond it, and read again.
-        cost += copied * (0.3 if copied * itemsize > L2_BYTES // 2 else 0.1)
+        cost += copied * (0.3 if copied * itemsize > CACHE_BYTES else 0.1)
     else:
-        cost += s.batch * s.depth * n * _copy_cost(lanes_of, run, per_vector) + 50 * s.batch
-    if pack_rows:
+        cost += s.batch * s.depth * n * _copy_cost(lanes_of, run, per_vector, True) + 50 * s.batch
+    if row_mode == "table":
+        cost += s.copied * 0.7 + s.depth * 4 + tiles * s.depth * (0.5 + 0.1 * rows + 0.5 * max(0, rows - 10)) + 600
+    elif row_mode == "packed":
         cost += rb * s.depth * strips * rows * (1.2 if rows_of.direct else 3.0) + 600
     elif rows_of.unit_depth:
         cost += tiles * s.depth * rows * _clash(s.depth * itemsize, rows)
@@ -194,29 +201,30 @@ def _clash(stride: int, rows: int) -> float:
 
 
 def _finish(
-    s: Sizes, swap: bool, r: int, n: int, run: int, rows: int, lanes: int, pack_rows: bool, lane_mode: str,
-    per_example: bool, dtype: DType,
+    s: Sizes, swap: bool, r: int, n: int, run: int, rows: int, lanes: int, row_mode: str, lane_mode: str,
+    per_example: bool, dtype: DType, cost: float,
 ) -> Schedule:  # fmt: skip
     itemsize = dtype.bits // 8
-    block = lanes
+    block, chunk, split = lanes, 256, False
     strips = -(-r // rows)
-    limit = L2_BYTES // (itemsize * max(1, min(s.depth, 8192)))
-    while block * 2 <= min(limit, 1024) and block < n and s.batch * strips * (n // (block * 2)) >= 128:
-        block *= 2
-    chunk, split = 256, False
     if lane_mode == "local":
-        block = lanes
-        while block < 256 and block < n and (block < run or s.batch * (n // (block * 2)) >= 16):
+        while block < 256 and block < n and (block < run or s.batch * (n // (block * 2)) >= ENOUGH):
             block *= 2
-        while chunk < s.depth and chunk * 2 * block <= LOCAL_ELEMENTS:
-            chunk *= 2
-        split = s.depth >= 1024 and s.batch * -(-n // block) < 8
-        chunk = 256 if split else chunk
+        chunk = 1024 if s.depth > 256 and block <= LOCAL_ELEMENTS // 1024 else 256
+        tasks = s.batch * -(-n // block)
+    else:
+        # The lanes of a block stay in the second level cache while the strips of rows go by.
+        wide = 256 if s.depth <= 512 else 128
+        if block < wide and s.batch * strips * (n // wide) >= 4 * ENOUGH:
+            block = wide
+        tasks = s.batch * strips * -(-n // block)
+    if cost > SMALL and s.depth >= 1024 and tasks < ENOUGH:
+        split, chunk = True, 256
     width = 0
     if lane_mode == "local" and 16 <= run < n:
         width = 32 if run >= 32 else 16
     near = s.image * itemsize <= 65536
-    return Schedule(swap, rows, lanes, pack_rows, lane_mode, block, chunk, split, width, per_example, near)
+    return Schedule(swap, rows, lanes, row_mode, lane_mode, block, chunk, split, width, per_example, near)
 
 
 def power_of_two(n: int) -> int:

@@ -64,20 +64,23 @@ def test_geometries(name: str) -> None:
 
 
 PLAIN = Schedule(
-    swap=False, rows=4, lanes=16, pack_rows=False, lane_mode="local", block=32, chunk=256, split=False, run=0,
+    swap=False, rows=4, lanes=16, row_mode="direct", lane_mode="local", block=32, chunk=256, split=False, run=0,
     per_example=True, near=True,
 )  # fmt: skip
 SCHEDULES = {
     "example": PLAIN,
-    "all examples": PLAIN._replace(per_example=False, pack_rows=True),
+    "all examples": PLAIN._replace(per_example=False, row_mode="packed"),
     "runs": PLAIN._replace(run=16),
     "runs of all examples": PLAIN._replace(run=32, per_example=False, near=False),
     "far": PLAIN._replace(near=False),
-    "packed": PLAIN._replace(lane_mode="packed", pack_rows=True),
+    "packed": PLAIN._replace(lane_mode="packed", row_mode="packed"),
     "packed far": PLAIN._replace(lane_mode="packed", near=False, per_example=False),
     "split": PLAIN._replace(split=True, per_example=False, near=False),
-    "channels in lanes": PLAIN._replace(swap=True, pack_rows=True, rows=6, lanes=8, block=8),
-    "channels in packed lanes": PLAIN._replace(swap=True, pack_rows=True, lane_mode="packed", per_example=False),
+    "channels in lanes": PLAIN._replace(swap=True, row_mode="packed", rows=6, lanes=8, block=8),
+    "offsets": PLAIN._replace(swap=True, row_mode="table", lane_mode="packed", rows=5, lanes=16, block=16, per_example=False),
+    "offsets of an example": PLAIN._replace(swap=True, row_mode="table", rows=9, lanes=8, block=8),
+    "split offsets": PLAIN._replace(swap=True, row_mode="table", lane_mode="packed", split=True, rows=3, lanes=16, block=16),
+    "channels in packed lanes": PLAIN._replace(swap=True, row_mode="packed", lane_mode="packed", per_example=False),
 }
 
 
@@ -122,7 +125,7 @@ def gradients(n: int, c: int, o: int, h: int, w: int, kernel: int, stride: int, 
 def test_gradients(case: tuple[int, ...], of: str) -> None:
     f = gradients(*case)[of]
     check(f)
-    for name in ("packed", "split", "channels in lanes"):
+    for name in ("packed", "split", "channels in lanes", "offsets", "split offsets"):
         check(f, schedule=SCHEDULES[name])
 
 
@@ -130,7 +133,7 @@ def test_long_sums_are_parallel() -> None:
     """The gradient by a small kernel has few results and a long sum: its blocks are tasks of their own."""
     f = gradients(64, 1, 16, 8, 8, 3, 1, 1)["kernel"]
     assert variant(f, {}).split
-    assert [k.name for k in check(f).kernels][-1] == "finish"
+    assert [k.name for k in check(f).kernels] == ["pack", "contract", "finish"]
 
 
 def test_specials_meet_the_padding() -> None:
