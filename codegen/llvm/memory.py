@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphc.codegen.llvm.masks import any_lane, both, reversed_lanes, spread
+from graphc.codegen.llvm.masks import any_lane, both, mask_literal, reversed_lanes, spread
 from graphc.codegen.llvm.pattern import chunks, expand
 from graphc.codegen.llvm.scope import MEMORY, Value, Writer
 from graphc.codegen.loops import Buffer
@@ -213,6 +213,13 @@ def store(w: Writer, buffer: Buffer, index: Value, v: Value, stream: bool = Fals
         w.line(f"call void @llvm.masked.store(<1 x {t}> {data}, ptr align {size} {address}, <1 x i1> {one}){tag}")
         return
     lanes = "" if mask is None else w.vector(mask)
+    taking = [lane for lane, x in enumerate(mask_literal(mask) or ()) if x] if mask is not None else []
+    if len(taking) == 1 and isinstance(index.coef, int):
+        # LLVM 22 makes one store of such a masked store, of four bytes where the value was narrowed before.
+        only = w.put(depth, f"extractelement {t} {text}, i64 {taking[0]}")
+        address = _address(w, buffer, index, max(index.depth, pure), -index.coef * taking[0])
+        w.line(f"store {MEMORY[short]} {only}, ptr {address}, align {size}{tag}")
+        return
     if index.coef in (1, -1):
         back = w.width - 1 if index.coef == -1 else 0
         address = _address(w, buffer, index, max(index.depth, pure), back)
