@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from graphc.ir.types import DType
 from graphc.runtime import memory
 from graphc.runtime.errors import AbstractValueError, here
@@ -60,9 +59,6 @@ class Tensor(Methods):
     _strides: tuple[int, ...] | None
     _meta: Meta | None
     _traced: tuple[Any, Any] | None
-
-    # NumPy must leave `ndarray + Tensor` to the tensor.
-    __array_ufunc__ = None
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -203,8 +199,15 @@ def is_contiguous(spec: Spec, strides: tuple[int, ...]) -> bool:
 
 
 def make_contiguous(t: Tensor) -> None:
-    """Give the tensor contiguous memory with the same value. Raises for a tensor without a value."""
+    """Give the tensor contiguous memory with the same value, computing one that waits in a tracer.
+
+    Raises for a tensor without a value.
+    """
     if t._strides is ABSTRACT:
+        if t._traced is not None and t._traced[0] is not None and t._traced[0].give_value(t):
+            if t._strides is not None:
+                make_contiguous(t)
+            return
         raise AbstractValueError(
             f"a tensor {t._spec} that is being traced has no value yet\n  at {here()}\n"
             "use tensor operations (where, select by index) instead of its value, or do not keep it after tracing"

@@ -7,13 +7,11 @@ dictionary look-up, a buffer from a free list and one native call.
 
 from __future__ import annotations
 
-
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-
 from graphc.ir.function import Builder, Function, Value
 from graphc.ir.types import BOOL, F64, I64, U64
 from graphc.runtime import memory

@@ -7,7 +7,7 @@ element type and one shape; everything that makes them so is written out here.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,8 @@ def normal_shape(shape: Any) -> Shape:
     """A shape from an integer, a symbolic dimension or a sequence of them."""
     if isinstance(shape, (int, np.integer, DimExpr)):
         shape = (shape,)
+    if not isinstance(shape, Iterable):
+        raise TypeError(f"a shape consists of integers, not {shape!r}")
     return tuple(d if isinstance(d, DimExpr) else _size(d) for d in shape)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from graphc.ir.types import F64, I64, DType
 from graphc.ir.types import dtype as as_dtype
 from graphc.runtime.core import (
@@ -49,7 +48,7 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
 
 
 def _shared(array: np.ndarray[Any, Any]) -> Tensor:
-    dtype = as_dtype(array.dtype)
+    dtype = as_dtype(array.dtype.newbyteorder("="))
     if not array.dtype.isnative or not array.flags.aligned:
         array = array.astype(dtype.numpy)
     spec = spec_of(dtype, array.shape)
@@ -184,6 +183,25 @@ def array_protocol(x: Tensor, dtype: Any = None, copy: bool | None = None) -> np
             raise ValueError(f"a tensor {x._spec} cannot become an array of {dtype} without a copy")
         return array.astype(dtype)
     return array.copy() if copy else array
+
+
+def array_ufunc(x: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+    """NumPy's `__array_ufunc__`: `array + tensor` is a tensor; other NumPy functions of tensors give arrays."""
+    if method == "__call__" and not options and ufunc.nin == 2:
+        operator = "__matmul__" if ufunc is np.matmul else f"__{_UFUNCS.get(ufunc.__name__)}__"
+        if hasattr(Tensor, operator):
+            left, right = (a if isinstance(a, Tensor) else asarray(a) for a in inputs)
+            return getattr(left, operator)(right)
+    return getattr(ufunc, method)(*(numpy(a) if isinstance(a, Tensor) else a for a in inputs), **options)
+
+
+# The NumPy functions behind operators.
+_UFUNCS = {
+    "add": "add", "subtract": "sub", "multiply": "mul", "divide": "truediv", "floor_divide": "floordiv",
+    "remainder": "mod", "power": "pow", "bitwise_and": "and", "bitwise_or": "or", "bitwise_xor": "xor",
+    "left_shift": "lshift", "right_shift": "rshift", "equal": "eq", "not_equal": "ne", "less": "lt", "less_equal": "le",
+    "greater": "gt", "greater_equal": "ge",
+}  # fmt: skip
 
 
 def dlpack(x: Tensor, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Making a recording: one eager call with a tracer listening, and the Python state compared before and after."""
+"""Making a recording: one call with a tracer listening, and the Python state compared before and after."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from graphc.ir.function import Builder, Function, Value
 from graphc.runtime.autograd import Graph, Plan, _target
-from graphc.runtime.core import Meta, Tensor, abstract, alias
+from graphc.runtime.core import ABSTRACT, Meta, Tensor, abstract, alias, make
 from graphc.runtime.dispatch import Entry, number
 from graphc.runtime.guards import Difference, Slot, Snapshot
 from graphc.runtime.interop import item
@@ -22,7 +22,7 @@ Promoted = dict[tuple[int, Any], Slot]
 def record(
     f: Any, call: Callable[[Sequence[Any]], Any], leaves: list[Any], promoted: Promoted
 ) -> tuple[Any, Recording | None, str | None]:
-    """Run a call eagerly while a tracer listens.
+    """Run a call while a tracer listens; its operations run as one program in the end, or when Python looks at a value.
 
     Returns its result, the recording or None, and why there is none; a reason that begins with "!" holds for every call.
     Numbers of the Python state that turn out to change are added to `promoted`.
@@ -47,7 +47,10 @@ def record(
         elif difference.broken is not None or difference.numbers:
             reason = difference.broken or "numbers of the Python state change"
         else:
-            recording, reason = _Maker(tracer, leaves, given, before, scalars).make(result, difference)
+            maker = _Maker(tracer, leaves, given, before, scalars)
+            recording, reason = maker.make(result, difference)
+            if recording is not None:
+                maker.run_first(recording)
     return _numbers_out(result), recording, reason
 
 
@@ -184,9 +187,18 @@ class _Maker:
         r.made, r.writes, r.slots, r.numbers, r.grads = self.made, writes, slots, numbers, grads
         r.leaves, r.structure, r.history = leaves, structure, history
         r.guard = self.before.freeze({(id(c), k) for c, k, _ in slots})
-        for t in self._tensors:
-            t._traced = None
         return r, None
+
+    def run_first(self, r: Recording) -> None:
+        """Compute what waits: by the recording's program, from the inputs as they were before the call."""
+        tracer = self.tracer
+        if tracer.waiting:
+            inputs = [make(*x.before) for x in tracer.externals]
+            tracer.computed.update(zip(r.function.results, r.compute(inputs)))
+        for t in self._tensors:
+            if t._strides is ABSTRACT:
+                tracer.give_value(t)
+            t._traced = None
 
     def _leaf(self, x: Any) -> tuple[str, Any]:
         tracer = self.tracer

@@ -388,6 +388,7 @@ _METHODS: dict[str, Callable[..., Any]] = {
     },
     "__array_namespace__": _array_namespace,
     "__array__": interop.array_protocol,
+    "__array_ufunc__": interop.array_ufunc,
     "__dlpack__": interop.dlpack,
     "__dlpack_device__": interop.dlpack_device,
     "__deepcopy__": interop.deepcopy,

@@ -1,9 +1,10 @@
 """Tracing: a `Tracer` listens to the operations of its thread and writes them into an IR function.
 
-It listens while values are computed (`execute`, for `gc.compile`) or with types only (for composites
-and `trace_function`). Tensors that come from outside become parameters; their new values, if they are
-rebound, become results. Invariant: after a tracer has ended, every outside tensor is as before it
-(types only) or holds its computed value (`execute`), and none refers to the tracer.
+It listens with types only (for composites and `trace_function`), or with values to come (`execute`, for
+`gc.compile`): operations then wait until Python looks at a value, so that a call that never does runs as
+one program from the first time on. Tensors that come from outside become parameters; their new values, if
+they are rebound, become results. Invariant: after a tracer has ended, every outside tensor is as before it
+(types only) or has its new value (`execute`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from graphc.ir.function import Builder, DenseArray, Function, Value
 from graphc.ir.types import TensorType
-from graphc.runtime.core import ABSTRACT, Meta, Tensor, abstract, alias, view_of
+from graphc.runtime.core import ABSTRACT, Meta, Tensor, abstract, alias, make, view_of
 from graphc.runtime.dispatch import Entry, execute
 from graphc.runtime.errors import AbstractValueError, describe, here, loc_of, user_frame
 from graphc.runtime.grad_mode import local, state
@@ -65,6 +66,9 @@ class Tracer:
         self._by_id: dict[int, External] = {}
         self.grads: dict[Meta, Tensor | None] = {}
         self.owners: dict[Meta, Tensor] = {}
+        # Operations that wait: (entry, operands as tensors or values, results), and what has been computed.
+        self.waiting: list[tuple[Entry, list[Tensor | Value], Sequence[Value]]] = []
+        self.computed: dict[Value, Tensor] = {}
 
     # the context
 
@@ -79,6 +83,10 @@ class Tracer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         state.active -= 1
         local.tracer, local.grad = self._outer
+        if self.execute:
+            for x in self.externals:
+                if x.tensor._strides is ABSTRACT:
+                    self._settle_outside(x, error)
         for x in self.externals:
             x.tensor._traced = x.traced
             if not self.execute:
@@ -127,15 +135,53 @@ class Tracer:
     # what dispatch and tensors tell
 
     def apply(self, entry: Entry, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Run the operation if this tracer computes values, and write it down."""
+        """Write the operation down, to be run later if this tracer computes values."""
         values = [self.value_of(t) for t in inputs]
-        outputs = execute(entry, inputs) if self.execute else [abstract(s) for s in entry.specs]
+        outputs = [abstract(s) for s in entry.specs]
         if self.locate:
             self.builder.loc = loc_of(user_frame(2))
         results = self.builder.inline(entry.function, *values)
+        if self.execute:
+            held: list[Tensor | Value] = [
+                v if t._strides is ABSTRACT else make(t._spec, t._buffer, t._address, t._strides)
+                for t, v in zip(inputs, values)
+            ]
+            self.waiting.append((entry, held, results))
         for t, v in zip(outputs, results):
             t._traced = (self, v)
         return outputs
+
+    def run_waiting(self) -> None:
+        """Run the operations that wait, one by one."""
+        waiting, self.waiting = self.waiting, []
+        outer, local.tracer = local.tracer, None
+        try:
+            for entry, held, results in waiting:
+                operands = [self.computed[x] if isinstance(x, Value) else x for x in held]
+                self.computed.update(zip(results, execute(entry, operands)))
+        finally:
+            local.tracer = outer
+
+    def give_value(self, t: Tensor) -> bool:
+        """Give a tensor of this tracer the value it stands for, computing it if need be; False if there is none."""
+        traced = t._traced
+        if not self.execute or traced is None or traced[0] is not self:
+            return False
+        if traced[1] not in self.computed:
+            self.run_waiting()
+        value = self.computed.get(traced[1])
+        if value is None:
+            return False
+        t._buffer, t._address, t._strides = value._buffer, value._address, value._strides
+        return True
+
+    def _settle_outside(self, x: External, error: BaseException | None) -> None:
+        try:
+            self.give_value(x.tensor)
+        except Exception:
+            x.tensor._spec, x.tensor._buffer, x.tensor._address, x.tensor._strides = x.before
+            if error is None:
+                raise
 
     def note_write(self, t: Tensor) -> None:
         """A tensor is about to be rebound."""
