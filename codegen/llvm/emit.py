@@ -395,6 +395,8 @@ def _alloc(w: _Emitter, s: Alloc) -> None:
 
 def _report(w: _Emitter, s: Report) -> None:
     cond, what = value(w, s.cond), value(w, s.value)
+    if what.dtype.kind == "f":
+        raise TypeError(f"Report at site {s.site} gives a {what.dtype}; cast it to an integer, which is what an error holds")
     n, depth = w.fresh(), len(w.scopes) - 1
     varying = cond.coef != 0 or w.mask is not None
     what_varies = what.coef != 0

@@ -450,6 +450,7 @@ def test_loads_of_a_loop_that_does_not_run_are_not_made():
         ((For(i, ZERO, n, (), ONE, True),), "not literals"),
         ((Alloc(Buffer("big", F64, "local"), 1 << 20),), "at most"),
         ((Let(i, ZERO), Let(i, ONE)), "twice"),
+        ((Report(n > 0, 1, const(F32, 1.0)),), "cast it to an integer"),
     ],
 )
 def test_rules_of_the_loop_language(body, message):
