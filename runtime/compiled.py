@@ -1,7 +1,8 @@
 """`compile`: a Python function recorded once and then run as one native program.
 
-The first call of a signature runs eagerly and is recorded with the tensors that it reads and rebinds
-(a `Recording`, see recording.py). Later calls check that the Python state is as it was (guards.py)
+The first call of a signature is recorded with the tensors that it reads and rebinds (a `Recording`, see
+recording.py); its operations wait until Python looks at a value or the call ends, so that a call that
+looks at none runs as one program from the first time on. Later calls check that the Python state is as it was (guards.py)
 and run the program. Where Python looked at a value, the recording holds for that outcome only:
 the program returns the value, and its results count if the outcome is the same; for another
 outcome another recording is made. A function whose outcome is new every time runs eagerly.
@@ -142,7 +143,7 @@ class Compiled:
 
 
 def compile(f: Callable[..., Any] | None = None) -> Any:
-    """Run a function, a module or a whole training step as one native program from the second call on.
+    """Run a function, a module or a whole training step as one native program.
 
     Tensors that the function reads from outside (parameters, optimizer state, random state) are inputs, those
     that it rebinds are updated. int and float arguments are inputs; str, bool and None and other objects belong to
