@@ -116,7 +116,7 @@ class Tensor(Methods):
             self._meta = Meta(self._spec)
             self._meta.requires_grad = False
         if state.active and local.tracer is not None:
-            local.tracer.grad_of(self)
+            local.tracer.set_grad(self)
         self._meta.grad = value
 
     @property

@@ -211,7 +211,7 @@ class _Maker:
         external = tracer.external(x)
         return ("input", next(i for i, e in enumerate(tracer.externals) if e is external))
 
-    def _grads(self) -> list[tuple[Source, bool, Any, Any]]:
+    def _grads(self) -> list[tuple[Source, bool | None, Any, Any]]:
         found = []
         for meta, old in self.tracer.grads.items():
             owner = self._owners.get(meta)
@@ -219,7 +219,8 @@ class _Maker:
             if owner is not None and not self._is_made(owner):
                 new = meta.grad
                 now: Any = "kept" if new is old else None if new is None else self._make(new)
-                found.append((self._source(owner), old is None, None if old is None else old._spec, now))
+                was_none = None if meta in self.tracer.unread and now != "kept" else old is None
+                found.append((self._source(owner), was_none, None if old is None else old._spec, now))
         return found
 
     def _history(self) -> History | None:

@@ -73,7 +73,7 @@ class Recording:
     sources: where each parameter comes from; specs, flags: its type, and whether it requires gradients.
     made: tensors that are new. writes: (parameter, result) where a tensor from outside gets a new value. slots:
     (container, key, made) where an attribute gets a new tensor. numbers: (container, key, result, kind) where it gets a
-    number. grads: (leaf, whether `.grad` was None, the type it had, made | None | "kept"). leaves: of what is returned.
+    number. grads: (leaf, whether `.grad` was None (None: it does not matter), the type it had, made | None | "kept"). leaves: of what is returned.
     guard: whether the Python state is as it was.
     """
 
@@ -86,7 +86,7 @@ class Recording:
         self.writes: list[tuple[int, int]] = []
         self.slots: list[tuple[Any, Any, int]] = []
         self.numbers: list[tuple[Any, Any, int, type]] = []
-        self.grads: list[tuple[Source, bool, Spec | None, Any]] = []
+        self.grads: list[tuple[Source, bool | None, Spec | None, Any]] = []
         self.structure: Structure = None
         self.leaves: list[tuple[str, Any]] = []
         self.history: History | None = None
@@ -104,6 +104,8 @@ class Recording:
         if not self.guard():
             return None
         for source, none, spec, _ in self.grads:
+            if none is None:
+                continue
             meta = resolve(source, leaves)._meta
             grad = None if meta is None else meta.grad
             if (grad is None) is not none or (grad is not None and grad._spec is not spec):

@@ -66,6 +66,7 @@ class Tracer:
         self._by_id: dict[int, External] = {}
         self.grads: dict[Meta, Tensor | None] = {}
         self.owners: dict[Meta, Tensor] = {}
+        self.unread: set[Meta] = set()
         # Operations that wait: (entry, operands as tensors or values, results), and what has been computed.
         self.waiting: list[tuple[Entry, list[Tensor | Value], Sequence[Value]]] = []
         self.computed: dict[Value, Tensor] = {}
@@ -243,6 +244,13 @@ class Tracer:
             self.owners.setdefault(t._meta, t)
             self.touch_grad(t._meta)
         return t._meta.grad
+
+    def set_grad(self, t: Tensor) -> None:
+        """`t.grad` is about to be set; if nobody read it before, what it was does not matter."""
+        if t._meta is not None and t._meta.node is None:
+            if t._meta not in self.grads:
+                self.unread.add(t._meta)
+            self.grad_of(t)
 
     def touch_grad(self, meta: Meta) -> None:
         """The gradient of a leaf is about to be read or set."""
