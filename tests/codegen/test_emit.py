@@ -7,22 +7,16 @@ import sys
 import numpy as np
 import pytest
 from graphc.codegen.expr import (
-    MACHINE_OPS,
     binary,
-    bitcast,
     cast,
     const,
     equal,
     fma,
     index,
     load,
-    make,
-    select,
     var,
 )
-from graphc.codegen.llvm import jit
 from graphc.codegen.llvm.emit import emit_kernel
-from graphc.codegen.llvm.target import host_target, make_target
 from graphc.codegen.loops import (
     Alloc,
     Assign,
@@ -30,15 +24,12 @@ from graphc.codegen.loops import (
     Declare,
     For,
     If,
-    Kernel,
     Let,
     Report,
     Store,
-    Vector,
 )
 from graphc.ir.types import (
     ALL_DTYPES,
-    BF16,
     BOOL,
     F16,
     F32,
@@ -47,171 +38,27 @@ from graphc.ir.types import (
     I32,
     I64,
     U8,
-    U32,
     U64,
 )
 
-from tests.codegen.kernel_oracle import assert_same, execute, interpret, lanes, same_bits
-
-HOST = host_target()
-X86 = HOST.architecture == "x86_64"
-# The same kernels in code for an older CPU, which runs on this one too.
-TARGETS = (HOST, make_target("x86-64-v3")) if X86 else (HOST,)
-BEGIN, END = var("begin"), var("end")
-i, j, k, lane = var("i"), var("j"), var("k"), var("lane")
-n = var("n")
-ONE, ZERO = index(1), index(0)
-
-
-def loop(v, stop, *body, start=ZERO, step=ONE, unroll=False):
-    return For(v, start, stop, tuple(body), step, unroll)
-
-
-def vector(width, *body):
-    return Vector(lane, width, tuple(body))
-
-
-def kernel(buffers, extents, *body):
-    return Kernel("k", tuple(buffers), tuple(extents), n if "n" in extents else ONE, ONE, tuple(body))
-
-
-def special(dtype, count, seed=0):
-    """Values of a dtype with all its corners among them."""
-    rng = np.random.default_rng([seed, ALL_DTYPES.index(dtype)])
-    if dtype is BOOL:
-        return rng.integers(0, 2, count).astype(bool)
-    if dtype.kind in "iu":
-        info = np.iinfo(dtype.numpy)
-        x = rng.integers(info.min, info.max, count, dtype.numpy, endpoint=True)
-        x >>= rng.integers(0, dtype.bits, count).astype(dtype.numpy)
-        corners = [info.min, info.max, 0, 1, info.max - 1, info.min + 1, info.max // 2]
-    else:
-        bits = rng.integers(0, 2**dtype.bits - 1, count, np.uint64, endpoint=True)
-        x = bits.astype(f"u{dtype.itemsize}").view(dtype.numpy)
-        ordinary = rng.random(count) < 0.6
-        with np.errstate(all="ignore"):
-            tame = (rng.standard_normal(count) * 2.0 ** rng.integers(-12, 34, count)).astype(dtype.numpy)
-            x = np.where(ordinary, tame, x)
-            x = np.where(rng.random(count) < 0.1, np.round(tame.astype(np.float64)).astype(dtype.numpy), x)
-        corners = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, 0.5, 1.5, 2.5, -2.5]
-        least, most = np.finfo(np.float32).tiny, 3.3895e38
-        corners += [least / 4, -least / 2, most, 65504.0, 65519.996, 65520.0, 2.0**31, -(2.0**63), 2.0**63, 2.0**64]
-    with np.errstate(all="ignore"):
-        corners = np.array(corners).astype(dtype.numpy) if dtype.kind == "f" else np.array(corners, dtype.numpy)
-    x[: len(corners)] = corners[: len(x)]
-    return rng.permutation(x)
-
-
-def map_kernel(e, sources, out, width):
-    """out[..] = e(loads), by vectors of `width`, or one at a time for width 0."""
-    if width == 0:
-        at = i
-        body = (Store(out, at, e(*[load(b, at) for b in sources])),)
-    else:
-        at = i * width + lane
-        body = (vector(width, Store(out, at, e(*[load(b, at) for b in sources]))),)
-    return kernel([*sources, out], ["n"], loop(i, END, *body, start=BEGIN))
-
-
-def check_map(e, dtypes, result, width, prepare=lambda *x: x):
-    sources = [Buffer(f"x{at}", d, "in") for at, d in enumerate(dtypes)]
-    out = Buffer("out", result, "out")
-    count = 1024
-    inputs = prepare(*[special(d, count, at) for at, d in enumerate(dtypes)])
-    arrays = dict(zip(sources, inputs))
-    arrays[out] = np.zeros(count, result.numpy)
-    turns = count if width == 0 else count // width
-    assert_same(map_kernel(e, sources, out, width), arrays, {"n": turns}, 0, turns, TARGETS)
-
-
-CASES = [
-    (op, d) for op, (_, _, kinds) in MACHINE_OPS.items() for d in ALL_DTYPES if d.kind in kinds
-]
-
-
-def guarded(op, dtype):
-    """Divisors and shift counts inside what the operation is defined for."""
-
-    def prepare(*x):
-        if op in ("idiv", "irem"):
-            bad = x[1] == 0
-            if dtype.kind == "i":
-                bad |= x[1] == -1
-            return x[0], np.where(bad, np.array(3, x[1].dtype), x[1])
-        if op in ("shl", "shr"):
-            return x[0], (x[1] & np.array(dtype.bits - 1, x[1].dtype)).astype(x[1].dtype)
-        return x
-
-    return prepare
-
-
-@pytest.mark.parametrize("width", [0, 32])
-@pytest.mark.parametrize("op, dtype", CASES, ids=lambda v: str(v))
-def test_machine_operation(op, dtype, width):
-    if dtype in (F16, BF16):
-        # The oracle follows the contract: widened, computed, rounded once.
-        check_narrow(op, dtype, width)
-        return
-    arity, kind, _ = MACHINE_OPS[op]
-    result = BOOL if kind == "bool" else dtype
-    check_map(lambda *x: make(op, result, x), [dtype] * arity, result, width, guarded(op, dtype))
-
-
-def check_narrow(op, dtype, width):
-    arity, kind, _ = MACHINE_OPS[op]
-    result = BOOL if kind == "bool" else dtype
-    sources = [Buffer(f"x{at}", dtype, "in") for at in range(arity)]
-    out = Buffer("out", result, "out")
-    arrays = {b: special(dtype, 1024, at) for at, b in enumerate(sources)}
-    arrays[out] = np.zeros(1024, result.numpy)
-    turns = 1024 // max(width, 1)
-
-    def wide(*x):
-        y = make(op, BOOL if kind == "bool" else F32, tuple(cast(v, F32) for v in x))
-        return y if kind == "bool" else cast(y, dtype)
-
-    plain = map_kernel(lambda *x: make(op, result, x), sources, out, width)
-    spelled = map_kernel(wide, sources, out, width)
-    expected, _ = interpret(spelled, arrays, {"n": turns}, 0, turns)
-    for target in TARGETS:
-        got, _ = execute(plain, arrays, {"n": turns}, 0, turns, target)
-        assert same_bits(got[out], expected[out])
-
-
-@pytest.mark.parametrize("width", [0, 16])
-@pytest.mark.parametrize("target", ALL_DTYPES, ids=str)
-@pytest.mark.parametrize("source", ALL_DTYPES, ids=str)
-def test_cast(source, target, width):
-    check_map(lambda x: make("cast", target, (x,)), [source], target, width)
-
-
-def test_wide_integers_round_once_to_bfloat16():
-    # Half way between two bfloat16 values, and just above: through float32 both would round to even.
-    x = np.array([(0x8080 << 44), (0x8080 << 44) + 1, (0x8080 << 44) - 1, -(0x8080 << 44) - 1] * 8, np.int64)
-    source, out = Buffer("x", I64, "in"), Buffer("out", BF16, "out")
-    plain = map_kernel(lambda v: cast(v, BF16), [source], out, 16)
-    got, _ = execute(plain, {source: x, out: np.zeros(32, BF16.numpy)}, {"n": 2}, 0, 2)
-    step = 2.0**52
-    assert got[out].astype(np.float64)[:4].tolist() == [
-        0x80 * step,
-        0x81 * step,
-        0x80 * step,
-        -0x81 * step,
-    ]
-
-
-@pytest.mark.parametrize("a", ALL_DTYPES[1:], ids=str)
-def test_bitcast(a):
-    for b in ALL_DTYPES[1:]:
-        if b.bits == a.bits and b is not a:
-            check_map(lambda x, b=b: bitcast(x, b), [a], b, 32)
-
-
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
-def test_select_and_constants(dtype):
-    one = const(dtype, 1)
-    check_map(lambda c, x: select(c, x, one), [BOOL, dtype], dtype, 32)
-    check_map(lambda c, x: select(c, one, x), [BOOL, dtype], dtype, 0)
+from tests.codegen.kernel_oracle import assert_same, execute, lanes
+from tests.codegen.kernel_words import (
+    BEGIN,
+    END,
+    HOST,
+    ONE,
+    TARGETS,
+    ZERO,
+    i,
+    j,
+    k,
+    kernel,
+    lane,
+    loop,
+    n,
+    special,
+    vector,
+)
 
 
 @pytest.mark.parametrize("width", [8, 16, 32, 64])
@@ -466,82 +313,6 @@ def test_unknown_names_are_refused():
         emit_kernel(kernel([out], [], Assign(var("nowhere"), ONE)), HOST)
 
 
-def test_fma_is_one_instruction_everywhere():
-    for width in (0, 16):
-        check_map(lambda a, b, c: fma(a, b, c), [F32] * 3, F32, width)
-        check_map(lambda a, b, c: fma(a, b, c), [F64] * 3, F64, width)
-    check_map(lambda a: cast(a, U32), [F32], U32, 32)
-
-
-def block_product(rows, width):
-    """A register-blocked product of packed panels: a[K, rows], b[K, width] -> c[rows, width]."""
-    a, b, c = Buffer("a", F32, "in"), Buffer("b", F32, "in"), Buffer("c", F32, "out")
-    totals = [var(f"total{r}", F32) for r in range(rows)]
-    column = var("column", F32)
-    depth = var("K")
-    turn = loop(
-        k,
-        depth,
-        Let(column, load(b, k * width + lane)),
-        *[Assign(t, fma(load(a, (i * depth + k) * rows + r), column, t)) for r, t in enumerate(totals)],
-    )
-    region = vector(
-        width,
-        *[Declare(t, const(F32, 0.0)) for t in totals],
-        turn,
-        *[Store(c, (i * rows + r) * width + lane, t) for r, t in enumerate(totals)],
-    )
-    return kernel([a, b, c], ["K"], loop(i, END, region, start=BEGIN)), (a, b, c)
-
-
-def inner_loop(assembly):
-    """The lines of the loop with the most fused multiply-adds."""
-    lines = [line.strip() for line in assembly.splitlines()]
-    labels = {line.rstrip(":"): at for at, line in enumerate(lines) if line.endswith(":")}
-    best = []
-    for at, line in enumerate(lines):
-        words = line.split()
-        if len(words) == 2 and words[0].startswith(("j", "b.")) and labels.get(words[1], at) < at:
-            body = [x for x in lines[labels[words[1]] + 1 : at + 1] if not x.startswith(".") and not x.endswith(":")]
-            if sum("fma" in x or "fmla" in x for x in body) > sum("fma" in x or "fmla" in x for x in best):
-                best = body
-    return best
-
-
-# cpu, triple, rows, lanes of the tile, floats of a register
-TILES = [
-    ("skylake-avx512", "x86_64-unknown-linux-gnu", 12, 32, 16),
-    ("znver5", "x86_64-unknown-linux-gnu", 12, 32, 16),
-    ("haswell", "x86_64-unknown-linux-gnu", 6, 16, 8),
-    ("neoverse-n1", "aarch64-unknown-linux-gnu", 8, 8, 4),
-]
-
-
-@pytest.mark.parametrize("cpu, triple, rows, width, register", TILES, ids=lambda v: str(v))
-def test_blocked_product_stays_in_registers(cpu, triple, rows, width, register):
-    """One fma for each register of the tile and turn, nothing spilled, and hardly anything else."""
-    target = make_target(cpu, triple)
-    run, _ = block_product(rows, width)
-    body = inner_loop(jit.assembly(emit_kernel(run, target), target))
-    products = [x for x in body if "fma" in x or "fmla" in x]
-    assert len(products) == rows * width // register
-    # Loads of the row and the column, broadcasts, and at most six instructions that count.
-    assert len(body) <= len(products) + rows + width // register + 6
-    stack = [x for x in body if "rsp" in x or "[sp" in x or "rbp" in x]
-    assert stack == []
-
-
-def test_blocked_product_is_right():
-    run, (a, b, c) = block_product(12, 32)
-    rng = np.random.default_rng(0)
-    arrays = {
-        a: rng.standard_normal(2 * 7 * 12).astype(np.float32),
-        b: rng.standard_normal(7 * 32).astype(np.float32),
-        c: np.zeros(2 * 12 * 32, np.float32),
-    }
-    assert_same(run, arrays, {"K": 7}, 0, 2, TARGETS)
-
-
 def test_emission_is_linear_in_the_length_of_a_kernel():
     """Counted in calls of Python functions, not in time."""
     x, out = Buffer("x", F32, "in"), Buffer("out", F32, "out")
@@ -575,41 +346,6 @@ def test_deep_expressions_do_not_recurse():
     for _ in range(3000):
         e = e * 0.5 + e
     emit_kernel(kernel([x, out], [], loop(i, END, Store(out, i, e), start=BEGIN)), HOST)
-
-
-MACHINES = [
-    ("x86-64-v3", "x86_64-unknown-linux-gnu"),
-    ("x86-64-v4", "x86_64-unknown-linux-gnu"),
-    ("generic", "aarch64-unknown-linux-gnu"),
-    ("apple-m1", "arm64-apple-darwin"),
-]
-
-
-@pytest.mark.parametrize("cpu, triple", MACHINES, ids=lambda v: str(v))
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
-def test_nothing_becomes_a_call_of_a_library(dtype, cpu, triple):
-    """Every operation and every cast is instructions, so that an object needs no library and no bit is another's."""
-    target = make_target(cpu, triple)
-    x, at = Buffer("x", dtype, "in"), Buffer("at", I64, "in")
-    outs = {d: Buffer(f"out_{d}", d, "inout") for d in ALL_DTYPES}
-    for width in (0, 16):
-        here = i * width + lane if width else i
-        a, b, c = (load(x, here + shift) for shift in range(3))
-        body = []
-        for op, d in CASES:
-            if d is dtype:
-                arity, kind, _ = MACHINE_OPS[op]
-                result = BOOL if kind == "bool" else dtype
-                body.append(Store(outs[result], here, make(op, result, (a, b, c)[:arity])))
-        body += [Store(outs[d], here, make("cast", d, (a,))) for d in ALL_DTYPES]
-        body.append(Store(outs[dtype], load(at, here), load(x, load(at, here))))
-        if width:
-            body.append(If(here < n, (Store(outs[dtype], here, load(x, here)),)))
-            body.append(Store(outs[dtype], i, lanes("or" if dtype is BOOL else "max", a)))
-        run = kernel([x, at, *outs.values()], ["n"], loop(i, END, *([vector(width, *body)] if width else body), start=BEGIN))
-        for line in jit.assembly(emit_kernel(run, target), target).splitlines():
-            words = line.split()
-            assert not words or words[0] not in ("call", "callq", "bl", "blr"), line
 
 
 @pytest.mark.parametrize("stride", [-2, -1, 1, 2])

@@ -24,7 +24,7 @@ from graphc.codegen.loops import (
 from graphc.ir.types import F32, I64
 
 from tests.codegen.kernel_oracle import assert_same, lanes
-from tests.codegen.test_emit import TARGETS
+from tests.codegen.kernel_words import TARGETS
 
 SIZE = 512
 X, D = Buffer("x", F32, "in"), Buffer("d", I64, "in")
