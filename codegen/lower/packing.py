@@ -172,7 +172,8 @@ def _table_sections(k: ContractionKernels, copied: Buffer, offsets: Buffer) -> l
     width = 8 if isinstance(run, int) and run <= 8 else 16
 
     def plane(t: Expr) -> Body:
-        n, c, x, lane = k.name("n"), k.name("c"), k.name("x"), k.name("lane")
+        short = isinstance(run, int) and run <= width
+        n, c, x, lane = k.name("n"), k.name("c"), index(0) if short else k.name("x"), k.name("lane")
         outer = [k.name("at") if d != 1 else index(0) for d in spatial[:-1]]
         at = (n, c, *outer, x + lane)[: len(patches.shape)]
         order = [t, n, c, *outer, x, lane]
@@ -180,7 +181,9 @@ def _table_sections(k: ContractionKernels, copied: Buffer, offsets: Buffer) -> l
         checks = k.checks()
         place = normal(linearise(at, patches.shape), Levels(order))
         put = [If(x + lane < dim_expr(run), (*checks, Store(copied, place, tidy(value, order))))]
-        body: Body = [For(x, index(0), dim_expr(run), tuple(region(lane, width, put)), index(width))]
+        body = region(lane, width, put)
+        if not short:
+            body = [For(x, index(0), dim_expr(run), tuple(body), index(width))]
         for name, d in zip(reversed(outer), reversed(spatial[:-1]), strict=True):
             if d != 1:
                 body = [For(name, index(0), dim_expr(d), tuple(body), index(1))]

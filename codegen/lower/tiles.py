@@ -163,7 +163,8 @@ def _cost(
     tiles = s.batch * strips * panels
     # A vector of lanes comes from the first level cache at one a cycle, from the next ones at half that each.
     panel = s.depth * lanes * itemsize
-    lane_loads = vectors * (1.0 if panel <= 16384 and strips > 1 else 2.0 if panel <= 2 * CACHE_BYTES else 4.0)
+    reach = panel if strips > 1 else s.depth * n * itemsize
+    lane_loads = vectors * (1.0 if panel <= 16384 and strips > 1 else 2.0 if reach <= 2 * CACHE_BYTES else 4.0)
     multiply_adds = rows * vectors * (0.5 if lanes * 2 <= per_vector else 1.0)
     step = max(multiply_adds, lane_loads, 0.55 * (rows + vectors), 4.0) + 0.1 * (lane_loads + 0.5 * rows)
     cost = tiles * (s.depth * step + rows * vectors * 3.0 + 40)
@@ -171,19 +172,22 @@ def _cost(
         # Rows of the operand lie far apart: pages and cache sets are used badly when it is large.
         far = n * itemsize >= 2048 and s.depth >= 64
         cost += tiles * s.depth * vectors * (0.5 if far and strips > 4 else 0.1 if lanes_of.direct else 4.0)
+        cost += tiles * s.depth * (2.0 if far else 0.0)
     elif lane_mode == "packed":
         copied = lb * s.depth * panels * lanes
         cost += copied * _copy_cost(lanes_of, run, per_vector, False) + 600
         # Written to the second level cache, or beyond it, and read again.
         cost += copied * (0.3 if copied * itemsize > CACHE_BYTES else 0.1)
     else:
-        cost += s.batch * s.depth * n * _copy_cost(lanes_of, run, per_vector, True) + 50 * s.batch
+        copied = s.batch * s.depth * n
+        cost += copied * _copy_cost(lanes_of, run, per_vector, True) + 50 * s.batch
+        cost += copied * (0.25 if min(s.depth, 256) * lanes * itemsize > 32768 else 0.0)
     if row_mode == "table":
         cost += s.copied * 0.7 + s.depth * 4 + tiles * s.depth * (0.5 + 0.1 * rows + 0.5 * max(0, rows - 10)) + 600
     elif row_mode == "packed":
         cost += rb * s.depth * strips * rows * (1.2 if rows_of.direct else 3.0) + 600
     elif rows_of.unit_depth:
-        cost += tiles * s.depth * rows * _clash(s.depth * itemsize, rows)
+        cost += tiles * s.depth * rows * (_clash(s.depth * itemsize, rows) if rows > 1 else 0.01)
     else:
         # Every k is on a cache line of its own.
         cost += tiles * s.depth * (2.0 + 4.0 * (s.depth >= 512) if rows_of.unit_free else 1.0 * rows)
@@ -208,7 +212,8 @@ def _finish(
     block, chunk, split = lanes, 256, False
     strips = -(-r // rows)
     if lane_mode == "local":
-        while block < 256 and block < n and (block < run or s.batch * (n // (block * 2)) >= ENOUGH):
+        # With one strip of rows a block is read once: small enough for the first level cache is best.
+        while strips > 1 and block < 256 and block < n and (block < run or s.batch * (n // (block * 2)) >= ENOUGH):
             block *= 2
         chunk = 1024 if s.depth > 256 and block <= LOCAL_ELEMENTS // 1024 else 256
         tasks = s.batch * -(-n // block)
