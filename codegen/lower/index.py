@@ -51,7 +51,7 @@ def delinearise(flat: Expr, shape: Shape) -> tuple[Expr, ...]:
 class Position:
     """A position in a value of type `shape`."""
 
-    __slots__ = ("_coords", "_flat", "shape")
+    __slots__ = ("_coords", "_flat", "_key", "shape")
 
     def __init__(
         self, shape: Shape, coords: Sequence[Expr] | None = None, flat: Expr | None = None
@@ -61,6 +61,8 @@ class Position:
             coords = [index(0)] * len(shape)  # the first element; of rank 0, the only one
         self._coords = None if coords is None else tuple(coords)
         self._flat = flat
+        # Fixed here: a position is still the same one when its other form is asked for.
+        self._key: tuple[Expr, ...] = self._coords if self._coords is not None else (self.flat,)
 
     @property
     def coords(self) -> tuple[Expr, ...]:
@@ -78,7 +80,7 @@ class Position:
 
     def key(self) -> tuple[Expr, ...]:
         """Equal keys mean equal positions (expressions are interned)."""
-        return self._coords if self._coords is not None else (self.flat,)
+        return self._key
 
     def reshaped(self, shape: Shape) -> Position:
         """The same element seen in a value of another shape and the same size."""
