@@ -302,7 +302,10 @@ class ContractionKernels:
             e = tidy(c.pull.at(v, here), loops, small)
             out += self.checks()
             place = tidy_index(_moved(here, layout).flat, loops)
-            stores.append(Store(buffer, tidy(place, loops, small), e))
+            # All values come first: a result may be written where an operand was read.
+            value = var(f"value_{next(self._names)}", e.dtype)
+            out.append(Let(value, e))
+            stores.append(Store(buffer, tidy(place, loops, small), value))
         return [*out, *stores]
 
 
