@@ -15,7 +15,7 @@ from graphc.codegen.lower.nest import (
     take_reports,
 )
 from graphc.codegen.lower.pull import Pull
-from graphc.codegen.lower.reduce import accumulator
+from graphc.codegen.lower.row_group import accumulator
 from graphc.ir.function import Function
 from graphc.ir.types import Shape, size_of
 

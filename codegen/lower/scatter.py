@@ -21,7 +21,7 @@ from graphc.codegen.lower.nest import (
     take_reports,
 )
 from graphc.codegen.lower.pull import Pull
-from graphc.codegen.lower.reduce import accumulator
+from graphc.codegen.lower.row_group import accumulator
 from graphc.ir.function import Function, Operation
 from graphc.ir.types import Dim, Shape, size_of
 

@@ -1,0 +1,223 @@
+"""Reductions along rows: the reduced dimensions are the innermost, lanes run along them."""
+
+from __future__ import annotations
+
+from graphc.codegen.elementwise import reduction
+from graphc.codegen.expr import Expr, equal, index, load, make, select, var
+from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Let, Stmt, Vector
+from graphc.codegen.lower.index import dim_expr
+from graphc.codegen.lower.nest import (
+    minimum,
+    split_coords,
+    take_reports,
+)
+from graphc.codegen.lower.row_group import (
+    CHUNK,
+    LANE_OP,
+    LANES,
+    REDUCE,
+    RowGroup,
+    accumulator,
+    better,
+    combine,
+    finish,
+    identity_of,
+    ordered,
+    same_value,
+    stores_at,
+)
+from graphc.ir.function import Operation, Value
+from graphc.ir.registry import lookup
+from graphc.ir.types import BOOL, I64, size_of
+
+_EXPENSIVE = frozenset(
+    [
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log2",
+        "log10",
+        "log1p",
+        "sin",
+        "cos",
+        "tan",
+        "asin",
+        "acos",
+        "atan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "asinh",
+        "acosh",
+        "atanh",
+        "erf",
+        "pow",
+        "atan2",
+        "hypot",
+        "logaddexp",
+        "random_bits",
+    ]
+)
+_STAYS = frozenset(("broadcast", "full", "constant", "stop_gradient"))
+
+
+def lower_rows(row: RowGroup, targets: list[tuple[Value, Buffer]]) -> tuple[list[Stmt], Expr]:
+    item = row.names.fresh("row")
+    body, row.kept = split_coords(item, row.kept_shape, row.names)
+    cache = _cached_values(row, targets)
+    depth = max(row.levels[op.results[0]] for op in row.reductions)
+    full = [(v, b) for v, b in targets if row.is_full(v)]
+    cached: set[Value] = set()
+    for level in range(1, depth + 1):
+        ops = [op for op in row.reductions if row.levels[op.results[0]] == level]
+        ready = [(v, b) for v, b in full if row.levels[v] == level - 1]
+        full = [t for t in full if t not in ready]
+        keep = [(v, b) for v, b in cache if v not in cached and row.levels[v] == level - 1]
+        body += _row_level(row, ops, ready, keep)
+        for v, b in keep:
+            cached.add(v)
+            row.pull.bind(v, lambda at, b=b: load(b, at.flat))  # type: ignore[misc]
+    if full:
+        lane_body = _full_stores(row, full)
+        body += lane_body
+    body += row.store_kept([t for t in targets if not row.is_full(t[0])])
+    loop = For(item, var("begin"), var("end"), tuple(body), index(1))
+    return [loop], dim_expr(size_of(row.kept_shape))
+
+
+def _full_stores(row: RowGroup, full: list[tuple[Value, Buffer]]) -> list[Stmt]:
+    from graphc.codegen.lower.nest import sweep
+
+    return sweep(index(0), row.length, 16, row.names, lambda i, lane: stores_at(row, full, i))
+
+
+def _row_level(
+    row: RowGroup,
+    ops: list[Operation],
+    ready: list[tuple[Value, Buffer]],
+    keep: list[tuple[Value, Buffer]],
+) -> list[Stmt]:
+    """One sweep: accumulate `ops`, store the full-shape results and cached values that are ready."""
+    names = row.names
+    plain = [op for op in ops if op.name not in ("argmax", "argmin")]
+    positional = [op for op in ops if op.name in ("argmax", "argmin")]
+    totals = []
+    out: list[Stmt] = []
+    for op in plain:
+        identity, dtype = identity_of(op)
+        total = names.fresh("total", dtype)
+        totals.append(total)
+        out.append(Declare(total, identity))
+    chunk, stop, lane = names.fresh("chunk"), names.fresh("stop"), names.fresh("l")
+    registers = [names.fresh("acc", t.dtype) for t in totals]
+    region: list[Stmt] = [Declare(r, identity_of(op)[0]) for r, op in zip(registers, plain, strict=True)]
+
+    def step(i: Expr) -> tuple[Stmt, ...]:
+        stmts: list[Stmt] = []
+        for r, op in zip(registers, plain, strict=True):
+            stmts.append(Assign(r, combine(op, r, row.element(op, i))))
+        stores = stores_at(row, [*ready, *keep], i)
+        return (*take_reports(row.pull), *stmts, *stores)
+
+    if plain or ready or keep:
+        i, main = names.fresh("i"), names.fresh("m")
+        region += [
+            Let(main, (stop - chunk) // LANES * LANES + chunk),
+            For(i, chunk, main, step(i + lane), index(LANES)),
+            If(main < stop, (If(main + lane < stop, step(main + lane)),)),
+        ]
+        for r, t, op in zip(registers, totals, plain, strict=True):
+            combined = make("lanes", r.dtype, (r,), LANE_OP[op.name])
+            region.append(Assign(t, combine(op, t, combined)))
+        body = (Let(stop, minimum(chunk + CHUNK, row.length)), Vector(lane, LANES, tuple(region)))
+        out.append(For(chunk, index(0), row.length, body, index(CHUNK)))
+    for t, op in zip(totals, plain, strict=True):
+        row.bind(op, finish(op, t, row.length))
+    for op in positional:
+        out += _row_position(row, op)
+    return out
+
+
+def _row_position(row: RowGroup, op: Operation) -> list[Stmt]:
+    """argmax / argmin: the first position of the extreme value; the first NaN wins."""
+    names = row.names
+    dtype = op.operands[0].type.dtype
+    wide = accumulator(dtype)
+    lane, i = names.fresh("l"), names.fresh("i")
+    best, where = names.fresh("best", wide), names.fresh("where")
+    total = names.fresh("total")
+    far = index(2**62)
+
+    def step(position: Expr) -> tuple[Stmt, ...]:
+        x = row.element(op, position)
+        is_better = names.fresh("better", BOOL)
+        return (
+            *take_reports(row.pull),
+            Let(is_better, better(op.name, x, best, equal(where, far))),
+            Assign(where, select(is_better, position, where)),
+            Assign(best, select(is_better, x, best)),
+        )
+
+    main = names.fresh("m")
+    start = reduction("max" if op.name == "argmax" else "min", wide)[0]
+    winner = names.fresh("winner", wide)
+    region = (
+        Declare(best, start),
+        Declare(where, far),
+        Let(main, row.length // LANES * LANES),
+        For(i, index(0), main, step(i + lane), index(LANES)),
+        If(main < row.length, (If(main + lane < row.length, step(main + lane)),)),
+        Let(winner, make("lanes", wide, (ordered(op.name, best),), "max" if op.name == "argmax" else "min")),
+        Assign(total, make("lanes", I64, (select(same_value(best, winner), where, far),), "min")),
+    )
+    row.bind(op, total)
+    return [Declare(total, index(0)), Vector(lane, LANES, region)]
+
+
+def _cached_values(row: RowGroup, targets: list[tuple[Value, Buffer]]) -> list[tuple[Value, Buffer]]:
+    """Expensive full-shape values that several sweeps need, each with an output to keep it in.
+
+    A result of the full shape and the same dtype that is stored in the last sweep serves as memory
+    for one such value until then.
+    """
+    if not all(
+        op.name in _STAYS or lookup(op.name).family in ("elementwise", "compare", "reduce")
+        for op in row.group.ops
+    ):
+        return []  # something is read at another position, which may be overwritten by then
+    depth = max(row.levels[op.results[0]] for op in row.reductions)
+    free = [(v, b) for v, b in targets if row.is_full(v) and row.levels[v] == depth]
+    candidates: list[tuple[Value, Buffer]] = []
+    sweeps: dict[Value, set[int]] = {}
+    producer = {r: op for op in row.group.ops for r in op.results}
+
+    def visit(root: Value, sweep: int) -> None:
+        stack = [root]
+        while stack:
+            v = stack.pop()
+            if sweep in sweeps.setdefault(v, set()):
+                continue
+            sweeps[v].add(sweep)
+            op = producer.get(v)
+            if op is not None and op.name not in REDUCE:
+                stack += op.operands
+
+    for op in row.reductions:
+        visit(op.operands[0], row.levels[op.results[0]])
+    for v, _ in targets:
+        if row.is_full(v):
+            visit(v, row.levels[v] + 1)
+    for op in reversed(row.group.ops):
+        if op.name not in _EXPENSIVE:
+            continue
+        v = op.results[0]
+        needed = sweeps.get(v, set())
+        if len(needed) < 2 or not row.is_full(v) or min(needed) != row.levels[v] + 1:
+            continue
+        for i, (target, buffer) in enumerate(free):
+            if target.type.dtype is v.type.dtype and target is not v:
+                candidates.append((v, buffer))
+                del free[i]
+                break
+    return candidates
