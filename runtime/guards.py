@@ -153,6 +153,31 @@ class Snapshot:
 
         return holds
 
+    def restore(self) -> None:
+        """Put back every number and object that was found, and remove what was added to dicts and lists since."""
+        found: dict[int, dict[Any, Any]] = {}
+        for c, keys, values in self.scalars:
+            found.setdefault(id(c), {}).update(zip(keys, values))
+        for c, k, v in self.objects:
+            found.setdefault(id(c), {})[k] = v
+        for c, n in self.sizes:
+            known = found.get(id(c), {})
+            if isinstance(c, dict):
+                for k in [k for k in c if k not in known and (id(c), k) not in self.free]:
+                    del c[k]
+            elif len(known) == n != len(c):
+                c[:] = [known[k] for k in range(n)]
+            else:
+                del c[n:]
+        for c, k in [(c, k) for c, keys, _ in self.scalars for k in keys] + [(c, k) for c, k, _ in self.objects]:
+            value = found[id(c)][k]
+            try:
+                same = c[k] is value
+            except (KeyError, ValueError):
+                same = False
+            if not same:
+                c[k] = value
+
     def tensors(self) -> dict[int, Slot]:
         """Where each tensor is found: id of the tensor -> slot."""
         found: dict[int, Slot] = {}

@@ -25,7 +25,8 @@ def record(
     """Run a call while a tracer listens; its operations run as one program in the end, or when Python looks at a value.
 
     Returns its result, the recording or None, and why there is none; a reason that begins with "!" holds for every call.
-    Numbers of the Python state that turn out to change are added to `promoted`.
+    Numbers of the Python state that turn out to change are added to `promoted`. Where an operation fails that waited
+    (an index out of range), Python was already past it: all state is put back, as if there had been no call.
     """
     roots = [f, *(x for x in leaves if not isinstance(x, Tensor))]
     free = frozenset(promoted)
@@ -34,37 +35,47 @@ def record(
     given: list[Any] = list(leaves)
     recording: Recording | None = None
     reason: str | None = None
-    with _Substituted(promoted) as scalars, tracer:
-        for i, x in enumerate(leaves):
-            if x.__class__ is float or x.__class__ is int:
-                given[i] = _variable(x)
-        result = call(given)
-        difference = Difference(before, Snapshot(roots, free, before))
-        for c, k in difference.numbers:
-            promoted[(id(c), k)] = (c, k)
-        if tracer.impure is not None:
-            reason = "!" + tracer.impure
-        elif difference.broken is not None or difference.numbers:
-            reason = difference.broken or "numbers of the Python state change"
-        else:
-            maker = _Maker(tracer, leaves, given, before, scalars)
-            recording, reason = maker.make(result, difference)
-            if recording is not None:
-                maker.run_first(recording)
+    try:
+        with _Substituted(promoted, tracer) as scalars, tracer:
+            for i, x in enumerate(leaves):
+                if x.__class__ is float or x.__class__ is int:
+                    given[i] = _variable(x)
+            result = call(given)
+            difference = Difference(before, Snapshot(roots, free, before))
+            for c, k in difference.numbers:
+                promoted[(id(c), k)] = (c, k)
+            if tracer.impure is not None:
+                reason = "!" + tracer.impure
+            elif difference.broken is not None or difference.numbers:
+                reason = difference.broken or "numbers of the Python state change"
+            else:
+                maker = _Maker(tracer, leaves, given, before, scalars)
+                recording, reason = maker.make(result, difference)
+                if recording is not None:
+                    maker.run_first(recording)
+            if recording is None:
+                tracer.run_waiting()
+    except BaseException:
+        if tracer.failed:
+            before.restore()
+        raise
     return _numbers_out(result), recording, reason
 
 
 class _Substituted:
     """Puts tensors in place of numbers of the Python state, and the numbers back."""
 
-    def __init__(self, promoted: Promoted) -> None:
+    def __init__(self, promoted: Promoted, tracer: Tracer) -> None:
         self.slots = list(promoted.values())
+        self.tracer = tracer
         self.tensors: list[Tensor] = []
+        self.values: list[int | float] = []
         self.kinds: list[type] = []
 
     def __enter__(self) -> _Substituted:
         for c, k in self.slots:
             value = c[k]
+            self.values.append(value)
             self.kinds.append(type(value))
             self.tensors.append(_variable(value))
             c[k] = self.tensors[-1]
@@ -76,8 +87,10 @@ class _Substituted:
         return [(c, k, c[k], kind) for (c, k), t, kind in slots if isinstance(c[k], Tensor) and c[k] is not t]
 
     def __exit__(self, *exc: object) -> None:
-        for (c, k), kind in zip(self.slots, self.kinds):
-            if isinstance(c[k], Tensor):
+        for (c, k), value, kind in zip(self.slots, self.values, self.kinds):
+            if self.tracer.failed:
+                c[k] = value
+            elif isinstance(c[k], Tensor):
                 c[k] = kind(item(alias(c[k])))
 
 
@@ -194,7 +207,11 @@ class _Maker:
         tracer = self.tracer
         if tracer.waiting:
             inputs = [make(*x.before) for x in tracer.externals]
-            tracer.computed.update(zip(r.function.results, r.compute(inputs)))
+            try:
+                tracer.computed.update(zip(r.function.results, r.compute(inputs)))
+            except BaseException:
+                tracer.failed = True
+                raise
         for t in self._tensors:
             if t._strides is ABSTRACT:
                 tracer.give_value(t)

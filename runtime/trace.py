@@ -4,7 +4,7 @@ It listens with types only (for composites and `trace_function`), or with values
 `gc.compile`): operations then wait until Python looks at a value, so that a call that never does runs as
 one program from the first time on. Tensors that come from outside become parameters; their new values, if
 they are rebound, become results. Invariant: after a tracer has ended, every outside tensor is as before it
-(types only) or has its new value (`execute`).
+(types only, or an operation that waited failed) or has its new value (`execute`).
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class Tracer:
         # Operations that wait: (entry, operands as tensors or values, results), and what has been computed.
         self.waiting: list[tuple[Entry, list[Tensor | Value], Sequence[Value]]] = []
         self.computed: dict[Value, Tensor] = {}
+        # Whether an operation that waited failed when Python was past it: then the call counts as not made.
+        self.failed = False
 
     # the context
 
@@ -84,18 +86,14 @@ class Tracer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         state.active -= 1
         local.tracer, local.grad = self._outer
-        if self.execute:
+        try:
+            if self.execute and not self.failed:
+                self._settle_outside(error)
+        finally:
             for x in self.externals:
-                if x.tensor._strides is ABSTRACT:
-                    self._settle_outside(x, error)
-        for x in self.externals:
-            x.tensor._traced = x.traced
-            if not self.execute:
-                x.tensor._spec, x.tensor._buffer, x.tensor._address, x.tensor._strides = x.before
-                x.tensor._meta = x.meta
-        if not self.execute:
-            for meta, grad in self.grads.items():
-                meta.grad = grad
+                x.tensor._traced = x.traced
+            if self.failed or not self.execute:
+                self._restore()
 
     # values
 
@@ -160,6 +158,9 @@ class Tracer:
             for entry, held, results in waiting:
                 operands = [self.computed[x] if isinstance(x, Value) else x for x in held]
                 self.computed.update(zip(results, execute(entry, operands)))
+        except BaseException:
+            self.failed = True
+            raise
         finally:
             local.tracer = outer
 
@@ -176,13 +177,23 @@ class Tracer:
         t._buffer, t._address, t._strides = value._buffer, value._address, value._strides
         return True
 
-    def _settle_outside(self, x: External, error: BaseException | None) -> None:
+    def _settle_outside(self, error: BaseException | None) -> None:
+        """Give tensors from outside their new values."""
         try:
-            self.give_value(x.tensor)
+            for x in self.externals:
+                if x.tensor._strides is ABSTRACT:
+                    self.give_value(x.tensor)
         except Exception:
-            x.tensor._spec, x.tensor._buffer, x.tensor._address, x.tensor._strides = x.before
             if error is None:
                 raise
+
+    def _restore(self) -> None:
+        """Tensors from outside and gradients as they were before."""
+        for x in self.externals:
+            x.tensor._spec, x.tensor._buffer, x.tensor._address, x.tensor._strides = x.before
+            x.tensor._meta = x.meta
+        for meta, grad in self.grads.items():
+            meta.grad = grad
 
     def note_write(self, t: Tensor) -> None:
         """A tensor is about to be rebound."""
