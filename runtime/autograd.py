@@ -13,7 +13,7 @@ from typing import Any
 from graphc.ir.function import Builder, Value
 from graphc.runtime import emission as e
 from graphc.runtime.core import ABSTRACT, Meta, Tensor, alias
-from graphc.runtime.dispatch import Entry, apply_entry, operand_of
+from graphc.runtime.dispatch import Entry, apply_entry, operand_of, remember
 from graphc.runtime.errors import describe, here, loc_of
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.node import Node
@@ -142,7 +142,8 @@ class Plan:
         """The backward function of this structure."""
         known = _cache.get(self.key)
         if known is None:
-            known = _cache[self.key] = self._build()
+            known = self._build()
+            remember(_cache, self.key, known, 1024)
         return known
 
     def _build(self) -> Entry:
@@ -293,7 +294,8 @@ _node_entries: dict[Any, Entry] = {}
 def _node_entry(node: Node) -> Entry:
     entry = _node_entries.get(node.back)
     if entry is None:
-        entry = _node_entries[node.back] = Entry(f"{node.name}_backward", node.back.function)
+        entry = Entry(f"{node.name}_backward", node.back.function)
+        remember(_node_entries, node.back, entry)
     return entry
 
 

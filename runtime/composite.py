@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 
 from graphc.ir.function import Builder, Function
 from graphc.runtime.core import ABSTRACT, Tensor, abstract, rebind
-from graphc.runtime.dispatch import Entry, apply_entry, number
+from graphc.runtime.dispatch import Entry, apply_entry, number, remember
 from graphc.runtime.errors import AbstractValueError
 from graphc.runtime.structure import Structure, flatten, unflatten
 from graphc.runtime.trace import Tracer
@@ -78,7 +78,7 @@ class Composite:
             traced = self._trace(args, kwargs, tensors)
             if traced is None:
                 return self(*args, **kwargs)
-            self._cache[signature] = traced
+            remember(self._cache, signature, traced)
         if traced.captured:
             tensors += traced.captured
         outputs = apply_entry(traced.entry, tensors)

@@ -100,8 +100,16 @@ def lookup(op: Op, inputs: Sequence[Tensor], attrs: tuple[Any, ...] = ()) -> Ent
     key = (attrs, *[t._spec for t in inputs])
     entry = op.cache.get(key)
     if entry is None:
-        entry = op.cache[key] = build(op, attrs, inputs)
+        entry = build(op, attrs, inputs)
+        remember(op.cache, key, entry)
     return entry
+
+
+def remember(cache: dict[Any, Any], key: Any, value: Any, most: int = 4096) -> None:
+    """Put an item into a cache of at most `most` items; the oldest goes."""
+    if len(cache) >= most:
+        cache.pop(next(iter(cache)), None)
+    cache[key] = value
 
 
 def apply(op: Op, inputs: Sequence[Tensor], attrs: tuple[Any, ...] = ()) -> Tensor:

@@ -17,7 +17,7 @@ from graphc.ir.function import Builder, Value
 from graphc.ir.types import BOOL, I64, Dim, DimExpr, DType, Shape, size_of
 from graphc.runtime import emission as e
 from graphc.runtime.core import ABSTRACT, Tensor, make, rebind
-from graphc.runtime.dispatch import Entry, Op, apply, apply_entry, lookup, number, operand_of
+from graphc.runtime.dispatch import Entry, Op, apply, apply_entry, lookup, number, operand_of, remember
 from graphc.runtime.errors import here
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.node import record
@@ -217,9 +217,7 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         assert entry.view is not None
         place = entry.view(make(x._spec, None, 0), entry.specs[0], entry.attrs)
         assert place is not None
-        if len(_basic_entries) > 4096:
-            _basic_entries.clear()
-        _basic_entries[(x._spec, key)] = (entry, *place)
+        remember(_basic_entries, (x._spec, key), (entry, *place))
         return apply_entry(entry, (x,))[0]
     if not p.advanced:
         return apply(SLICE, (x,), (p.ranges, p.shape))

@@ -10,6 +10,7 @@ import pytest
 from graphc.ir.interpret import interpret
 from graphc.ir.types import TensorType
 from graphc.ir.verify import verify
+from graphc.runtime import dispatch
 from graphc.runtime import ops as xp
 from graphc.runtime.composite import Composite
 from graphc.runtime.ops_elementwise import OPS
@@ -30,6 +31,13 @@ def test_a_changing_number_makes_no_new_entry() -> None:
     assert len(OPS["multiply"].cache) == known
     x * 2
     assert len(OPS["multiply"].cache) == known + 1
+
+
+def test_caches_are_bounded() -> None:
+    cache: dict[int, int] = {}
+    for i in range(10):
+        dispatch.remember(cache, i, i, most=4)
+    assert list(cache) == [6, 7, 8, 9]
 
 
 def test_zeros_and_nan_are_different_numbers() -> None:
