@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphc.codegen.expr import Expr, index, load, var
+from graphc.codegen.expr import Expr, index, load, select, var
 from graphc.codegen.loops import Alloc, Buffer, For, If, Kernel, Let, Stmt, Store
 from graphc.codegen.lower.affine import ceil_div, greatest_of, least_of
 from graphc.codegen.lower.index import dim_expr
@@ -103,7 +103,34 @@ class Blocks:
             blocks = (k.lanes.size * 2) // s.block + others + 1
         return size_of(k.c.batch) * strips * blocks * self.per
 
-    # Split sums
+    # Sums: chunk by chunk, or split
+
+    @property
+    def one_chunk(self) -> bool:
+        """Whether the whole depth is surely taken at once."""
+        depth, chunk = self.k.depth, self.s.chunk
+        return chunk == 0 or (depth.op == "const" and bool(depth.data <= chunk))
+
+    def chunks(self, start: Expr, body: Body) -> Stmt:
+        """`body` for every chunk of the depth; an empty sum is one empty chunk."""
+        return For(start, index(0), greatest_of(self.k.depth, index(1)), tuple(body), index(self.s.chunk))
+
+    def at_the_end(self, stop: Expr, body: Body) -> Body:
+        """`body` after the last chunk."""
+        return body if self.one_chunk else [If(stop >= self.k.depth, tuple(body))]
+
+    def tile(self, kb: Expr, number: Expr) -> tuple[Tile, Body]:
+        """Where a tile's total is kept."""
+        k, s = self.k, self.s
+        if s.split:
+            return self.partial(kb, number)
+        if self.one_chunk:
+            return Tile(Buffer("tile", k.dtype, "local"), index(0), s.rows, s.lanes), []
+        # Totals wait in memory between chunks. Where there is one chunk, a place in the cache will do.
+        size, base = s.rows * s.lanes, k.name("total")
+        buffer = k.new_scratch("totals", self.tiles() * size)
+        place = select(k.depth <= s.chunk, var("begin"), number) * size
+        return Tile(buffer, base, s.rows, s.lanes), [Let(base, place)]
 
     def partial(self, kb: Expr, number: Expr) -> tuple[Tile, Body]:
         """Where the sum of a block of k of a tile goes."""

@@ -27,7 +27,16 @@ from graphc.codegen.lower.contraction import Access, Contraction, Operand, acces
 from graphc.codegen.lower.index import Position, delinearise, dim_expr, linearise
 from graphc.codegen.lower.local import LocalKernels
 from graphc.codegen.lower.lowered import Scratch
-from graphc.codegen.lower.microkernel import BLOCK, Tile, all_blocks, block_sum, clear, region
+from graphc.codegen.lower.microkernel import (
+    BLOCK,
+    LaneLoad,
+    RowLoad,
+    Tile,
+    all_blocks,
+    block_sum,
+    clear,
+    region,
+)
 from graphc.codegen.lower.nest import group_extents
 from graphc.codegen.lower.packing import lane_coords, pack_kernel, small_index
 from graphc.codegen.lower.pull import guard_loads
@@ -144,7 +153,7 @@ class ContractionKernels:
 
     def row_reader(
         self, batch: list[Expr], strip: Expr, m0: Expr, loops: list[Expr]
-    ) -> tuple[Callable[[int, Expr], Expr], Body]:
+    ) -> tuple[RowLoad, Body]:
         s = self.s
         if self.packed_rows is not None:
             buffer = self.packed_rows
@@ -169,7 +178,7 @@ class ContractionKernels:
 
     def _patch_reader(
         self, batch: list[Expr], rows: list[Expr], lets: Body, loops: list[Expr]
-    ) -> tuple[Callable[[int, Expr], Expr], Body]:
+    ) -> tuple[RowLoad, Body]:
         """Rows in the padded copy: their corners, plus the offset of k from a table."""
         patches, copied, offsets = self.c.patches, self.copied, self.offsets
         assert patches is not None and copied is not None and offsets is not None
@@ -181,7 +190,7 @@ class ContractionKernels:
             corners.append(corner)
         return (lambda i, k: load(copied, corners[i] + load(offsets, k))), lets
 
-    def _direct_lanes(self, batch: list[Expr], n0: Expr, loops: list[Expr], cond: bool) -> Callable[[Expr, Expr], Expr]:
+    def _direct_lanes(self, batch: list[Expr], n0: Expr, loops: list[Expr], cond: bool) -> LaneLoad:
         def read(lane: Expr, k: Expr) -> Expr:
             coords = lane_coords(self.lanes, n0, lane, self.s.lanes)
             e = widened(self.c, self.lanes.at(batch, coords, delinearise(k, self.c.depth)))
@@ -200,37 +209,43 @@ class ContractionKernels:
         safe = greatest_of(strips, index(1))
         u, strip, m0, n0 = (self.name(n) for n in ("unit", "strip", "m", "n"))
         kb, batch_flat, batch, number, lets, names = blocks.unit(u)
-        first = number * s.block
-        loops = [u, *names, strip, m0, n0]
-        tile = Tile(Buffer("tile", self.dtype, "local"), index(0), s.rows, s.lanes)
-        tile_lets: Body = []
-        if s.split:
-            place = (n0 - first) // s.lanes
-            tile, tile_lets = blocks.partial(kb, blocks.number(batch_flat, number, strip, place))
+        first, start, stop = number * s.block, index(0), self.depth
+        if not blocks.one_chunk:
+            start, stop = self.name("start"), self.name("stop")
+        loops = [*(v for v in (start, stop) if v.op == "var"), u, *names, strip, m0, n0]
+        tile, tile_lets = blocks.tile(kb, blocks.number(batch_flat, number, strip, (n0 - first) // s.lanes))
         row, row_lets = self.row_reader(batch, strip, m0, loops)
+
+        def summed(lane: LaneLoad) -> Body:
+            if s.split:
+                low = kb * BLOCK
+                return block_sum(tile, self.dtype, row, lane, low, least_of(low + BLOCK, self.depth), const(BOOL, True))
+            return self.whole_sum(tile, row, lane, start, stop)
+
         in_panel: Body = [*tile_lets]
         if s.lane_mode == "packed":
             lane, panel_lets = self._packed_lanes_reader(batch, n0)
-            in_panel += [*panel_lets, *self._sum(tile, row, lane, kb)]
+            in_panel += [*panel_lets, *summed(lane)]
         else:
             inside = n0 + s.lanes <= self.count_lanes if s.lanes > 1 else const(BOOL, True)
-
-            def summed(masked: bool) -> Body:
-                return self._sum(tile, row, self._direct_lanes(batch, n0, loops, masked), kb)
-
-            in_panel += self.choose(inside, summed, hot=True)
+            in_panel += self.choose(
+                inside, lambda masked: summed(self._direct_lanes(batch, n0, loops, masked)), hot=True
+            )
         if not s.split:
-            in_panel += self.epilogue(tile, batch, m0, n0, self.count_lanes, loops)
+            in_panel += blocks.at_the_end(stop, self.epilogue(tile, batch, m0, n0, self.count_lanes, loops))
         last = least_of(first + s.block, self.count_lanes)
         in_strip: Body = [Let(m0, strip * s.rows), *row_lets, For(n0, first, last, tuple(in_panel), index(s.lanes))]
-        start, stop = greatest_of(begin - u * strips, index(0)), least_of(end - u * strips, strips)
-        in_unit: Body = [*lets, For(strip, start, stop, tuple(in_strip), index(1))]
-        body: Body = [] if s.split else [Alloc(tile.buffer, s.rows * s.lanes)]
-        body.append(For(u, begin // safe, (end + (safe - 1)) // safe, tuple(in_unit), index(1)))
+        mine = greatest_of(begin - u * strips, index(0)), least_of(end - u * strips, strips)
+        in_unit: Body = [*lets, For(strip, *mine, tuple(in_strip), index(1))]
+        body: Body = [For(u, begin // safe, (end + (safe - 1)) // safe, tuple(in_unit), index(1))]
+        if not blocks.one_chunk:
+            body = [blocks.chunks(start, [Let(stop, least_of(start + s.chunk, self.depth)), *body])]
+        if tile.buffer.kind == "local":
+            body.insert(0, Alloc(tile.buffer, s.rows * s.lanes))
         kernel = self.kernel("contract", blocks.units * strips, self.work(), body)
         return [kernel, blocks.finish(tile.buffer)] if s.split else [kernel]
 
-    def _packed_lanes_reader(self, batch: list[Expr], n0: Expr) -> tuple[Callable[[Expr, Expr], Expr], Body]:
+    def _packed_lanes_reader(self, batch: list[Expr], n0: Expr) -> tuple[LaneLoad, Body]:
         held, used, tile = self.packed_lanes, self.lane_access.batch, self.s.lanes
         assert held is not None
         base = self.name("lanes")
@@ -238,16 +253,11 @@ class ContractionKernels:
         panel = b * ceil_div(self.count_lanes, tile) + n0 // tile
         return (lambda lane, k: load(held, base + (k * tile + lane))), [Let(base, panel * self.depth * tile)]
 
-    def _sum(
-        self, tile: Tile, row: Callable[[int, Expr], Expr], lane: Callable[[Expr, Expr], Expr], kb: Expr
-    ) -> Body:
-        """All of a tile's sum; of split sums, that of block `kb` of k."""
-        if self.s.split:
-            start = kb * BLOCK
-            return block_sum(tile, self.dtype, row, lane, start, least_of(start + BLOCK, self.depth), const(BOOL, True))
+    def whole_sum(self, tile: Tile, row: RowLoad, lane: LaneLoad, start: Expr, stop: Expr) -> Body:
+        """The blocks of k in [start, stop) added to the tile; zeros for an empty sum."""
         # Short sums are unrolled; those of conditional reads must be, so that divisions of k fold.
         short = self.depth.op == "const" and self.depth.data * tile.rows <= 2 * UNROLL
-        body = all_blocks(tile, self.dtype, row, lane, index(0), self.depth, short)
+        body = all_blocks(tile, self.dtype, row, lane, start, stop, short)
         if self.depth.op == "const":
             return body if self.depth.data else clear(tile, self.dtype)
         return [*body, If(equal(self.depth, 0), tuple(clear(tile, self.dtype)))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graphc.codegen.expr import Expr, const, equal, index, load, select, var
+from graphc.codegen.expr import Expr, const, index, load, var
 from graphc.codegen.loops import Alloc, Buffer, For, If, Kernel, Let, Stmt, Store
 from graphc.codegen.lower.affine import ceil_div, decided, greatest_of, least_of, tidy
 from graphc.codegen.lower.blocks import Block, Blocks
@@ -12,10 +12,7 @@ from graphc.codegen.lower.contraction import widened
 from graphc.codegen.lower.index import delinearise
 from graphc.codegen.lower.microkernel import (
     BLOCK,
-    Tile,
-    all_blocks,
     block_sum,
-    clear,
     region,
 )
 from graphc.codegen.lower.packing import LaneCopy, depth_nest
@@ -47,7 +44,7 @@ class LocalKernels:
         strip, m0, n0 = k.name("strip"), k.name("m"), k.name("j")
         inner_loops = [*loops, strip, m0, n0]
         row, row_lets = k.row_reader(batch, strip, m0, inner_loops)
-        tile, tile_lets = self._tile(kb, self.blocks.number(batch_flat, number, strip, n0 // s.lanes))
+        tile, tile_lets = self.blocks.tile(kb, self.blocks.number(batch_flat, number, strip, n0 // s.lanes))
 
         def lane(v: Expr, at: Expr) -> Expr:
             return load(local, n0 + ((at - start) * s.block + v))
@@ -56,14 +53,9 @@ class LocalKernels:
         if s.split:
             body += block_sum(tile, k.dtype, row, lane, start, stop, const(BOOL, True))
         else:
-            body += all_blocks(tile, k.dtype, row, lane, start, stop)
-            if k.depth.op != "const":
-                body.append(If(equal(k.depth, 0), tuple(clear(tile, k.dtype))))
-            elif k.depth.data == 0:
-                body += clear(tile, k.dtype)
+            body += k.whole_sum(tile, row, lane, start, stop)
             finish = k.epilogue(tile, batch, m0, block.first + n0, block.first + block.count, inner_loops)
-            done = const(BOOL, True) if self._one_chunk() else stop >= k.depth
-            body.append(If(done, tuple(finish)))
+            body += self.blocks.at_the_end(stop, finish)
         per_strip: Body = [
             Let(m0, strip * s.rows),
             *row_lets,
@@ -77,32 +69,13 @@ class LocalKernels:
         if s.split:
             in_task: Body = [*lets, Let(start, kb * BLOCK), *in_chunk]
         else:
-            # An empty sum is one empty chunk.
-            last = greatest_of(k.depth, index(1))
-            in_task = [*lets, For(start, index(0), last, tuple(in_chunk), index(s.chunk))]
+            in_task = [*lets, self.blocks.chunks(start, in_chunk)]
         whole: Body = [Alloc(local, s.chunk * s.block)]
         if tile.buffer.kind == "local":
             whole.append(Alloc(tile.buffer, s.rows * s.lanes))
         whole.append(For(task, var("begin"), var("end"), tuple(in_task), index(1)))
         kernels = [k.kernel("contract", self.blocks.units, k.work(), whole)]
         return [*kernels, self.blocks.finish(tile.buffer)] if s.split else kernels
-
-    def _one_chunk(self) -> bool:
-        depth = self.k.depth
-        return depth.op == "const" and bool(depth.data <= self.s.chunk)
-
-    def _tile(self, kb: Expr, number: Expr) -> tuple[Tile, Body]:
-        """Where a tile's total is kept."""
-        k, s = self.k, self.s
-        if s.split:
-            return self.blocks.partial(kb, number)
-        if self._one_chunk():
-            return Tile(Buffer("tile", k.dtype, "local"), index(0), s.rows, s.lanes), []
-        # Totals wait in memory between chunks. Where there is one chunk, a place in the cache will do.
-        size, base = s.rows * s.lanes, k.name("total")
-        buffer = k.new_scratch("totals", self.blocks.tiles() * size)
-        place = select(k.depth <= s.chunk, var("begin"), number) * size
-        return Tile(buffer, base, s.rows, s.lanes), [Let(base, place)]
 
     def _pack(
         self, local: Buffer, batch: list[Expr], block: Block, start: Expr, stop: Expr, loops: list[Expr]

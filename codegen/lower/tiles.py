@@ -33,7 +33,8 @@ class Schedule(NamedTuple):
     lane_mode: "direct" reads where they are, "packed" copies once into panels [depth][lanes],
         "local" copies what a task needs into memory of its own, [chunk][block].
     block: lanes of a task, a multiple of `lanes`.
-    chunk: depth that is packed at a time ("local"), a multiple of 256.
+    chunk: depth that is taken at a time, a multiple of 256, so that it stays in a cache ("local" packs that
+        much); 0 for all.
     split: every block of 256 k is a task of its own, summed up by a second kernel.
     run: lanes copied at a time from a run of the innermost dimension when packing locally; 0 where
         runs are short, and where all lanes are one run.
@@ -134,8 +135,9 @@ def _idle(schedule: Schedule, s: Sizes, r: int, n: int, cost: float) -> float:
     if schedule.split:
         tasks *= blocks
         factor += 0.5 * s.batch * r * n * blocks / cost
-    if cost > SMALL and tasks < ENOUGH:
-        factor += 0.5 * (1 - tasks / ENOUGH)
+    wanted = min(128.0, max(ENOUGH, cost / 100_000))
+    if cost > SMALL and tasks < wanted:
+        factor += 0.5 * (1 - tasks / wanted)
     return factor
 
 
@@ -162,7 +164,7 @@ def _cost(
     strips, panels = -(-r // rows), -(-n // lanes)
     tiles = s.batch * strips * panels
     # A vector of lanes comes from the first level cache at one a cycle, from the next ones at half that each.
-    panel = s.depth * lanes * itemsize
+    panel = min(s.depth, 1024) * lanes * itemsize
     reach = panel if strips > 1 else s.depth * n * itemsize
     lane_loads = vectors * (1.0 if panel <= 16384 and strips > 1 else 2.0 if reach <= 2 * CACHE_BYTES else 4.0)
     multiply_adds = rows * vectors * (0.5 if lanes * 2 <= per_vector else 1.0)
@@ -209,7 +211,7 @@ def _finish(
     per_example: bool, dtype: DType, cost: float,
 ) -> Schedule:  # fmt: skip
     itemsize = dtype.bits // 8
-    block, chunk, split = lanes, 256, False
+    block, chunk, split = lanes, 0, False
     strips = -(-r // rows)
     if lane_mode == "local":
         # With one strip of rows a block is read once: small enough for the first level cache is best.
@@ -223,8 +225,10 @@ def _finish(
         if block < wide and s.batch * strips * (n // wide) >= 4 * ENOUGH:
             block = wide
         tasks = s.batch * strips * -(-n // block)
+        if strips > 1 and s.depth >= 2048:
+            chunk = 1024
     if cost > SMALL and s.depth >= 1024 and tasks < ENOUGH:
-        split, chunk = True, 256
+        split, chunk = True, 256 if lane_mode == "local" else 0
     width = 0
     if lane_mode == "local" and 16 <= run < n:
         width = 32 if run >= 32 else 16

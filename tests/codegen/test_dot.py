@@ -22,7 +22,7 @@ LAYOUTS = {
     "tt": ("[e1, e0]", "[e2, e1]", (0,), (1,)),
 }
 PLAIN = Schedule(
-    swap=False, rows=4, lanes=16, row_mode="direct", lane_mode="direct", block=16, chunk=256, split=False, run=0,
+    swap=False, rows=4, lanes=16, row_mode="direct", lane_mode="direct", block=16, chunk=0, split=False, run=0,
     per_example=False, near=True,
 )  # fmt: skip
 
@@ -53,6 +53,8 @@ def test_dtypes(dtype: str, layout: str) -> None:
 SCHEDULES = {
     "direct": PLAIN,
     "packed": PLAIN._replace(row_mode="packed", lane_mode="packed", block=64),
+    "direct deep": PLAIN._replace(chunk=512, block=32),
+    "packed deep": PLAIN._replace(row_mode="packed", lane_mode="packed", block=64, chunk=256),
     "local": PLAIN._replace(lane_mode="local", block=64, chunk=256),
     "local deep": PLAIN._replace(lane_mode="local", block=32, chunk=512, run=16),
     "local run": PLAIN._replace(lane_mode="local", block=32, chunk=1024, run=32, row_mode="packed"),
@@ -60,8 +62,8 @@ SCHEDULES = {
     "split packed": PLAIN._replace(lane_mode="packed", block=32, split=True, row_mode="packed"),
     "split direct": PLAIN._replace(block=32, split=True),
     "swapped": PLAIN._replace(swap=True, lane_mode="packed", row_mode="packed", rows=6, block=32),
-    "swapped local": PLAIN._replace(swap=True, lane_mode="local", rows=3, lanes=8, block=8),
-    "swapped split": PLAIN._replace(swap=True, lane_mode="local", rows=3, lanes=8, block=16, split=True),
+    "swapped local": PLAIN._replace(swap=True, lane_mode="local", rows=3, lanes=8, block=8, chunk=256),
+    "swapped split": PLAIN._replace(swap=True, lane_mode="local", rows=3, lanes=8, block=16, chunk=256, split=True),
     "one lane": PLAIN._replace(swap=True, rows=16, lanes=1, block=1),
     "one row": PLAIN._replace(rows=1, lanes=128, block=128, lane_mode="packed"),
     "wide": PLAIN._replace(rows=12, lanes=32, block=64, lane_mode="packed", row_mode="packed"),
@@ -187,7 +189,7 @@ def layout_group(kind: str):
 def test_layout_operations_fold_into_the_reads(kind: str) -> None:
     check(layout_group(kind))
     check(layout_group(kind), schedule=PLAIN._replace(lane_mode="packed", row_mode="packed", block=32))
-    check(layout_group(kind), schedule=PLAIN._replace(lane_mode="local", block=32))
+    check(layout_group(kind), schedule=PLAIN._replace(lane_mode="local", block=32, chunk=256))
 
 
 def test_gathered_operands_are_checked() -> None:
