@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from graphc.codegen.prepare import prepare
 from graphc.codegen.stages import optimised
 from graphc.ir.function import Function
 
+PARTS = ("", "_workspace", "_error", "_state", "_init")
+
 
 @dataclass(frozen=True)
 class AheadOfTime:
@@ -34,16 +36,20 @@ class AheadOfTime:
 
     name: str
     cpu: str
-    object: bytes
-    header: str
-    entry: str
-    plan: AheadPlan
+    object: bytes = field(repr=False)
+    header: str = field(repr=False)
+    entry: str = field(repr=False)
+    plan: AheadPlan = field(repr=False)
 
 
 def plan_function(
-    f: Function, name: str = "", constants: Mapping[int, Any] | None = None, target: Target | None = None
+    f: Function,
+    name: str = "",
+    constants: Mapping[int, Any] | None = None,
+    target: Target | None = None,
+    state: Mapping[int, int | None] | None = None,
 ) -> AheadPlan:
-    """The ahead-of-time plan of a function, whose dimensions may be symbols.
+    """The ahead-of-time plan of a function, whose dimensions may be symbols. Arguments are those of `compile_ahead`.
 
     Raises `ValueError` where a constant does not have the type of its parameter.
     """
@@ -56,15 +62,24 @@ def plan_function(
             )
     prepared, arrays = prepare(optimised(f))
     held.update({len(f.params) + i: a for i, a in enumerate(arrays)})
-    return plan_ahead(fuse(prepared), name or f.name, held, target or host_target())
+    return plan_ahead(fuse(prepared), name or f.name, held, target or host_target(), state)
 
 
-def compile_ahead(f: Function, name: str, constants: Mapping[int, Any] | None = None, cpu: str = "") -> AheadOfTime:
+def compile_ahead(
+    f: Function,
+    name: str,
+    constants: Mapping[int, Any] | None = None,
+    cpu: str = "",
+    state: Mapping[int, int | None] | None = None,
+) -> AheadOfTime:
     """Compile `f` under the C name `name`.
 
     constants: values (NumPy arrays) of parameters that become part of the object, by position.
     cpu: LLVM's name of the CPU to compile for, such as "x86-64-v3"; "" is this machine's. The results
         are the same bits for every CPU.
+    state: parameters, by position, whose values are the caller's and last from call to call -> the results that are
+        their new values, or None for what stays as it is. They are one block of memory; `constants` has the
+        initial values.
     Raises `ValueError` if `name` is not a name for a C function, or a constant does not fit.
     """
     from graphc.codegen.llvm.emit import emit_kernel
@@ -72,10 +87,10 @@ def compile_ahead(f: Function, name: str, constants: Mapping[int, Any] | None = 
 
     check_name(name)
     target = make_target(cpu) if cpu else host_target()
-    plan = plan_function(f, name, constants, target)
+    plan = plan_function(f, name, constants, target, state)
     entry = entry_text(plan, target)
     kernels = [emit_kernel(k, target) for k in plan.kernels]
-    code = compile_modules([entry, *kernels], target, keep=(name, f"{name}_workspace", f"{name}_error"))
+    code = compile_modules([entry, *kernels], target, keep=[f"{name}{part}" for part in PARTS])
     return AheadOfTime(name, target.cpu, code, header(plan, target), entry, plan)
 
 

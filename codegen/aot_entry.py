@@ -1,14 +1,15 @@
 """The entry of a function compiled ahead of time, as LLVM text.
 
-Three functions: the entry `NAME(dimensions, inputs, outputs, workspace)`, which checks the sizes and calls the
-kernels in order; `NAME_workspace(dimensions)`; `NAME_error(code)`. Kernels run in the IEEE default mode
+Three functions: the entry `NAME(dimensions, inputs, outputs, state, workspace)`, which checks the sizes and calls the
+kernels in order; `NAME_workspace(dimensions)`; `NAME_error(code)`. Where there is state, also `NAME_state()`, its size,
+and `NAME_init(state)`. Kernels run in the IEEE default mode
 (to nearest, subnormals kept) whatever mode the caller is in. Names that C must not see begin with a
 dot, so that no name of a compiled function can meet them.
 """
 
 from __future__ import annotations
 
-from graphc.codegen.aot_plan import AheadLaunch, AheadPlan, Place
+from graphc.codegen.aot_plan import AheadLaunch, AheadPlan, Place, padded
 from graphc.codegen.expr import Expr, children_first
 from graphc.codegen.llvm.runner import float_mode
 from graphc.codegen.llvm.target import Target
@@ -44,11 +45,7 @@ def messages(plan: AheadPlan) -> list[str]:
     """The text of every return code: code 0, the failed checks, then the sites of each launch."""
     texts = ["ok", *(text for _, text in plan.checks)]
     for launch in plan.launches:
-        for name, loc in launch.sites:
-            where = f" at {loc.file}:{loc.line}" if loc else ""
-            texts.append(
-                f"{name}{where}: an index is out of range; every index must lie in [-size, size) of the indexed axis"
-            )
+        texts += [site.message() for site in launch.sites]
     return texts
 
 
@@ -57,7 +54,8 @@ def entry_text(plan: AheadPlan, target: Target) -> str:
     name = plan.name
     dims = [f"i64 %dim.{s}" for s in plan.symbols]
     pointers = [f"ptr %in{i}" for i in range(len(plan.inputs))]
-    pointers += [f"ptr %out{i}" for i in range(len(plan.entry.results))]
+    pointers += [f"ptr %out{i}" for i in range(len(plan.outputs))]
+    pointers += ["ptr %state"] * bool(plan.state)
     sizes = _Sizes()
     total = sizes.of_dim(plan.workspace)
     return "\n".join(
@@ -77,6 +75,7 @@ def entry_text(plan: AheadPlan, target: Target) -> str:
             f"  ret i64 {total}",
             "}",
             *_error_function(plan),
+            *_state_functions(plan),
             "",
         ]
     )
@@ -122,6 +121,7 @@ def _body(plan: AheadPlan) -> list[str]:
     offsets = [sizes.of_dim(d) for d in plan.offsets]
     values = [[sizes.of_dim(d) for d in launch.extents] for launch in plan.launches]
     parallel = [sizes.of(launch.parallel) for launch in plan.launches]
+    results = [sizes.of_dim(launch.size) for launch in plan.launches]
     # Kernels take their arguments to be invariant, so every launch has words of its own.
     words = sum(len(launch.places) + len(launch.extents) for launch in plan.launches)
     lines = [
@@ -131,6 +131,7 @@ def _body(plan: AheadPlan) -> list[str]:
         "  %mode = call i64 @.float_enter()",
         *sizes.lines,
         *(f"  %slot{i} = getelementptr i8, ptr %workspace, i64 {offset}" for i, offset in enumerate(offsets)),
+        *(f"  %state{i} = getelementptr i8, ptr %state, i64 {s.offset}" for i, s in enumerate(plan.state)),
     ]
     leave: list[tuple[str, str]] = []
     for i, value in enumerate(checked):
@@ -144,7 +145,19 @@ def _body(plan: AheadPlan) -> list[str]:
         leave.append((str(i + 1), f"refuse{i}"))
     code, word = len(checked), 0
     for i, launch in enumerate(plan.launches):
-        lines += _launch(i, launch, word, values[i], parallel[i])
+        call = _launch(i, launch, word, values[i], parallel[i])
+        if isinstance(launch.size, int):
+            lines += call
+        else:
+            # Kernels divide by extents, so none runs for results without an element.
+            lines += [
+                f"  %some{i} = icmp ne i64 {results[i]}, 0",
+                f"  br i1 %some{i}, label %run{i}, label %ran{i}",
+                f"run{i}:",
+                *call,
+                f"  br label %ran{i}",
+                f"ran{i}:",
+            ]
         word += len(launch.places) + len(launch.extents)
         if launch.sites:
             lines += [
@@ -158,6 +171,10 @@ def _body(plan: AheadPlan) -> list[str]:
             ]
             leave.append((f"%code{i}", f"fail{i}"))
             code += len(launch.sites)
+    for i, s in enumerate(plan.state):
+        if s.slot is None:
+            continue
+        lines.append(f"  call void @.copy(ptr %state{i}, ptr %slot{s.slot}, i64 {padded(s.initial.nbytes)})")
     lines += ["  br label %done", "done:", "  br label %leave", "leave:"]
     ways = ", ".join(f"[ {value}, %{block} ]" for value, block in [*leave, ("0", "done")])
     return [*lines, f"  %code = phi i64 {ways}", "  call void @.float_leave(i64 %mode)", "  ret i64 %code"]
@@ -200,6 +217,41 @@ def _error_function(plan: AheadPlan) -> list[str]:
     for i in range(known + 1):
         lines += [f"case{i}:", f"  ret ptr @.message{i}"]
     return [*lines, "}"]
+
+
+# Whole alignments of bytes; neither range begins inside the other.
+_COPY = f"""define internal void @.copy(ptr %to, ptr %from, i64 %bytes) nounwind {{
+entry:
+  br label %head
+head:
+  %i = phi i64 [ 0, %entry ], [ %next, %body ]
+  %more = icmp slt i64 %i, %bytes
+  br i1 %more, label %body, label %end
+body:
+  %source = getelementptr i8, ptr %from, i64 %i
+  %target = getelementptr i8, ptr %to, i64 %i
+  %block = load <{ALIGN // 8} x i64>, ptr %source, align 8
+  store <{ALIGN // 8} x i64> %block, ptr %target, align 8
+  %next = add i64 %i, {ALIGN}
+  br label %head
+end:
+  ret void
+}}"""
+
+
+def _state_functions(plan: AheadPlan) -> list[str]:
+    if not plan.state:
+        return []
+    lines = [_COPY, f"define i64 @{plan.name}_state() nounwind {{", f"  ret i64 {plan.state_bytes}", "}"]
+    body = []
+    for i, s in enumerate(plan.state):
+        size = padded(s.initial.nbytes)
+        data = s.initial.tobytes().ljust(size, b"\0")
+        if size:
+            lines.append(f"@.initial{i} = internal constant [{size} x i8] {_literal(data)}, align {ALIGN}")
+            body.append(f"  %state{i} = getelementptr i8, ptr %state, i64 {s.offset}")
+            body.append(f"  call void @.copy(ptr %state{i}, ptr @.initial{i}, i64 {size})")
+    return [*lines, f"define void @{plan.name}_init(ptr %state) nounwind {{", *body, "  ret void", "}"]
 
 
 def _literal(data: bytes) -> str:

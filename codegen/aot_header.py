@@ -44,42 +44,47 @@ def check_name(name: str) -> None:
 def header(plan: AheadPlan, target: Target) -> str:
     """The text of the header: what every argument is, in bytes and order, and every return code."""
     n = plan.name
-    taken: set[str] = {n, f"{n}_workspace", f"{n}_error"}
+    taken: set[str] = {n, *(f"{n}_{part}" for part in ("workspace", "error", "state", "init"))}
     dims = {s: _unique(s, f"d{i}", taken) for i, s in enumerate(plan.symbols)}
     ins = [
         (_unique(_given(plan.entry.param_names[i]), f"x{k}", taken), plan.entry.params[i].type)
         for k, i in enumerate(plan.inputs)
     ]
-    count = len(plan.entry.results)
+    count = len(plan.outputs)
     outs = [
-        (_unique("", "y" if count == 1 else f"y{k}", taken), r.type) for k, r in enumerate(plan.entry.results)
+        (_unique("", "out" if count == 1 else f"out{k}", taken), plan.entry.results[i].type)
+        for k, i in enumerate(plan.outputs)
     ]
     sizes = [f"int64_t {d}" for d in dims.values()]
     arguments = [
         *sizes,
         *(f"const {C_TYPES[t.dtype.short]} *{a}" for a, t in ins),
         *(f"{C_TYPES[t.dtype.short]} *{a}" for a, t in outs),
+        *(["void *state"] if plan.state else []),
         "void *workspace",
     ]
     about = [
         *(f"{c}: the size of a dimension, 0 or more" for c in dims.values()),
         *(f"{a}: input {_described(t, dims)}" for a, t in ins),
         *(f"{a}: output {_described(t, dims)}" for a, t in outs),
+        *_about_state(plan),
         f"workspace: {n}_workspace({', '.join(dims.values())}) bytes ({_written(plan.workspace, dims)}), best aligned to "
         f"{ALIGN}, at least to 8; may be NULL if that is 0",
     ]
+    own = "state and workspace" if plan.state else "workspace"
     guard = f"{n.upper()}_H"
     return "\n".join(
         [
             f"/* {n}, compiled by graphc for {target.triple}, CPU {target.cpu}.",
             " *",
             f" * Link with the object or the library of the same name; nothing else is needed. {n} allocates nothing,",
-            " * starts no threads and keeps no state: calls may run at the same time, each with its own workspace.",
-            " * Outputs and workspace must not overlap anything else. Results are the same bits as in Python.",
+            f" * starts no threads and has no hidden state: calls may run at the same time, each with its own {own}.",
+            f" * Outputs, {own.replace(' and', ' and')} must not overlap anything else. Results are the same bits as in Python.",
             " *",
             *(f" * {line}" for line in about),
             " *",
-            " * Returns 0, or one of these codes, and then the outputs hold nothing of use:",
+            " * Returns 0, or one of these codes, and then the outputs hold nothing of use"
+            + (" and the state is as before:" if plan.state else ":"),
             *(f" *   {i}: {_comment(text)}" for i, text in enumerate(messages(plan)) if i),
             *([] if len(messages(plan)) > 1 else [" *   (none: it cannot fail)"]),
             " */",
@@ -94,6 +99,7 @@ def header(plan: AheadPlan, target: Target) -> str:
             "",
             _declaration(f"int64_t {n}", arguments),
             "",
+            *_state_declarations(plan),
             f"/* The bytes of workspace that {n} needs for these sizes. */",
             _declaration(f"int64_t {n}_workspace", sizes or ["void"]),
             "",
@@ -108,6 +114,31 @@ def header(plan: AheadPlan, target: Target) -> str:
             "",
         ]
     )
+
+
+def _about_state(plan: AheadPlan) -> list[str]:
+    if not plan.state:
+        return []
+    n = plan.name
+    lines = [f"state: {n}_state() bytes ({plan.state_bytes}), best aligned to {ALIGN}, at least to 8; {n}_init fills it, {n} updates it:"]
+    for s in plan.state:
+        name = plan.entry.param_names[s.param]
+        lines.append(f"  at {s.offset}: {name} {_described(plan.entry.params[s.param].type, {})}")
+    return lines
+
+
+def _state_declarations(plan: AheadPlan) -> list[str]:
+    if not plan.state:
+        return []
+    n = plan.name
+    return [
+        "/* The bytes of state. */",
+        f"int64_t {n}_state(void);",
+        "",
+        "/* Gives the state the values that it had in Python. */",
+        f"void {n}_init(void *state);",
+        "",
+    ]
 
 
 def _given(name: str) -> str:

@@ -2,7 +2,8 @@
 
 Inputs and outputs are the caller's, constants are part of the object, and everything between lives in
 slots of one workspace. Sizes may contain symbols, so a slot is reused where the symbols' coefficients
-prove that it is large enough.
+prove that it is large enough. State (the weights of a training step) is the caller's too; its new values
+are copied over it when all launches have gone well.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from graphc.codegen.canonical import Canonical, canonicalise
 from graphc.codegen.expr import Expr, show, var
 from graphc.codegen.expr import replace as substitute_expr
+from graphc.codegen.kernels import Site, site_of
 from graphc.codegen.llvm.target import Target
 from graphc.codegen.loops import Kernel
 from graphc.codegen.lower.index import dim_expr
@@ -24,7 +26,7 @@ from graphc.ir.function import Function, Loc, Module, Operation, Value
 from graphc.ir.registry import Array
 from graphc.ir.types import Dim, DimExpr, dim_symbols, substitute
 
-# Where a buffer is: ("in", i), ("out", i), ("constant", i) or ("slot", i).
+# Where a buffer is: ("in", i), ("out", i), ("constant", i), ("state", i) or ("slot", i).
 Place = tuple[str, int]
 _LIKELY = 64  # the value of a symbolic dimension that kernels are chosen for
 
@@ -33,23 +35,39 @@ _LIKELY = 64  # the value of a symbolic dimension that kernels are chosen for
 class AheadLaunch:
     """One launch: its kernel, where its buffers are, its extents, and how many iterations it has.
 
-    sites: operation and Python line behind each `Report` of the kernel's group; site k is sites[k - 1].
+    size: the bytes of the group's results; where it is 0, nothing is launched.
+    sites: the operations behind each `Report` of the kernel's group; site k is sites[k - 1].
     """
 
     kernel: Kernel
     places: tuple[Place, ...]
     extents: tuple[Dim, ...]
     parallel: Expr
+    size: Dim
     group: str
     loc: Loc | None
-    sites: tuple[tuple[str, Loc | None], ...]
+    sites: tuple[Site, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """A tensor of the state: the entry's parameter that reads it, and where it begins, in bytes.
+
+    slot: where its new value waits, or None if it has none.
+    """
+
+    param: int
+    slot: int | None
+    offset: int
+    initial: Array
 
 
 @dataclass(frozen=True)
 class AheadPlan:
     """What the entry does.
 
-    inputs: positions of the entry's parameters that are arguments; the others are `constants`.
+    inputs, outputs: positions of the entry's parameters and results that are arguments; the others are
+        `constants` and `state`.
     symbols: the symbolic dimensions, in order of appearance.
     kernels: each kernel once. offsets: where each slot of the workspace begins, in bytes.
     checks: dimensions that must not be negative, each with the words for when it is.
@@ -58,13 +76,20 @@ class AheadPlan:
     name: str
     entry: Function
     inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
     constants: Mapping[int, Array]
+    state: tuple[State, ...]
     symbols: tuple[str, ...]
     kernels: tuple[Kernel, ...]
     launches: tuple[AheadLaunch, ...]
     offsets: tuple[Dim, ...]
     workspace: Dim
     checks: tuple[tuple[Dim, str], ...]
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of the state."""
+        return max((padded(s.offset + s.initial.nbytes) for s in self.state), default=0)
 
     def __str__(self) -> str:
         held = sum(a.nbytes for a in self.constants.values())
@@ -75,16 +100,36 @@ class AheadPlan:
             sizes = ", ".join(f"{n}={d}" for n, d in zip(launch.kernel.extents, launch.extents, strict=True))
             line = f"  {i}: {launch.group} {launch.kernel.name}({places}) {sizes} parallel={show(launch.parallel)}"
             lines.append(line + (f" loc({launch.loc})" if launch.loc else ""))
+        for s in self.state:
+            if s.slot is not None:
+                lines.append(f"  state+{s.offset} = workspace+{self.offsets[s.slot]}: {self.entry.params[s.param].type}")
         return "\n".join(lines)
 
     def _place(self, place: Place) -> str:
         kind, i = place
+        if kind == "state":
+            return f"state+{self.state[i].offset}"
         return f"workspace+{self.offsets[i]}" if kind == "slot" else f"{kind}{i}"
 
 
-def plan_ahead(module: Module, name: str, constants: Mapping[int, Array], target: Target) -> AheadPlan:
-    """The plan of a fused module; `constants` are values of the entry's parameters by position."""
-    return _Planner(module.entry, name, constants, target).plan()
+def padded(size: Any) -> Any:
+    """A number of bytes, rounded up to whole alignments."""
+    return (size + (ALIGN - 1)) // ALIGN * ALIGN
+
+
+def plan_ahead(
+    module: Module,
+    name: str,
+    constants: Mapping[int, Array],
+    target: Target,
+    state: Mapping[int, int | None] | None = None,
+) -> AheadPlan:
+    """The plan of a fused module; `constants` are values of the entry's parameters by position.
+
+    state: positions of parameters -> of the results that are their new values, or None for what stays as it is;
+        `constants` has the initial values.
+    """
+    return _Planner(module.entry, name, constants, target, state or {}).plan()
 
 
 def symbols_of(f: Function) -> tuple[str, ...]:
@@ -103,22 +148,36 @@ def symbols_of(f: Function) -> tuple[str, ...]:
 class _Planner:
     """One pass over the entry's calls in order."""
 
-    def __init__(self, entry: Function, name: str, constants: Mapping[int, Array], target: Target) -> None:
+    def __init__(
+        self, entry: Function, name: str, constants: Mapping[int, Array], target: Target, state: Mapping[int, int | None]
+    ) -> None:
         self.entry = entry
         self.name = name
-        self.constants = constants
+        self.constants = {i: a for i, a in constants.items() if i not in state}
         self.target = target
         self.inputs = tuple(i for i in range(len(entry.params)) if i not in constants)
-        self.place: dict[Value, Place] = {
-            p: ("constant", i) if i in constants else ("in", self.inputs.index(i)) for i, p in enumerate(entry.params)
-        }
-        self.place.update({r: ("out", i) for i, r in enumerate(entry.results)})
+        self.outputs = tuple(i for i in range(len(entry.results)) if i not in state.values())
+        self.place: dict[Value, Place] = {p: ("constant", i) for i, p in enumerate(entry.params)}
+        self.place.update({entry.params[i]: ("in", k) for k, i in enumerate(self.inputs)})
+        self.place.update({entry.results[i]: ("out", k) for k, i in enumerate(self.outputs)})
         self.last = {v: i for i, op in enumerate(entry.ops) for v in op.operands}
         self.known: dict[Any, Lowered] = {}
         self.kernels: list[Kernel] = []
         self.launches: list[AheadLaunch] = []
         self.slots: list[Dim] = []
         self.free: list[int] = []
+        self.state: list[State] = []
+        offset = 0
+        for k, (i, result) in enumerate(state.items()):
+            slot = None
+            self.place[entry.params[i]] = ("state", k)
+            if result is not None:
+                new = entry.results[result]
+                slot = self.take(new.type.nbytes)
+                self.place[new] = ("slot", slot)
+                self.last[new] = len(entry.ops)
+            self.state.append(State(i, slot, offset, constants[i]))
+            offset += padded(constants[i].nbytes)
 
     def plan(self) -> AheadPlan:
         for i, op in enumerate(self.entry.ops):
@@ -127,12 +186,14 @@ class _Planner:
         total: Dim = 0
         for size in self.slots:
             offsets.append(total)
-            total = total + (size + (ALIGN - 1)) // ALIGN * ALIGN
+            total = total + padded(size)
         return AheadPlan(
             self.name,
             self.entry,
             self.inputs,
-            self.constants,
+            self.outputs,
+            self._used_constants(),
+            tuple(self.state),
             symbols_of(self.entry),
             tuple(self.kernels),
             tuple(self.launches),
@@ -141,22 +202,36 @@ class _Planner:
             _checks(self.entry),
         )
 
+    def _used_constants(self) -> dict[int, Array]:
+        used = {i for launch in self.launches for kind, i in launch.places if kind == "constant"}
+        return {i: a for i, a in self.constants.items() if i in used}
+
     def group(self, position: int, op: Operation) -> None:
-        """Append the launches of one group."""
+        """Append the launches of one group, unless all its results are empty."""
+        size: Dim = 0
+        for r in op.results:
+            size = size + r.type.nbytes
+            if r not in self.place:
+                self.place[r] = ("slot", self.take(r.type.nbytes))
+        if size != 0:
+            self.launch(op, size)
+        for v in {*op.operands, *op.results}:
+            kind, slot = self.place[v]
+            if kind == "slot" and self.last.get(v, position) == position:
+                self.free.append(slot)
+
+    def launch(self, op: Operation, size: Dim) -> None:
         function: Function = op.attrs["function"]
         canonical = canonicalise(function)
         extents = dict(canonical.extents)
         lowered = self.lowered(canonical)
-        for r in op.results:
-            if r not in self.place:
-                self.place[r] = ("slot", self.take(r.type.nbytes))
         place: dict[Any, Place] = {}
         place.update(zip(lowered.params, (self.place[v] for v in op.operands), strict=True))
         place.update(zip(lowered.results, (self.place[v] for v in op.results), strict=True))
         scratch = [self.take(substitute(s.size, extents) * s.dtype.itemsize) for s in lowered.scratch]
         place.update({s.buffer: ("slot", i) for s, i in zip(lowered.scratch, scratch, strict=True)})
         dims = {var(n): dim_expr(d) for n, d in extents.items()}
-        sites = tuple((site.name, _loc_of(site, canonical.function, function)) for site in lowered.sites)
+        sites = tuple(_site(site, canonical.function, function) for site in lowered.sites)
         for kernel in lowered.kernels:
             self.launches.append(
                 AheadLaunch(
@@ -164,16 +239,13 @@ class _Planner:
                     tuple(place[b] for b in kernel.buffers),
                     tuple(extents.get(e, 0) for e in kernel.extents),
                     substitute_expr(kernel.parallel, dims),
+                    size,
                     function.name,
                     op.loc,
                     sites,
                 )
             )
         self.free += scratch
-        for v in {*op.operands, *op.results}:
-            kind, slot = self.place[v]
-            if kind == "slot" and self.last.get(v, position) == position:
-                self.free.append(slot)
 
     def lowered(self, canonical: Canonical) -> Lowered:
         """The group's kernels under names of their own; one lowering serves all groups of a canonical text."""
@@ -219,11 +291,9 @@ def _likely(d: Dim) -> int:
     return value
 
 
-def _loc_of(site: Operation, canonical: Function, group: Function) -> Loc | None:
-    """The Python line in `group` of an operation of its canonical form, which another group may have made."""
-    nth = [op for op in canonical.ops if op.name == site.name].index(site)
-    same = [op for op in group.ops if op.name == site.name]
-    return same[nth].loc if nth < len(same) else None
+def _site(op: Operation, canonical: Function, group: Function) -> Site:
+    """What an operation of a canonical form, which another group may have made, is in `group`."""
+    return site_of(group, op.name, [o for o in canonical.ops if o.name == op.name].index(op))
 
 
 def _checks(entry: Function) -> tuple[tuple[Dim, str], ...]:

@@ -60,13 +60,14 @@ class Site:
     axis: int | None
     size: Dim
 
-    def message(self, value: int) -> str:
-        """What to say of an index out of range."""
+    def message(self, value: int | None = None) -> str:
+        """What to say of an index out of range, whose value may not be known."""
         where = f" at {self.loc.file}:{self.loc.line}" if self.loc else ""
         what = "a dimension" if self.axis is None else f"axis {self.axis}"
+        low = -self.size if isinstance(self.size, int) else f"-({self.size})" if " " in str(self.size) else f"-{self.size}"
         return (
-            f"{self.name}{where}: index {value} is out of range for {what} of size {self.size}; "
-            f"it must be in [{-self.size}, {self.size})"
+            f"{self.name}{where}: {'an index' if value is None else f'index {value}'} is out of range for {what} of size {self.size}; "
+            f"it must be in [{low}, {self.size})"
         )
 
 
@@ -117,11 +118,12 @@ def bind_group(group: Function, stream: bool = True) -> BoundGroup:
         canonical = _canonical[key] = canonicalise(group)
     hint = {name: d for name, d in canonical.extents if not isinstance(d, DimExpr)}
     compiled = compiled_group(canonical.function, hint, stream)
-    sites = tuple(_site(group, *site) for site in compiled.sites)
+    sites = tuple(site_of(group, *site) for site in compiled.sites)
     return BoundGroup(compiled, dict(canonical.extents), sites)
 
 
-def _site(group: Function, name: str, nth: int) -> Site:
+def site_of(group: Function, name: str, nth: int) -> Site:
+    """The site of the operation that is the `nth` of this name in a group."""
     op = [op for op in group.ops if op.name == name][nth]
     axis = op.attrs.get("axis")
     return Site(name, op.loc, axis, op.attrs["size"] if axis is None else op.operands[0].type.shape[axis])

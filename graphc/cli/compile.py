@@ -1,8 +1,10 @@
 """compile a Python function or module to an object, a C header and a shared library
 
-Symbolic dimensions of the inputs become arguments of the C function. Parameters become constants.
+Symbolic dimensions of the inputs become arguments of the C function. Parameters become constants, or with --train
+part of a state that every call updates: a whole training step runs without Python.
 
     graphc compile model.py:net --input "f32[B,1,8,8]" -o build/net
+    graphc compile train.py:step --train --input "f32[B,1,8,8]" --input "i64[B]" -o build/step
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from graphc.cli.failure import Failure
 
 if TYPE_CHECKING:
+    from graphc.cli.source import Source
     from graphc.codegen.aot import AheadOfTime
     from graphc.runtime.trace import Traced
 
@@ -27,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", required=True, metavar="PATH", help="where PATH.o, PATH.h and PATH.so go")
     parser.add_argument("--weights", metavar="FILE", help="safetensors file with the module's parameters")
+    parser.add_argument("--train", action="store_true", help="parameters and optimizer state become state of the C function")
     parser.add_argument("--name", help="name of the C function (default: the last part of PATH)")
     parser.add_argument("--cpu", default="", help="LLVM's name of the CPU to compile for (default: this machine's)")
     parser.add_argument("--no-shared", action="store_true", help="write no shared library")
@@ -43,14 +47,18 @@ def main(options: argparse.Namespace) -> None:
     if options.weights is not None:
         _load_weights(source.name, source.module, options.weights)
     if source.module is not None:
-        source.module.eval()
+        source.module.train(options.train)
     traced = trace(source, options.input)
-    _check_pure(source.name, traced)
+    state = _state(source, traced) if options.train else {}
+    if not options.train:
+        _check_pure(source.name, traced)
+    if len(traced.function.results) == len(traced.writes):
+        raise Failure(f"{source.name} returns no tensor, so there is nothing to compile")
     first = len(traced.function.params) - len(traced.captured)
     held: list[Any] = list(traced.captured)
     constants = {first + i: t.detach().numpy() for i, t in enumerate(held)}
     try:
-        compiled = compile_ahead(traced.function, name, constants, options.cpu)
+        compiled = compile_ahead(traced.function, name, constants, options.cpu, state)
     except ValueError as error:
         cure = "; give another with --name" if "cannot name" in str(error) else ""
         raise Failure(f"{error}{cure}") from error
@@ -82,10 +90,17 @@ def _check_pure(name: str, traced: Traced) -> None:
         changed = ", ".join(f.param_names[first + i] for i, _ in traced.writes)
         raise Failure(
             f"{name} changes tensors from outside ({changed}), which a compiled function cannot; "
-            "return their new values instead"
+            "return their new values instead, or make them state with --train"
         )
-    if not f.results:
-        raise Failure(f"{name} returns no tensor, so there is nothing to compile")
+
+
+def _state(source: Source, traced: Traced) -> dict[int, int | None]:
+    """Parameters that are state -> the results that are their new values, if they have any."""
+    first = len(traced.function.params) - len(traced.captured)
+    new = dict(traced.writes)
+    return {
+        first + i: new.get(i) for i, t in enumerate(traced.captured) if i in new or id(t) in source.names
+    }
 
 
 def _report(compiled: AheadOfTime, written: list[Path], asked_shared: bool) -> None:
@@ -105,9 +120,11 @@ def _report(compiled: AheadOfTime, written: list[Path], asked_shared: bool) -> N
     facts = Table.grid(padding=(0, 2))
     inputs = ", ".join(f"{plan.entry.param_names[i]}: {plan.entry.params[i].type}" for i in plan.inputs)
     facts.add_row("inputs", inputs or "none")
-    facts.add_row("outputs", ", ".join(map(str, plan.entry.result_types)))
+    facts.add_row("outputs", ", ".join(str(plan.entry.result_types[i]) for i in plan.outputs))
     facts.add_row("kernels", f"{len(plan.kernels)}, called {len(plan.launches)} times")
     facts.add_row("constants", f"{held:,} bytes, {elements:,} elements")
+    if plan.state:
+        facts.add_row("state", f"{plan.state_bytes:,} bytes, {len(plan.state)} tensors")
     facts.add_row("workspace", f"{plan.workspace} bytes")
     console.print(facts)
     if asked_shared and len(written) == 2:

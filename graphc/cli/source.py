@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What FILE.py:NAME names: a function, or an `nn.Module`; and the place in the file that defines it."""
+    """What FILE.py:NAME names: a function, or an `nn.Module`; and the place in the file that defines it.
+
+    names: id -> name of tensors in modules and optimizers of the file.
+    """
 
     name: str
     call: Callable[..., Any]
     module: Any | None
     file: str
     line: int
+    names: dict[int, str]
 
 
 def load_source(spec: str) -> Source:
@@ -90,7 +94,37 @@ def _found(module: ModuleType, path: str, name: str) -> Source:
     owner = value if isinstance(value, Module) else None
     if owner is None and (isinstance(value, type) or not callable(value)):
         raise Failure(f"{at} is {_kind(value)}, not a function or an nn.Module")
-    return Source(label, value, owner, path, _line_of(path, name.partition(".")[0]))
+    names = _tensors(owner, "") if owner is not None else _all_tensors(module)
+    return Source(label, value, owner, path, _line_of(path, name.partition(".")[0]), names)
+
+
+def _all_tensors(module: ModuleType) -> dict[int, str]:
+    """Names of the tensors in every `nn.Module` and optimizer of a file."""
+    from graphc.runtime.nn import Module
+    from graphc.runtime.optim import Optimizer
+
+    names: dict[int, str] = {}
+    for kind in (Module, Optimizer):
+        for variable, value in vars(module).items():
+            if isinstance(value, kind):
+                for key, name in _tensors(value, f"{variable}.").items():
+                    names.setdefault(key, name)
+    return names
+
+
+def _tensors(owner: Any, prefix: str) -> dict[int, str]:
+    from graphc.runtime.nn import Module
+
+    if isinstance(owner, Module):
+        return {id(t): prefix + name for name, t in (*owner.named_parameters(), *owner.named_buffers())}
+    names = {}
+    for g, group in enumerate(owner.param_groups):
+        at = f"{prefix}{g}." if len(owner.param_groups) > 1 else prefix
+        names.update({id(t): at + name for name, t in group.tensors.items()})
+    params = [p for group in owner.param_groups for p in group.params]
+    for i, p in enumerate(params):
+        names.update({id(t): f"{prefix}{i}.{name}" for name, t in owner.state[p].items()})
+    return names
 
 
 def _line_of(path: str, name: str) -> int:
@@ -140,7 +174,7 @@ def trace(source: Source, inputs: Sequence[str]) -> Traced:
     types = input_types(inputs)
     _check_count(source, len(types))
     try:
-        return trace_function(_called_there(source), types, name=source.name, names=_names(source.module))
+        return trace_function(_called_there(source), types, name=source.name, names=source.names)
     except InternalError:
         raise
     except Exception as error:
@@ -158,13 +192,6 @@ def _called_there(source: Source) -> Callable[..., Any]:
     call: Any = scope["call"]
     call.__wrapped__ = source.call if source.module is None else source.module.forward
     return call  # type: ignore[no-any-return]
-
-
-def _names(module: Any | None) -> dict[int, str]:
-    """Names of a module's tensors by their ids."""
-    if module is None:
-        return {}
-    return {id(t): name for name, t in (*module.named_parameters(), *module.named_buffers())}
 
 
 def _check_count(source: Source, count: int) -> None:

@@ -48,28 +48,45 @@ class Entry:
     def __init__(self, compiled: AheadOfTime, library: str | None = None) -> None:
         self.plan = compiled.plan
         n = compiled.name
-        names = (n, f"{n}_workspace", f"{n}_error")
+        stateful = bool(self.plan.state)
+        names = (n, f"{n}_workspace", f"{n}_error", *([f"{n}_state", f"{n}_init"] * stateful))
         if library is None:
             addresses = load_all(compiled.object, names)
         else:
             loaded = ctypes.CDLL(library)
             addresses = {s: ctypes.cast(getattr(loaded, s), ctypes.c_void_p).value or 0 for s in names}
         dims = [ctypes.c_int64] * len(self.plan.symbols)
-        pointers = [ctypes.c_void_p] * (len(self.plan.inputs) + len(self.plan.entry.results) + 1)
+        pointers = [ctypes.c_void_p] * (len(self.plan.inputs) + len(self.plan.outputs) + stateful + 1)
         self.call = ctypes.CFUNCTYPE(ctypes.c_int64, *dims, *pointers)(addresses[n])
         self.workspace = ctypes.CFUNCTYPE(ctypes.c_int64, *dims)(addresses[f"{n}_workspace"])
         self.error = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_int64)(addresses[f"{n}_error"])
+        self.memory: list[Guarded] = []
+        if stateful:
+            self.memory.append(Guarded(ctypes.CFUNCTYPE(ctypes.c_int64)(addresses[f"{n}_state"])()))
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(addresses[f"{n}_init"])(self.memory[0].address)
+            assert self.memory[0].intact(), "something is written beside the state"
+
+    @property
+    def state(self) -> Array:
+        """The bytes of the state."""
+        (memory,) = self.memory
+        return memory.block[memory.start : memory.start + memory.size]
+
+    def _output_types(self) -> list[TensorType]:
+        return [self.plan.entry.result_types[i] for i in self.plan.outputs]
 
     def run(self, symbols: Mapping[str, int], args: Sequence[Array]) -> tuple[int, list[Array]]:
         """The return code and the results. Fails if anything is written beside results and workspace."""
         dims = [symbols[s] for s in self.plan.symbols]
         held = [np.ascontiguousarray(a).reshape(a.shape) for a in args]
-        types = [r.with_shape(substitute(d, symbols) for d in r.shape) for r in self.plan.entry.result_types]
+        types = [r.with_shape(substitute(d, symbols) for d in r.shape) for r in self._output_types()]
         out = [Guarded(int(t.nbytes)) for t in types]
         space = Guarded(self.workspace(*dims))
         assert space.size == substitute(self.plan.workspace, symbols)
         before = [a.tobytes() for a in held]
-        code = self.call(*dims, *(a.ctypes.data for a in held), *(o.address for o in out), space.address)
+        pointers = [*(o.address for o in out), *(m.address for m in self.memory), space.address]
+        code = self.call(*dims, *(a.ctypes.data for a in held), *pointers)
+        assert all(m.intact() for m in self.memory), "something is written beside the state"
         assert all(o.intact() for o in out), "something is written beside a result"
         assert space.intact(), "something is written beside the workspace"
         assert [a.tobytes() for a in held] == before, "an input is written to"

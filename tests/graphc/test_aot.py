@@ -141,7 +141,7 @@ def test_error_code_names_operation_and_line():
     for index in ([0, 5, 1], [0, -6, 1]):
         code, _ = entry.run(sizes, [table, np.array(index)])
         assert entry.error(code) == (
-            b"gather at model.py:12: an index is out of range; every index must lie in [-size, size) of the indexed axis"
+            b"gather at model.py:12: an index is out of range for axis 0 of size T; it must be in [-T, T)"
         )
     assert entry.error(0) == b"ok"
     assert entry.error(99) == b"lookup has no such return code"
@@ -170,6 +170,50 @@ def test_sizes_that_do_not_fit_are_refused():
     assert entry.error(entry.call(2, *pointers)) == b"slice at model.py:3: the dimension H - 3 of its result is negative"
     assert entry.error(entry.call(-1, *pointers)) == b"the dimension H of signal: f32[H] is negative"
     assert entry.call(3, *pointers) == 0
+
+
+def descent() -> Function:
+    """One step of gradient descent: the weights are parameter 2, their new values result 1."""
+    b = Builder("descent")
+    x, y, w = param(b, "f32[N, 3]", "x"), param(b, "f32[N]", "y"), param(b, "f32[3]", "weight")
+    rows, columns = ({"lhs_batch": (), "rhs_batch": (), "lhs_contract": (i,), "rhs_contract": (0,)} for i in (1, 0))
+    error = b.sub(b.dot(x, w, **rows), y)
+    gradient = b.dot(x, error, **columns)
+    step = b.mul(gradient, wide(b, scalar(b, 0.01), (3,)))
+    return b.build([b.sum(b.mul(error, error), axes=(0,)), b.sub(w, step), w])
+
+
+def test_state_is_updated_in_place_of_results():
+    f = descent()
+    initial = np.array([1, 2, 3], np.float32)
+    compiled = compile_ahead(f, "descent", {2: initial}, state={2: 1})
+    entry = Entry(compiled)
+    assert entry.state.tobytes()[:12] == initial.tobytes() and entry.state.nbytes == 64
+    weights = initial
+    for n in (5, 1, 0, 7):
+        args = random_args(f, {"N": n}, seed=n)[:2]
+        code, (loss, before) = entry.run({"N": n}, args)
+        expected = just_in_time(f, {"N": n}, [*args, weights])
+        assert code == 0 and before.tobytes() == weights.tobytes()
+        assert loss.tobytes() == expected[0].tobytes()
+        weights = expected[1]
+        assert entry.state.tobytes()[:12] == weights.tobytes()
+    declared = compiled.header.replace("\n    ", " ")
+    assert "int64_t N, const float *x, const float *y, float *out0, float *out1, void *state, void *workspace" in declared
+    assert " *   at 0: weight f32[3], contiguous, 12 bytes\n" in compiled.header
+    assert str(compiled.plan).endswith("\n  state+0 = workspace+0: f32[3]")
+
+
+def test_an_error_leaves_the_state_as_it_was():
+    b = Builder("f")
+    index, w = param(b, "i64[2]"), param(b, "f32[4]")
+    row = b.gather(w, index, axis=0)
+    f = b.build([row, b.add(w, w)])
+    entry = Entry(compile_ahead(f, "f", {1: np.ones(4, np.float32)}, state={1: 1}))
+    assert entry.run({}, [np.array([0, 9])])[0] == 1
+    assert entry.state.tobytes()[:16] == np.ones(4, np.float32).tobytes()
+    assert entry.run({}, [np.array([0, 3])])[0] == 0
+    assert entry.state.tobytes()[:16] == np.full(4, 2, np.float32).tobytes()
 
 
 def test_a_function_without_work():
@@ -374,13 +418,13 @@ def test_headers_are_strict_c_and_cpp(tmp_path, standard):
 def test_header_documents_every_argument():
     text = compile_ahead(convolutional(), "digits", held_weights(convolutional())).header
     assert (
-        "int64_t digits(int64_t B, const float *images, float *y0, int64_t *y1, void *workspace);\n" in text
+        "int64_t digits(int64_t B, const float *images, float *out0, int64_t *out1, void *workspace);\n" in text
     )
     for line in (
         " * B: the size of a dimension, 0 or more\n",
         " * images: input f32[B, 1, 8, 8], row-major, 256*B bytes\n",
-        " * y0: output f32[B, 10], row-major, 40*B bytes\n",
-        " * y1: output i64[B], contiguous, 8*B bytes\n",
+        " * out0: output f32[B, 10], row-major, 40*B bytes\n",
+        " * out1: output i64[B], contiguous, 8*B bytes\n",
     ):
         assert line in text
     assert re.search(r" \* workspace: digits_workspace\(B\) bytes \(\d+\*B .*\), best aligned to 64", text)

@@ -66,6 +66,17 @@ def decides(x):
 
 def divides(x):
     return 1 / 0
+
+
+optimizer = gc.optim.Adam(net.parameters(), lr=0.01)
+
+
+def step(images, labels):
+    loss = gc.nn.functional.cross_entropy(net(images), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss
 '''
 SQUARES = """func @squares(%x: f32[B, 2]) -> (f32[B, 2], f32[B]) {
   %0: f32[B, 2] = mul %x, %x
@@ -141,7 +152,7 @@ def test_compiled_module_equals_the_eager_one(capsys):
 
 def test_compile_a_class_and_name_the_function(capsys):
     run(capsys, "compile", "model.py:Linear", "--input", "f32[3]", "-o", "l.o", "--name", "linear", "--no-shared")
-    assert "int64_t linear(const float *x, float *y, void *workspace);" in Path("l.h").read_text()
+    assert "int64_t linear(const float *x, float *out, void *workspace);" in Path("l.h").read_text()
     assert sorted(p for p in os.listdir() if p.startswith("l.")) == ["l.h", "l.o"]
 
 
@@ -160,8 +171,40 @@ def test_compile_with_weights(capsys):
 
 def test_a_function_captures_constants(capsys):
     run(capsys, "compile", "model.py:shift", "--input", "f32[N,2]", "-o", "shift", "--no-shared")
-    assert "const float *x, float *y" in Path("shift.h").read_text()
+    assert "const float *x, float *out" in Path("shift.h").read_text()
     assert np.array([1, 2], np.float32).tobytes() in Path("shift.o").read_bytes()
+
+
+@pytest.mark.skipif(c_compiler() is None, reason="needs a C compiler")
+def test_a_training_step_without_python_equals_python(capsys):
+    out = run(
+        capsys, "compile", "model.py:step", "--train", "--input", "f32[8,1,8,8]", "--input", "i64[8]", "-o", "step"
+    )
+    assert re.search(r"^state +[\d,]+ bytes, \d+ tensors\s*$", out, re.M)
+    library, model = load("step.so"), sys.modules["model"]
+    library.step_state.restype = ctypes.c_int64
+    state, loss = np.empty(library.step_state(), np.uint8), np.empty((), np.float32)
+    space = np.empty(library.step_workspace() + 64, np.uint8)
+    library.step_init(pointer(state))
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        images, labels = rng.standard_normal((8, 1, 8, 8)).astype(np.float32), rng.integers(0, 10, 8)
+        assert library.step(*map(pointer, (images, labels, loss, state, space))) == 0
+        expected = model.step(model.gc.asarray(images), model.gc.asarray(labels)).numpy()
+        assert loss.tobytes() == expected.tobytes()
+    offsets = dict(re.findall(r"at (\d+): (\w+)", Path("step.h").read_text()))
+    held = {name: int(at) for at, name in offsets.items()}
+    assert {"net_4_weight", "net_1_running_mean", "optimizer_lr", "optimizer_0_step"} <= held.keys()
+    for name, t in (*model.net.named_parameters(), *model.net.named_buffers()):
+        expected = t.detach().numpy()
+        at = held[f"net_{name.replace('.', '_')}"]
+        assert state[at : at + expected.nbytes].tobytes() == expected.tobytes(), name
+    labels[0] = 10
+    before = state.tobytes()
+    library.step_error.restype = ctypes.c_char_p
+    code = library.step(*map(pointer, (images, labels, loss, state, space)))
+    assert b"at model.py:56: an index is out of range for a dimension of size 10" in library.step_error(code)
+    assert state.tobytes() == before
 
 
 COMPILE_ERRORS = {
@@ -169,13 +212,13 @@ COMPILE_ERRORS = {
     "other.py:net": "there is no file other.py",
     "model.py:nett": "model.py has no function or module 'nett'; did you mean net?",
     "model.py:zzz": "model.py has no function or module 'zzz'; it has net, Linear, Sized, shift, product, changes, "
-    "nothing, decides, divides",
+    "nothing, decides, divides, step",
     "model.py:offset": "model.py:offset is a Tensor, not a function or an nn.Module",
     "model.py:Sized": "model.py:Sized is a class that needs arguments (size); name an instance of it, made in the file",
     "model.py:product": "1 --input is given, but product(x, y) needs one for each argument: "
     "missing a required argument: 'y'",
     "model.py:changes": "changes changes tensors from outside (p1), which a compiled function cannot; "
-    "return their new values instead",
+    "return their new values instead, or make them state with --train",
     "model.py:nothing": "nothing returns no tensor, so there is nothing to compile",
     "model.py:divides": "tracing divides failed: ZeroDivisionError: division by zero\n"
     "  at model.py:49: return 1 / 0",
