@@ -79,7 +79,7 @@ def save(tensors: Any, path: str | os.PathLike[str], metadata: Mapping[str, str]
             file.write(len(text).to_bytes(8, "little"))
             file.write(text)
             for name in order:
-                file.write(arrays[name].reshape(-1).view(np.uint8))
+                file.write(arrays[name].reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
