@@ -1,15 +1,19 @@
 """What a compiled function depends on besides its arguments: a snapshot of the Python state it reaches.
 
 Reached are closure cells, the globals that the code names, defaults, and from there modules, optimizers,
-plain objects, dicts and lists. A `Snapshot` holds every number, string and object found, and
-tells whether all are still the same. Functions and classes of graphc itself are not looked into,
-except layers and optimizers.
+plain objects and their classes, dicts and lists, and what the code names in other Python modules. A `Snapshot` holds
+every number, string and object found, and tells whether all are still the same. Functions and classes of graphc
+itself and of installed packages are not looked into, except layers and optimizers.
 """
 
 from __future__ import annotations
 
+import enum
 import operator
+import pickle
+import sys
 import types
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +21,7 @@ import numpy as np
 from graphc.runtime.core import Tensor
 
 SCALARS = (int, float, bool, str, type(None))
-_OPAQUE = (type, types.ModuleType, types.BuiltinFunctionType, str, bytes, np.ndarray, np.generic)
+_OPAQUE = (types.ModuleType, types.BuiltinFunctionType, str, bytes, np.ndarray, np.generic)
 _LIBRARY = ("graphc.runtime.nn.", "graphc.runtime.optim", "graphc.runtime.losses")
 # Longer lists and more objects than these are data rather than the state of a program.
 LONG, MANY = 512, 20000
@@ -41,6 +45,21 @@ class Cell:
         return 1
 
 
+class Attributes:
+    """The attributes of a class, or those in the `__slots__` of an object, as a container."""
+
+    __slots__ = ("owner",)
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+
+    def __getitem__(self, name: str) -> Any:
+        return vars(self.owner)[name] if isinstance(self.owner, type) else getattr(self.owner, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self.owner, name, value)
+
+
 Slot = tuple[Any, Any]  # (container, key)
 
 
@@ -48,7 +67,7 @@ class Snapshot:
     """The state that is reached from `roots`, container by container.
 
     scalars: for each container that holds some, (container, keys, values). objects: (container, key, object) of
-    everything else. sizes: (container, number of items).
+    everything else. sizes: (container, number of items). random: the states of Python's and NumPy's generators.
     """
 
     def __init__(
@@ -59,15 +78,12 @@ class Snapshot:
         self.objects: list[tuple[Any, Any, Any]] = []
         self.sizes: list[tuple[Any, int]] = []
         self._seen: dict[int, Any] = {}
-        # One view for each cell, also in the snapshot that this one is compared with.
-        self._cells: dict[int, Cell] = {} if before is None else before._cells
+        # One view for each cell, class or object, also in the snapshot that this one is compared with.
+        self._views: dict[int, Any] = {} if before is None else before._views
+        self.random = _shared_generators()
         pending = list(roots)
         while pending and len(self._seen) < MANY:
             pending += self._visit(pending.pop())
-        self._checks = [
-            (c, operator.itemgetter(*keys), values if len(keys) > 1 else values[0])
-            for c, keys, values in self.scalars
-        ]
 
     def _visit(self, x: Any) -> list[Any]:
         if id(x) in self._seen or isinstance(x, (_OPAQUE, SCALARS)):
@@ -81,17 +97,30 @@ class Snapshot:
             return self._function(x)
         if isinstance(x, dict):
             return self._container(x, list(x), True)
-        if isinstance(x, list):
+        if isinstance(x, (list, deque)):
             return self._container(x, range(len(x)) if len(x) <= LONG else (), True)
         if isinstance(x, (tuple, set, frozenset)):
             return list(x) if len(x) <= LONG else []
+        if isinstance(x, type):
+            return self._class(x)
+        if hasattr(x, "bit_generator") and type(x).__module__.startswith("numpy.random"):
+            self.random.append(("a NumPy generator", pickle.dumps(x.bit_generator.state)))
+            return []
+        inside: list[Any] = []
         if _is_state(x):
-            inside: list[Any] = [vars(x)]
-            for base in type(x).__mro__:
-                if not base.__module__.startswith(("graphc.", "builtins")):
-                    inside += [f for f in vars(base).values() if isinstance(f, types.FunctionType)]
-            return inside
-        return []
+            inside += [vars(x)]
+        names = _slots(type(x))
+        if names:
+            view = self._views.setdefault(id(x), Attributes(x))
+            inside += self._container(view, [n for n in names if hasattr(x, n)], False)
+        return [*inside, *type(x).__mro__] if inside else []
+
+    def _class(self, x: type) -> list[Any]:
+        if _is_library(sys.modules.get(x.__module__)) or issubclass(x, enum.Enum):
+            return []
+        names = [n for n, v in vars(x).items() if not n.startswith("__") and not isinstance(v, _DESCRIPTORS)]
+        functions = [f for f in vars(x).values() if isinstance(f, types.FunctionType)]
+        return [*self._container(self._views.setdefault(id(x), Attributes(x)), names, False), *functions]
 
     def _function(self, f: types.FunctionType) -> list[Any]:
         if f.__module__ is not None and f.__module__.startswith("graphc."):
@@ -102,16 +131,19 @@ class Snapshot:
                 content = cell.cell_contents
             except ValueError:
                 continue
-            view = self._cells.setdefault(id(cell), Cell(cell))
+            view = self._views.setdefault(id(cell), Cell(cell))
             reached += self._container(view, (0,), False) or [content]
-        names = _names(f.__code__)
-        known = [n for n in names if n in f.__globals__]
-        reached += self._container(f.__globals__, known, False)
+        return [*reached, *self._named(f.__globals__, _names(f.__code__), set())]
+
+    def _named(self, namespace: dict[str, Any], names: list[str], seen: set[int]) -> list[Any]:
+        """What code that uses `names` finds in the namespace of a Python module, and in the modules named there."""
+        seen.add(id(namespace))
+        known = [n for n in names if n in namespace]
+        reached = self._container(namespace, known, False)
         for n in known:
-            module = f.__globals__[n]
-            if isinstance(module, types.ModuleType) and not _is_library(module):
-                held = [k for k in names if k in vars(module) and isinstance(vars(module)[k], SCALARS)]
-                reached += self._container(vars(module), held, False)
+            module = namespace[n]
+            if isinstance(module, types.ModuleType) and not _is_library(module) and id(vars(module)) not in seen:
+                reached += self._named(vars(module), names, seen)
         return reached
 
     def _container(self, c: Any, keys: Iterable[Any], whole: bool) -> list[Any]:
@@ -138,17 +170,22 @@ class Snapshot:
         kept = [o for o in self.objects if (id(o[0]), o[1]) not in rebound]
         containers, keys, objects = ([o[i] for o in kept] for i in range(3))
         sized, sizes = [c for c, _ in self.sizes], [n for _, n in self.sizes]
-        checks = self._checks
+        many = [(c, operator.itemgetter(*keys), values) for c, keys, values in self.scalars if len(keys) > 1]
+        single = [(c, keys[0], values[0]) for c, keys, values in self.scalars if len(keys) == 1]
 
         def holds() -> bool:
             try:
                 if list(map(len, sized)) != sizes:
                     return False
-                for c, get, values in checks:
-                    if get(c) != values:
+                for c, get, values in many:
+                    now = get(c)
+                    if not all(map(operator.is_, now, values)) and not all(map(_same, now, values)):
+                        return False
+                for c, k, value in single:
+                    if c[k] is not value and not _same(c[k], value):
                         return False
                 return all(map(operator.is_, map(operator.getitem, containers, keys), objects))
-            except (KeyError, IndexError, ValueError):
+            except (KeyError, IndexError, ValueError, AttributeError):
                 return False
 
         return holds
@@ -165,15 +202,17 @@ class Snapshot:
             if isinstance(c, dict):
                 for k in [k for k in c if k not in known and (id(c), k) not in self.free]:
                     del c[k]
-            elif len(known) == n != len(c):
-                c[:] = [known[k] for k in range(n)]
+            elif len(known) == n:
+                c.clear()
+                c.extend(known[k] for k in range(n))
             else:
-                del c[n:]
+                while len(c) > n:
+                    c.pop()
         for c, k in [(c, k) for c, keys, _ in self.scalars for k in keys] + [(c, k) for c, k, _ in self.objects]:
             value = found[id(c)][k]
             try:
                 same = c[k] is value
-            except (KeyError, ValueError):
+            except (KeyError, ValueError, AttributeError):
                 same = False
             if not same:
                 c[k] = value
@@ -203,7 +242,7 @@ class Difference:
         for slot, (c, v) in then.items():
             if slot not in now:
                 self.broken = _describe(c, slot[1], "changes its kind")
-            elif now[slot] is not v and (now[slot] != v or type(now[slot]) is not type(v)):
+            elif now[slot] is not v and not _same(now[slot], v):
                 if isinstance(v, (int, float)) and not isinstance(v, bool) and type(now[slot]) is type(v):
                     self.numbers.append((c, slot[1]))
                 else:
@@ -224,11 +263,47 @@ class Difference:
         for c, n in before.sizes:
             if sizes.get(id(c), n) != n:
                 self.broken = _describe(c, None, f"grows or shrinks from {n} to {sizes[id(c)]} items")
+        for (name, state), (_, later) in zip(before.random, after.random):
+            if state != later:
+                self.broken = f"the function draws random numbers from {name}, not from graphc"
 
 
 def _describe(c: Any, key: Any, what: str) -> str:
     name = f"{key!r}" if key is not None else f"a {type(c).__name__}"
     return f"Python state that the function reaches changes in a call: {name} {what}"
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two numbers or strings are the same to a program: 1, 1.0 and True are not, nor are 0.0 and -0.0."""
+    if type(a) is not type(b):
+        return False
+    return (a == b and (a != 0 or str(a) == str(b))) or (a != a and b != b)
+
+
+def _shared_generators() -> list[tuple[str, Any]]:
+    """The states of the generators that everybody shares."""
+    found: list[tuple[str, Any]] = []
+    python, numpy = sys.modules.get("random"), sys.modules.get("numpy.random")
+    if python is not None:
+        found.append(("Python's module random", python.getstate()))
+    if numpy is not None:
+        found.append(("numpy.random", pickle.dumps(numpy.get_state())))
+    return found
+
+
+# What stands for the values of a class's instances rather than for a value of the class.
+_DESCRIPTORS = (types.FunctionType, property, classmethod, staticmethod, types.MemberDescriptorType, types.GetSetDescriptorType)
+
+
+def _slots(kind: type) -> list[str]:
+    """The names in the `__slots__` of a class that a program defines, and of its bases."""
+    if kind.__module__.startswith(("graphc.", "builtins")) or _is_library(sys.modules.get(kind.__module__)):
+        return []
+    names: list[str] = []
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        names += [slots] if isinstance(slots, str) else slots
+    return [n for n in names if n not in ("__dict__", "__weakref__")]
 
 
 def _is_state(x: Any) -> bool:
@@ -240,7 +315,9 @@ def _is_state(x: Any) -> bool:
     return home not in ("builtins", "threading", "logging", "functools", "io", "weakref") and (home == "__main__" or not home.startswith("_"))
 
 
-def _is_library(module: types.ModuleType) -> bool:
+def _is_library(module: types.ModuleType | None) -> bool:
+    if module is None or module.__name__ == "__main__":
+        return module is None
     file = getattr(module, "__file__", None)
     return file is None or "site-packages" in file or "/lib/python" in file or module.__name__.startswith("graphc")
 
