@@ -15,6 +15,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -170,20 +171,21 @@ class Snapshot:
         kept = [o for o in self.objects if (id(o[0]), o[1]) not in rebound]
         containers, keys, objects = ([o[i] for o in kept] for i in range(3))
         sized, sizes = [c for c, _ in self.sizes], [n for _, n in self.sizes]
-        many = [(c, operator.itemgetter(*keys), values) for c, keys, values in self.scalars if len(keys) > 1]
-        single = [(c, keys[0], values[0]) for c, keys, values in self.scalars if len(keys) == 1]
+        getters = [operator.itemgetter(*keys) for _, keys, _ in self.scalars if len(keys) > 1]
+        many = [c for c, keys, _ in self.scalars if len(keys) > 1]
+        single = [(c, keys[0]) for c, keys, _ in self.scalars if len(keys) == 1]
+        alone, names = [c for c, _ in single], [k for _, k in single]
+        values = [v for _, keys, vs in self.scalars if len(keys) > 1 for v in vs]
+        values += [vs[0] for _, keys, vs in self.scalars if len(keys) == 1]
 
         def holds() -> bool:
             try:
                 if list(map(len, sized)) != sizes:
                     return False
-                for c, get, values in many:
-                    now = get(c)
-                    if not all(map(operator.is_, now, values)) and not all(map(_same, now, values)):
-                        return False
-                for c, k, value in single:
-                    if c[k] is not value and not _same(c[k], value):
-                        return False
+                now = list(chain.from_iterable(map(operator.call, getters, many)))
+                now += map(operator.getitem, alone, names)
+                if not all(map(operator.is_, now, values)) and not all(map(_same, now, values)):
+                    return False
                 return all(map(operator.is_, map(operator.getitem, containers, keys), objects))
             except (KeyError, IndexError, ValueError, AttributeError):
                 return False
@@ -275,6 +277,8 @@ def _describe(c: Any, key: Any, what: str) -> str:
 
 def _same(a: Any, b: Any) -> bool:
     """Whether two numbers or strings are the same to a program: 1, 1.0 and True are not, nor are 0.0 and -0.0."""
+    if a is b:
+        return True
     if type(a) is not type(b):
         return False
     return (a == b and (a != 0 or str(a) == str(b))) or (a != a and b != b)
