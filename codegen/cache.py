@@ -1,7 +1,7 @@
 """Compiled code remembered: in memory for this process, on disk for all.
 
-Invariants: an entry is found under the hash of all that decides its bytes (its text, the target, the versions of
-graphc and LLVM, graphc's own back-end sources), so it never has to be invalidated. On disk an entry is one file
+Invariants: an entry is found under the hash of all that decides its bytes (its text, the target, the version of
+LLVM, graphc's own back-end sources), so it never has to be invalidated. On disk an entry is one file
 {magic, length, sha256, payload} that appears by an atomic rename: a reader sees all of it or none, and what
 is damaged all the same is recognised, deleted and compiled again. No failure of the cache is an error of
 the program; what the user can mend is said once, as a warning.
@@ -12,9 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import itertools
-import logging
 import os
 import struct
 import threading
@@ -30,7 +28,6 @@ SUFFIX = ".kernel"
 DEFAULT_LIMIT_MIB = 1024
 _STALE_SECONDS = 3600.0
 _TOUCH_SECONDS = 3600.0
-_log = logging.getLogger("graphc.cache")
 
 
 @dataclass
@@ -50,9 +47,9 @@ class Statistics:
 @functools.cache
 def _compiler() -> bytes:
     """What, besides text and target, decides the bytes of an object."""
-    digest = hashlib.sha256()
-    for package in ("graphc", "llvmlite"):
-        digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
+    import llvmlite  # type: ignore[import-untyped]
+
+    digest = hashlib.sha256(f"llvmlite {llvmlite.__version__}\n".encode())
     root = Path(__file__).parent
     for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".ll")):
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
@@ -93,7 +90,10 @@ class Disk:
         payload = _payload(data)
         if payload is None:
             self.statistics.damaged += 1
-            _log.debug("the cache entry %s is damaged (%d bytes); it is deleted and compiled again", file, len(data))
+            import logging
+
+            logger = logging.getLogger("graphc.cache")
+            logger.debug("the cache entry %s is damaged (%d bytes); it is deleted and compiled again", file, len(data))
             _unlink(file)
             return None
         self._touch(file)

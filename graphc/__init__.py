@@ -7,7 +7,6 @@ parser of the text form is loaded before something is compiled or parsed.
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Sequence
@@ -97,8 +96,11 @@ def __dir__() -> list[str]:
     return sorted({*_MODULES, *_HOME, *_DTYPES, *_CONSTANTS, *functions, "__version__"})
 
 
-class _Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Lets `import graphc.nn.functional` give the module `graphc.runtime.nn.functional` itself."""
+class _Alias:
+    """Finder and loader: lets `import graphc.nn.functional` give the module `graphc.runtime.nn.functional` itself.
+
+    Not derived from `importlib.abc`, whose import would take longer than all else here.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

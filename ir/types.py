@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Union
 
-import ml_dtypes
 import numpy as np
 
 
@@ -69,11 +68,21 @@ F32 = DType("float32", "f32", "f", 32)
 F64 = DType("float64", "f64", "f", 64)
 
 ALL_DTYPES = (BOOL, I8, I16, I32, I64, U8, U16, U32, U64, F16, BF16, F32, F64)
-_NUMPY: dict[str, np.dtype[Any]] = {
-    d.name: np.dtype(ml_dtypes.bfloat16 if d is BF16 else d.name) for d in ALL_DTYPES
-}
+
+
+class _NumPyTypes(dict[str, "np.dtype[Any]"]):
+    """NumPy's dtypes by name. It has no bfloat16 of its own; ml_dtypes is imported for the first that is asked for."""
+
+    def __missing__(self, name: str) -> np.dtype[Any]:
+        import ml_dtypes
+
+        found = self[name] = np.dtype(ml_dtypes.bfloat16)
+        return found
+
+
+_NUMPY = _NumPyTypes({d.name: np.dtype(d.name) for d in ALL_DTYPES if d is not BF16})
 _BY_NAME = {key: d for d in ALL_DTYPES for key in (d.name, d.short)}
-_BY_NUMPY = {_NUMPY[d.name]: d for d in ALL_DTYPES}
+_BY_NUMPY = {_NUMPY[d.name]: d for d in ALL_DTYPES if d is not BF16}
 
 
 def dtype(spec: DType | str | np.dtype[Any] | type) -> DType:
@@ -86,7 +95,8 @@ def dtype(spec: DType | str | np.dtype[Any] | type) -> DType:
     if isinstance(spec, str) and spec in _BY_NAME:
         return _BY_NAME[spec]
     try:
-        return _BY_NUMPY[np.dtype(spec)]
+        found = np.dtype(spec)
+        return _BY_NUMPY.get(found) or _BY_NAME["bfloat16" if found == BF16.numpy else ""]
     except (TypeError, KeyError):
         names = ", ".join(d.name for d in ALL_DTYPES)
         raise TypeError(f"{spec!r} is not an element type of graphc; it has {names}") from None

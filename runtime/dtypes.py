@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 from graphc.ir.types import ALL_DTYPES, DType
 from graphc.ir.types import dtype as as_dtype
@@ -47,7 +46,10 @@ def float_info(type: Any, /) -> finfo:
     d = _dtype_of(type)
     if not d.is_float:
         raise TypeError(f"finfo is for floating point types, not {d}; use iinfo")
-    info: Any = (ml_dtypes if d.name == "bfloat16" else np).finfo(d.numpy)  # type: ignore[attr-defined]
+    source: Any = np
+    if d.name == "bfloat16":
+        import ml_dtypes as source
+    info = source.finfo(d.numpy)
     return finfo(d.bits, float(info.eps), float(info.max), float(info.min), float(info.smallest_normal), d)
 
 

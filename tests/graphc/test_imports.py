@@ -51,12 +51,18 @@ def loaded_after(code: str) -> set[str]:
 
 def test_import_is_light() -> None:
     loaded = loaded_after("import graphc")
-    assert not {"llvmlite", "lark", "rich", "numpy"} & loaded
+    assert not {"llvmlite", "lark", "rich", "numpy", "tempfile", "ml_dtypes"} & loaded
 
 
 def test_making_tensors_loads_no_compiler() -> None:
     loaded = loaded_after("import graphc as gc; gc.nn.Module; gc.zeros(3); gc.tensor([1.0]).reshape(1, 1)")
-    assert not {"llvmlite", "lark", "rich"} & loaded
+    assert not {"llvmlite", "lark", "rich", "ml_dtypes"} & loaded
+
+
+def test_computing_loads_only_what_it_needs() -> None:
+    loaded = loaded_after("import graphc as gc; (gc.zeros(3) + 1).tolist()")
+    assert "llvmlite" in loaded
+    assert not {"lark", "rich", "ml_dtypes", "importlib.metadata"} & loaded
 
 
 def test_public_modules_are_the_modules_of_the_runtime() -> None:
