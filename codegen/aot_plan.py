@@ -296,8 +296,18 @@ def _site(op: Operation, canonical: Function, group: Function) -> Site:
     return site_of(group, op.name, [o for o in canonical.ops if o.name == op.name].index(op))
 
 
+def _chosen_from(op: Operation) -> list[DimExpr]:
+    """The symbolic dimensions that must have an element."""
+    if op.name not in ("max", "min", "argmax", "argmin"):
+        return []
+    axes = op.attrs["axes"] if "axes" in op.attrs else (op.attrs["axis"],)
+    dims = [op.operands[0].type.shape[a] for a in axes]
+    return [d for d in dims if isinstance(d, DimExpr) and not never_negative(d - 1)]
+
+
 def _checks(entry: Function) -> tuple[tuple[Dim, str], ...]:
-    """Every symbol, and every dimension that some sizes would make negative, with the operation that has it."""
+    """What must not be negative, and the words for when it is: symbols, dimensions that some sizes would make
+    negative, and dimensions less 1 where an operation needs an element to choose from."""
     checks: dict[Dim, str] = {}
     for p, name in zip(entry.params, entry.param_names, strict=True):
         for d in p.type.shape:
@@ -305,8 +315,10 @@ def _checks(entry: Function) -> tuple[tuple[Dim, str], ...]:
                 checks.setdefault(d, f"the dimension {d} of {name}: {p.type} is negative")
     for call in entry.ops:
         for op in call.attrs["function"].ops:
+            where = f" at {op.loc.file}:{op.loc.line}" if op.loc else ""
             for d in (d for r in op.results for d in r.type.shape):
                 if not never_negative(d):
-                    where = f" at {op.loc.file}:{op.loc.line}" if op.loc else ""
                     checks.setdefault(d, f"{op.name}{where}: the dimension {d} of its result is negative")
+            for d in _chosen_from(op):
+                checks.setdefault(d - 1, f"{op.name}{where}: the dimension {d} is 0, and {op.name} of no elements has no value")
     return tuple(checks.items())

@@ -216,6 +216,16 @@ def test_an_error_leaves_the_state_as_it_was():
     assert entry.state.tobytes()[:16] == np.full(4, 2, np.float32).tobytes()
 
 
+def test_a_maximum_of_no_elements_is_refused():
+    b = Builder("f")
+    x = param(b, "f32[B, T]")
+    b.loc = Loc("model.py", 5)
+    entry = Entry(compile_ahead(b.build([b.max(x, axes=(1,))]), "f"))
+    code, _ = entry.run({"B": 2, "T": 0}, [np.zeros((2, 0), np.float32)])
+    assert entry.error(code) == b"max at model.py:5: the dimension T is 0, and max of no elements has no value"
+    assert entry.run({"B": 0, "T": 1}, [np.zeros((0, 1), np.float32)])[0] == 0
+
+
 def test_a_function_without_work():
     b = Builder("f")
     assert_same_bits(b.build([b.constant(value=np.arange(6, dtype=np.float64).reshape(2, 3))]), [{}])
