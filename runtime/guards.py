@@ -91,7 +91,8 @@ class Snapshot:
             return []
         self._seen[id(x)] = x
         if isinstance(x, Tensor):
-            return []
+            hooks = None if x._meta is None else x._meta.hooks
+            return self._container(hooks, list(hooks), True) if hooks else []
         if isinstance(x, types.MethodType):
             return [x.__self__, x.__func__]
         if isinstance(x, types.FunctionType):

@@ -12,7 +12,7 @@ from graphc.runtime.dispatch import Entry, number
 from graphc.runtime.guards import Difference, Slot, Snapshot
 from graphc.runtime.interop import item
 from graphc.runtime.node import Backward
-from graphc.runtime.recording import History, Made, Recording, Source
+from graphc.runtime.recording import History, Made, Recording, Source, flags_of
 from graphc.runtime.structure import flatten, unflatten
 from graphc.runtime.trace import Tracer
 
@@ -193,7 +193,7 @@ class _Maker:
         function = Function(b.name, b._params, b._ops, self.results, b._names)
         sources = [self._source(x.tensor) for x in tracer.externals]
         specs = [x.before[0] for x in tracer.externals]
-        flags = [x.meta is not None and x.meta.requires_grad for x in tracer.externals]
+        flags = flags_of(x.meta for x in tracer.externals)
         r = Recording(function, sources, specs, flags)
         r.decisions, r.outcomes = tracer.decisions, [d.outcome for d in tracer.decisions]
         r.first_decision = first_decision

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -70,14 +70,14 @@ _meta_of = operator.attrgetter("_meta")
 class Recording:
     """See the head of this file.
 
-    sources: where each parameter comes from; specs, flags: its type, and whether it requires gradients.
+    sources: where each parameter comes from; specs, flags: its type, and whether it requires gradients (see `flags_of`).
     made: tensors that are new. writes: (parameter, result) where a tensor from outside gets a new value. slots:
     (container, key, made) where an attribute gets a new tensor. numbers: (container, key, result, kind) where it gets a
     number. grads: (leaf, whether `.grad` was None (None: it does not matter), the type it had, made | None | "kept"). leaves: of what is returned.
     guard: whether the Python state is as it was.
     """
 
-    def __init__(self, function: Function, sources: list[Source], specs: list[Spec], flags: list[bool]) -> None:
+    def __init__(self, function: Function, sources: list[Source], specs: list[Spec], flags: list[int]) -> None:
         self.function = function
         self.decisions: list[Decision] = []
         self.first_decision = 0
@@ -118,8 +118,7 @@ class Recording:
             return None
         if list(map(_spec_of, inputs)) != self._inputs_wanted:
             return None
-        flags = [m is not None and m.requires_grad for m in map(_meta_of, inputs)]
-        return inputs if flags == self._flags else None
+        return inputs if flags_of(map(_meta_of, inputs)) == self._flags else None
 
     def agrees(self, known: list[bytes]) -> bool:
         """Whether the recorded outcomes begin as `known`, the outcomes of this call as far as known."""
@@ -229,6 +228,11 @@ class Recording:
         for t, m in zip(objects, self.made):
             if m.differentiable is not None:
                 t._meta = Meta(t._spec, node, m.differentiable)
+
+
+def flags_of(metas: Iterable[Meta | None]) -> list[int]:
+    """For each tensor: 1 if it requires gradients, 2 more if hooks are called with its gradient."""
+    return [0 if m is None else m.requires_grad + 2 if m.hooks else m.requires_grad for m in metas]
 
 
 def _always() -> bool:

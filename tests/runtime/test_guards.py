@@ -125,3 +125,27 @@ def test_a_function_that_draws_from_python_runs_eagerly_and_says_so() -> None:
     with pytest.warns(UserWarning, match="draws random numbers from Python's module random, not from graphc"):
         for _ in range(12):
             compiled(X)
+
+
+def test_hooks_of_parameters_are_called() -> None:
+    w = gc.ones((3,), requires_grad=True)
+    scale = 2.0
+
+    def f(x: gc.Tensor) -> gc.Tensor:
+        w.grad = None
+        (w * x).sum().backward()
+        assert w.grad is not None
+        return w.grad
+
+    compiled = gc.compile(f)
+    assert [compiled(X).tolist() for _ in range(2)] == [[1.0, 2.0, 3.0]] * 2
+    first = w.register_hook(lambda g: g * scale)
+    assert [compiled(X).tolist() for _ in range(2)] == [[2.0, 4.0, 6.0]] * 2
+    scale = 10.0
+    assert compiled(X).tolist() == [10.0, 20.0, 30.0]
+    second = w.register_hook(lambda g: g + 1)
+    assert [compiled(X).tolist() for _ in range(2)] == [[11.0, 21.0, 31.0]] * 2
+    first.remove()
+    assert compiled(X).tolist() == [2.0, 3.0, 4.0]
+    second.remove()
+    assert compiled(X).tolist() == [1.0, 2.0, 3.0]
