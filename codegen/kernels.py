@@ -105,6 +105,7 @@ def evaluate_size(text: str, sizes: Sizes) -> int:
 
 _memory: dict[Any, CompiledGroup] = {}
 _canonical: dict[Any, Canonical] = {}
+_choices: dict[Any, str] = {}
 
 
 def bind_group(group: Function, stream: bool = True) -> BoundGroup:
@@ -132,14 +133,35 @@ def site_of(group: Function, name: str, nth: int) -> Site:
 def compiled_group(canonical: Function, hint: dict[str, int], stream: bool = True) -> CompiledGroup:
     """The loaded kernels of a canonical group."""
     from graphc.codegen.llvm.target import host_target
-    from graphc.codegen.lower.lower import variant
 
     target = host_target()
-    key = (canonical.key(), variant(canonical, target, hint, stream), target)
+    asked = (canonical.key(), tuple(sorted(hint.items())), stream, target)
+    choice = _choices.get(asked)
+    if choice is None:
+        choice = _choices[asked] = _choice(canonical, hint, stream)
+    key = (canonical.key(), choice, target)
     found = _memory.get(key)
     if found is None:
-        found = _memory[key] = _from_disk_or_compile(canonical, str(key[1]), hint)
+        found = _memory[key] = _from_disk_or_compile(canonical, choice, hint)
     return found
+
+
+def _choice(canonical: Function, hint: dict[str, int], stream: bool) -> str:
+    """The variant of a group's kernels. The schedule of a contraction takes long to choose and is remembered on disk."""
+    from graphc.codegen import cache
+    from graphc.codegen.llvm.target import host_target
+    from graphc.codegen.lower.lower import family, variant
+
+    target = host_target()
+    if family(canonical) != "contract":
+        return variant(canonical, target, hint, stream)
+    key = cache.key(kernel_text(canonical, f"schedule for {sorted(hint.items())}"), target.key())
+    known = cache.get(key)
+    if known is not None:
+        return known.decode()
+    choice = variant(canonical, target, hint, stream)
+    cache.put(key, choice.encode())
+    return choice
 
 
 def kernel_text(canonical: Function, choice: str) -> str:
