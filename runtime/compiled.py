@@ -20,15 +20,17 @@ from graphc.runtime.core import Tensor
 from graphc.runtime.errors import here
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.guards import SCALARS, Slot
-from graphc.runtime.interop import from_numpy
+from graphc.runtime.interop import asarray
 from graphc.runtime.recorder import record
 from graphc.runtime.recording import Mismatch, Recording
 from graphc.runtime.structure import flatten, unflatten
 
 # After this many calls in a row that no recording served, a signature runs eagerly.
 PATIENCE = 8
-# The most recordings of one signature.
+# The most recordings of one signature, and new objects in a row that are recorded.
 PATHS = 64
+# Arguments that belong to the signature by value.
+_VALUES = (*SCALARS, bytes, complex, range, frozenset)
 
 
 class Family:
@@ -50,7 +52,9 @@ class Compiled:
     def __init__(self, f: Callable[..., Any]) -> None:
         self._f = f
         self._families: dict[Any, Family] = {}
-        self._alive: list[Any] = []
+        # Objects that belong to a signature by their identity, and how many new ones came in a row.
+        self._alive: list[list[Any]] = []
+        self._new_objects = 0
         functools.update_wrapper(self, f, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -58,11 +62,15 @@ class Compiled:
             return self._f(*args, **kwargs)
         leaves: list[Any] = []
         structure = flatten((args, kwargs), leaves)
-        key = self._signature(structure, leaves)
+        key, objects = self._signature(structure, leaves)
         family = self._families.get(key)
         if family is None:
+            if objects and self._always_new(objects):
+                return self._f(*args, **kwargs)
             family = self._families[key] = Family()
-            self._alive.append(leaves if any(not isinstance(x, Tensor) for x in leaves) else None)
+            self._alive.append(objects)
+        elif objects:
+            self._new_objects = 0
         if family.eager:
             return self._f(*args, **kwargs)
         known: list[bytes] = []
@@ -84,11 +92,15 @@ class Compiled:
                 return result
         return self._record(family, structure, leaves)
 
-    def _signature(self, structure: Any, leaves: list[Any]) -> Any:
+    def _signature(self, structure: Any, leaves: list[Any]) -> tuple[Any, list[Any]]:
+        """What must be equal for a recording to serve, and the objects in it that are told by identity."""
         parts: list[Any] = [structure, local.grad, local.inference]
+        objects: list[Any] = []
         first: dict[int, int] = {}
         for i, x in enumerate(leaves):
             kind = x.__class__
+            if isinstance(x, (np.ndarray, np.generic)) and x.dtype.kind not in "OSUMm":
+                leaves[i] = x = asarray(x)
             if isinstance(x, Tensor):
                 meta = x._meta
                 parts.append(x._spec)
@@ -96,14 +108,25 @@ class Compiled:
                 parts.append(None if meta is None else (meta.requires_grad, meta.node is None))
             elif kind is float or kind is int:
                 parts.append(kind)
-            elif isinstance(x, np.ndarray):
-                leaves[i] = from_numpy(x)
-                parts.append((leaves[i]._spec, i))
-            elif isinstance(x, SCALARS):
+            elif kind is slice:
+                parts.append((kind, x.start, x.stop, x.step))
+            elif isinstance(x, _VALUES):
                 parts.append((kind, x))
             else:
                 parts.append((kind, id(x)))
-        return tuple(parts)
+                objects.append(x)
+        return tuple(parts), objects
+
+    def _always_new(self, objects: list[Any]) -> bool:
+        """Whether every call passes other objects, so that no recording would ever serve; says so once."""
+        self._new_objects += 1
+        if self._new_objects == PATHS + 1:
+            kinds = ", ".join(dict.fromkeys(type(x).__name__ for x in objects))
+            self._warn(
+                f"for new objects: each of {PATHS} calls in a row passed another {kinds}; pass what it holds as tensors, "
+                "tuples, dicts or named tuples"
+            )
+        return self._new_objects > PATHS
 
     def _record(self, family: Family, structure: Any, leaves: list[Any]) -> Any:
         family.misses += 1
@@ -127,8 +150,11 @@ class Compiled:
     def _give_up(self, family: Family, reason: str) -> None:
         family.eager = True
         family.recordings.clear()
+        self._warn(f"from now on: {reason}")
+
+    def _warn(self, when: str) -> None:
         name = getattr(self._f, "__name__", type(self._f).__name__)
-        warnings.warn(f"{name} runs eagerly from now on: {reason} (called at {here()})", stacklevel=4)
+        warnings.warn(f"{name} runs eagerly {when} (called at {here()})", stacklevel=5)
 
     def __get__(self, owner: Any, kind: type | None = None) -> Any:
         return self if owner is None else functools.partial(self, owner)
@@ -146,8 +172,8 @@ def compile(f: Callable[..., Any] | None = None) -> Any:
     """Run a function, a module or a whole training step as one native program.
 
     Tensors that the function reads from outside (parameters, optimizer state, random state) are inputs, those
-    that it rebinds are updated. int and float arguments are inputs; str, bool and None and other objects belong to
-    the signature. Where Python decides by a value (`if`, `int()`, `.item()`), each outcome is recorded once. Results
+    that it rebinds are updated. int and float arguments and NumPy arrays are inputs; str, bool and None and other objects
+    belong to the signature. Where Python decides by a value (`if`, `int()`, `.item()`), each outcome is recorded once. Results
     are equal to the bit to those of the function itself.
 
     Side effects on things other than tensors and numbers, such as `print`, happen in recorded calls only.

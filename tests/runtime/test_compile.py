@@ -615,3 +615,36 @@ def test_compiled_functions_hold_no_old_values() -> None:
         f(gc.ones(1 << 16))
     collector.collect()
     assert gc.memory.stats().live_bytes <= before
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, np.float16, np.bool_])
+def test_numpy_scalars_are_inputs(kind: type) -> None:
+    def f(x: gc.Tensor, a: Any) -> gc.Tensor:
+        return x * a
+
+    c = gc.compile(f)
+    for v in range(5):
+        same(c(gc.ones(3), kind(v)), f(gc.ones(3), kind(v)))
+    assert recordings(c) == [1]
+
+
+def test_arguments_by_value() -> None:
+    def f(x: gc.Tensor, s: slice, r: range) -> gc.Tensor:
+        return x[s] * len(r)
+
+    c = gc.compile(f)
+    for stop in (1, 2, 1, 2):
+        same(c(gc.ones(3), slice(0, stop), range(stop)), f(gc.ones(3), slice(0, stop), range(stop)))
+    assert recordings(c) == [1, 1]
+
+
+def test_objects_that_are_new_in_every_call_are_not_recorded_for_ever() -> None:
+    class Batch:
+        def __init__(self, x: gc.Tensor) -> None:
+            self.x = x
+
+    c = gc.compile(lambda batch: batch.x + 1)
+    with pytest.warns(UserWarning, match="each of 64 calls in a row passed another Batch; pass what it holds as tensors"):
+        for i in range(80):
+            assert c(Batch(gc.full((1,), i))).tolist() == [i + 1]
+    assert len(c._families) == 64
