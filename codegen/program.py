@@ -6,9 +6,11 @@ holds, plans the memory and builds the table.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -186,7 +188,21 @@ def compile_function(
     """
     from graphc.ir.passes import DEFAULT, run_pipeline
 
-    optimised = run_pipeline(f, DEFAULT if optimise else ("inline",))
-    prepared, constants = prepare(optimised)
-    module = fuse(prepared) if fused else separate(prepared)
-    return Program(optimised, module, make_plan(module), constants)
+    with _collector_paused():
+        optimised = run_pipeline(f, DEFAULT if optimise else ("inline",))
+        prepared, constants = prepare(optimised)
+        module = fuse(prepared) if fused else separate(prepared)
+        return Program(optimised, module, make_plan(module), constants)
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Compiling makes many objects and no cycles; Python's collector would walk all of the process's for nothing."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
