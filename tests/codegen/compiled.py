@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from graphc.codegen import program as programs
+from graphc.codegen.llvm.runner import runner
 from graphc.codegen.program import Program, compile_function
 from graphc.ir.function import Function
 from graphc.ir.types import dtype
@@ -18,8 +21,8 @@ _GUARD = 192
 
 
 def execute(program: Program, args: Sequence[Array]) -> list[Array]:
-    """The results of a program. Fails if it writes beside them."""
-    held = [np.ascontiguousarray(a).reshape(a.shape) for a in args]
+    """The results of a program. Fails if it writes beside them. No memory is aligned to more than an element."""
+    held = [_moved(a) for a in args]
     memory, out = [], []
     for t in program.output_types:
         size = int(t.nbytes)
@@ -35,6 +38,28 @@ def execute(program: Program, args: Sequence[Array]) -> list[Array]:
     for i, (a, b) in enumerate(zip(held, before, strict=True)):
         assert a.tobytes() == b, f"the program wrote to parameter {i}"
     return out
+
+
+def _moved(a: Array) -> Array:
+    """A copy that starts one element after a multiple of 64 bytes."""
+    block = np.empty(a.nbytes + 192, np.uint8)
+    start = 64 - block.ctypes.data % 64 + a.itemsize
+    out = block[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
+    out[...] = a
+    return out
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Within, programs run on so many threads, and even the smallest launch is cut into as many parts."""
+    grain, before = programs.GRAIN, runner().get_threads()
+    programs.GRAIN = 1
+    runner().set_threads(count)
+    try:
+        yield
+    finally:
+        programs.GRAIN = grain
+        runner().set_threads(before)
 
 
 def run(f: Function, *args: Array, **options: Any) -> list[Array]:
@@ -59,12 +84,17 @@ def difference(expected: Array, got: Array) -> str:
 
 
 def failures(f: Function, args: Sequence[Array], labels: Sequence[str] = (), **options: Any) -> list[str]:
-    """For every result that is not what the function means: its label and the difference."""
+    """For every result that is not what the function means, on one thread or three: its label and the difference."""
     expected = exact_interpret(f, args)
-    got = execute(compile_function(f, **options), args)
     names = labels or [f"result {i}" for i in range(len(expected))]
-    pairs = zip(names, expected, got, strict=True)
-    return [f"{name}: {wrong}" for name, e, g in pairs if (wrong := difference(e, g))]
+    alone = execute(compile_function(f, **options), args)
+    with on_threads(3):
+        together = execute(compile_function(f, **options), args)
+    found = []
+    for how, got in (("", alone), (" on three threads", together)):
+        pairs = zip(names, expected, got, strict=True)
+        found += [f"{name}{how}: {wrong}" for name, e, g in pairs if (wrong := difference(e, g))]
+    return found
 
 
 def assert_compiled(f: Function, args: Sequence[Array], labels: Sequence[str] = (), **options: Any) -> None:

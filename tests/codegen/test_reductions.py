@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphc.codegen import program
-from graphc.codegen.llvm.runner import runner
 from graphc.ir.function import Builder, Value
 from graphc.ir.types import ALL_DTYPES, BF16, BOOL, F16, F32, F64, I32, I64, U8, DType, TensorType
 
@@ -43,16 +41,6 @@ class Sums:
         assert_compiled(self.b.build(self.results), self.args, self.labels, **options)
 
 
-@pytest.fixture
-def three_threads(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Even the smallest launch runs on three threads."""
-    monkeypatch.setattr(program, "GRAIN", 1)
-    before = runner().get_threads()
-    runner().set_threads(3)
-    yield
-    runner().set_threads(before)
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_subset_of_axes(shape: Shape) -> None:
     s = Sums()
@@ -80,7 +68,7 @@ LONG: tuple[tuple[Shape, tuple[int, ...]], ...] = (
 
 
 @pytest.mark.parametrize("shape, axes", LONG, ids=str)
-def test_long_rows_on_several_threads(shape: Shape, axes: tuple[int, ...], three_threads: None) -> None:
+def test_long_rows_on_several_threads(shape: Shape, axes: tuple[int, ...]) -> None:
     """Two kernels, chunks and their combination, where rows are few and long; else one."""
     s = Sums()
     for i, d in enumerate((F32, F16, I32)):
