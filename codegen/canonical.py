@@ -65,7 +65,9 @@ def _without_outer_reshapes(group: Function) -> Function:
     for op in group.ops:
         for v in op.operands:
             users.setdefault(v, []).append(op)
-    results = [made[r].operands[0] if r in made else r for r in group.results]
+    # What is reduced is swept: a result of that shape keeps it, or its elements would not be met.
+    swept = {op.operands[0].type.shape for op in group.ops if lookup(op.name).family == "reduce"}
+    results = [made[r].operands[0] if r in made and r.type.shape not in swept else r for r in group.results]
     env: dict[Value, Value] = {}
     params = []
     for p in group.params:
@@ -249,8 +251,10 @@ def _symbolise(group: Function, literal: set[Dim], structural: bool = False) -> 
 
     b = Builder("kernel")
     env: dict[Value, Value] = {}
+    stands_for: dict[Dim, Dim] = {}
     for p in group.params:
         env[p] = b.param(p.type.with_shape(map(extent, p.type.shape)))
+        stands_for.update(zip(p.type.shape, env[p].type.shape, strict=True))
     for op in group.ops:
         b.loc = op.loc
         attrs = dict(op.attrs)
@@ -268,6 +272,10 @@ def _symbolise(group: Function, literal: set[Dim], structural: bool = False) -> 
         for old, new in zip(op.results, emitted.results, strict=True):
             if new.type.rank != old.type.rank:
                 raise IRTypeError("rank changed")
+            # Lowering asks whether two shapes are the same; equal sizes must have one name.
+            for d, e in zip(old.type.shape, new.type.shape, strict=True):
+                if stands_for.setdefault(d, e) != e:
+                    raise IRTypeError(f"the size {d} would be both {stands_for[d]} and {e}")
             env[old] = new
     function = b.build([env[r] for r in group.results])
     return Canonical(function, tuple((e.terms[0][0][0], d) for d, e in names.items()))  # type: ignore[misc]

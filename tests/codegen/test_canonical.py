@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from graphc.codegen.canonical import canonicalise, collapse, symbolise
 from graphc.codegen.fuse import fuse
@@ -241,3 +242,30 @@ def test_symbols_of_a_program_become_extents() -> None:
     closed = canonicalise(function("f32[3, 5]", "f32[3, 5]", make=lambda b, x, y: b.add(x, y)))
     assert open_batch.function == closed.function
     assert open_batch.extents == (("e0", batch * 4),) and closed.extents == (("e0", 15),)
+
+
+def test_a_size_has_one_name() -> None:
+    """Else a result of the domain's shape is taken for one of another shape, and not swept."""
+    f = canonicalise(
+        function(
+            "f64[2]",
+            "f64[2]",
+            make=lambda b, x, y: b.pad(
+                b.slice(b.add(y, b.full(b.sum(x, axes=(0,)), shape=(2,))), start=(0,), limit=(1,), stride=(1,)),
+                b.constant(value=np.array(0.0)),
+                low=(0,),
+                high=(1,),
+                interior=(1,),
+            ),
+        )
+    ).function
+    assert {p.type.shape for p in f.params} == {r.type.shape for r in f.results} == {(2,)}
+
+
+def test_a_reshaped_parameter_among_the_results_of_a_reduction_keeps_the_domain() -> None:
+    b = Builder("f")
+    x = b.param(TensorType(F32, (2, 18)))
+    y = b.reshape(x, shape=(18, 2))
+    f = canonicalise(b.build([b.max(y, axes=(1,)), y])).function
+    domain = next(op.operands[0].type.shape for op in f.ops if op.name == "max")
+    assert len(domain) == 2 and f.results[1].type.shape == domain
