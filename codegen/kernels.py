@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphc.codegen.canonical import Canonical, canonicalise
+from graphc.codegen.donation import InPlace
 from graphc.codegen.expr import Expr, show
 from graphc.ir.function import Function, Loc
 from graphc.ir.types import Dim, DimExpr, dtype
@@ -108,17 +109,18 @@ _canonical: dict[Any, Canonical] = {}
 _choices: dict[Any, str] = {}
 
 
-def bind_group(group: Function, stream: bool = True) -> BoundGroup:
+def bind_group(group: Function, stream: bool = True, in_place: InPlace = ()) -> BoundGroup:
     """The compiled kernels of a group, compiling what no cache holds.
 
     stream: kernels may ask for results that are aligned to 64 bytes (`CompiledGroup.streams`).
+    in_place: parameters and results (of a map) that are one buffer.
     """
     key = group.key()
     canonical = _canonical.get(key)
     if canonical is None:
         canonical = _canonical[key] = canonicalise(group)
     hint = {name: d for name, d in canonical.extents if not isinstance(d, DimExpr)}
-    compiled = compiled_group(canonical.function, hint, stream)
+    compiled = compiled_group(canonical.function, hint, stream, in_place)
     sites = tuple(site_of(group, *site) for site in compiled.sites)
     return BoundGroup(compiled, dict(canonical.extents), sites)
 
@@ -130,7 +132,9 @@ def site_of(group: Function, name: str, nth: int) -> Site:
     return Site(name, op.loc, axis, op.attrs["size"] if axis is None else op.operands[0].type.shape[axis])
 
 
-def compiled_group(canonical: Function, hint: dict[str, int], stream: bool = True) -> CompiledGroup:
+def compiled_group(
+    canonical: Function, hint: dict[str, int], stream: bool = True, in_place: InPlace = ()
+) -> CompiledGroup:
     """The loaded kernels of a canonical group."""
     from graphc.codegen.llvm.target import host_target
 
@@ -139,10 +143,12 @@ def compiled_group(canonical: Function, hint: dict[str, int], stream: bool = Tru
     choice = _choices.get(asked)
     if choice is None:
         choice = _choices[asked] = _choice(canonical, hint, stream)
+    if in_place:
+        choice += f" in place {in_place}"
     key = (canonical.key(), choice, target)
     found = _memory.get(key)
     if found is None:
-        found = _memory[key] = _from_disk_or_compile(canonical, choice, hint)
+        found = _memory[key] = _from_disk_or_compile(canonical, choice, hint, in_place)
     return found
 
 
@@ -171,19 +177,23 @@ def kernel_text(canonical: Function, choice: str) -> str:
     return f"{choice}\n{print_function(canonical, locs=False)}"
 
 
-def _from_disk_or_compile(canonical: Function, choice: str, hint: dict[str, int]) -> CompiledGroup:
+def _from_disk_or_compile(
+    canonical: Function, choice: str, hint: dict[str, int], in_place: InPlace
+) -> CompiledGroup:
     from graphc.codegen import cache
     from graphc.codegen.llvm.target import host_target
 
     key = cache.key(kernel_text(canonical, choice), host_target().key())
     data = cache.get(key)
     if data is None:
-        data = compile_group(canonical, hint, key, choice)
+        data = compile_group(canonical, hint, key, choice, in_place)
         cache.put(key, data)
     return _load(key, data)
 
 
-def compile_group(canonical: Function, hint: dict[str, int], key: str, choice: str) -> bytes:
+def compile_group(
+    canonical: Function, hint: dict[str, int], key: str, choice: str, in_place: InPlace = ()
+) -> bytes:
     """Object code with its description, as one cache entry: a line of JSON, then one object."""
     from graphc.codegen.llvm.emit import emit_kernels
     from graphc.codegen.llvm.jit import compile_text
@@ -191,7 +201,7 @@ def compile_group(canonical: Function, hint: dict[str, int], key: str, choice: s
     from graphc.codegen.lower.lower import lower
 
     target = host_target()
-    lowered = lower(canonical, target, hint, choice)
+    lowered = lower(canonical, target, hint, choice, in_place)
     references: dict[Any, BufferRef] = {}
     for stem, buffers in (("p", lowered.params), ("r", lowered.results)):
         references.update({b: (stem, i) for i, b in enumerate(buffers)})
@@ -213,7 +223,7 @@ def compile_group(canonical: Function, hint: dict[str, int], key: str, choice: s
         ordinal.append([op.name, same.index(op)])
     head: dict[str, Any] = {
         "launches": launches,
-        "streams": choice.endswith("stream"),
+        "streams": choice.startswith("map stream"),
         "scratch": [[s.dtype.name, str(s.size)] for s in lowered.scratch],
         "sites": ordinal,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graphc.codegen.donation import in_place
 from graphc.codegen.kernels import BoundGroup, Launch, Site, bind_group, evaluate_size
 from graphc.ir.function import Function, Loc, Module, Operation, Value
 
@@ -92,8 +93,13 @@ class Arena:
         self.free = sorted([*merged, (offset, size)])
 
 
-def make_plan(module: Module, stream: bool = True) -> Plan:
-    """The plan of a fused module with concrete dimensions. stream: as in `bind_group`."""
+def make_plan(
+    module: Module, stream: bool = True, donated: frozenset[tuple[int, int]] = frozenset()
+) -> Plan:
+    """The plan of a fused module with concrete dimensions.
+
+    stream: as in `bind_group`. donated: (input, output) that are the same memory.
+    """
     entry = module.entry
     place: dict[Value, Place] = {p: ("in", i) for i, p in enumerate(entry.params)}
     place.update({r: ("out", i) for i, r in enumerate(entry.results)})
@@ -109,7 +115,7 @@ def make_plan(module: Module, stream: bool = True) -> Plan:
             if r not in place:
                 place[r] = ("arena", arena.take(_bytes(r)))
         if any(map(_bytes, op.results)):  # else there is nothing to compute
-            bound = bind_group(op.attrs["function"], stream)
+            bound = bind_group(op.attrs["function"], stream, in_place(module, donated, i))
             streams = streams or bound.compiled.streams
             sizes = bound.concrete()
             scratch = [(arena.take(n), n) for n in bound.compiled.scratch_bytes(sizes)]

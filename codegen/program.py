@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from graphc.codegen.donation import accepted
 from graphc.codegen.fuse import fuse
 from graphc.codegen.groups import separate
 from graphc.codegen.plan import ALIGN, Plan, make_plan
@@ -61,7 +62,14 @@ class Program:
             the caller passes the same address for both.
     """
 
-    def __init__(self, function: Function, module: Module, plan: Plan, constants: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        function: Function,
+        module: Module,
+        plan: Plan,
+        constants: Sequence[Any],
+        donated: frozenset[tuple[int, int]] = frozenset(),
+    ) -> None:
         from graphc.codegen.llvm.runner import runner
 
         self.function = function
@@ -69,7 +77,7 @@ class Program:
         self.plan = plan
         self.input_types: tuple[TensorType, ...] = function.param_types
         self.output_types: tuple[TensorType, ...] = function.result_types
-        self.donated: frozenset[tuple[int, int]] = frozenset()
+        self.donated = donated
         self._constants = [np.ascontiguousarray(c) for c in constants]
         self._runner = runner()
         self.run: Run
@@ -137,8 +145,8 @@ class Program:
                 aligned(inputs, outputs)
                 return
             if not plain:
-                plan = make_plan(self.module, stream=False)
-                plain.append(Program(self.function, self.module, plan, self._constants))
+                plan = make_plan(self.module, stream=False, donated=self.donated)
+                plain.append(Program(self.function, self.module, plan, self._constants, self.donated))
             plain[0].run(inputs, outputs)
 
         return run
@@ -192,7 +200,8 @@ def compile_function(
         optimised = run_pipeline(f, DEFAULT if optimise else ("inline",))
         prepared, constants = prepare(optimised)
         module = fuse(prepared) if fused else separate(prepared)
-        return Program(optimised, module, make_plan(module), constants)
+        donated = accepted(module, donate) if donate else frozenset()
+        return Program(optimised, module, make_plan(module, donated=donated), constants, donated)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from graphc.codegen.donation import InPlace
 from graphc.codegen.fuse import ALONE, CONTRACT, REDUCE
 from graphc.codegen.llvm.target import Target
 from graphc.codegen.lower import pool, random  # noqa: F401  (register their pull rules)
@@ -47,7 +48,9 @@ def _schedule(group: Function, target: Target, hint: tuple[tuple[str, int], ...]
     return contraction_variant(group, dict(hint), target.vector_bits)
 
 
-def lower(group: Function, target: Target, hint: dict[str, int], choice: str = "") -> Lowered:
+def lower(
+    group: Function, target: Target, hint: dict[str, int], choice: str = "", in_place: InPlace = ()
+) -> Lowered:
     """The kernels of a canonical group. `hint` gives likely values of its extents; `choice` is a variant."""
     kind = family(group)
     if kind == "contract":
@@ -57,5 +60,5 @@ def lower(group: Function, target: Target, hint: dict[str, int], choice: str = "
     if kind == "row":
         return lower_reduce(group, hint)
     if kind == "map":
-        return lower_map(group, choice == "map stream")
+        return lower_map(group, choice.startswith("map stream"), in_place)
     return lower_scan(group) if any(op.name == "linear_scan" for op in group.ops) else lower_scatter(group)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from graphc.codegen.donation import InPlace
 from graphc.codegen.expr import index, var
 from graphc.codegen.loops import Buffer, For, If, Kernel, Let, Stmt, Vector
 from graphc.codegen.lower.index import delinearise, dim_expr
@@ -25,6 +26,7 @@ from graphc.codegen.lower.nest import (
     store_results,
     sweep,
 )
+from graphc.codegen.lower.pieces import joining, lower_pieces
 from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Function
 from graphc.ir.registry import lookup
@@ -57,7 +59,7 @@ def streams(group: Function, hint: Mapping[str, int]) -> bool:
     shape = group.results[0].type.shape
     if sum(d != 1 for d in shape) > 1 or any(r.type.dtype.itemsize < 4 for r in group.results):
         return False
-    if width_for(group) != WIDTH:
+    if width_for(group) != WIDTH or any(op.name == "concat" for op in group.ops):
         return False
     size = substitute(sum_of(r.type.nbytes for r in group.results), hint)
     return isinstance(size, int) and size >= STREAM_BYTES
@@ -70,9 +72,9 @@ def sum_of(dims: Iterable[Dim]) -> Dim:
     return total
 
 
-def lower_map(group: Function, stream: bool = False) -> Lowered:
+def lower_map(group: Function, stream: bool = False, in_place: InPlace = ()) -> Lowered:
     """The kernel of a map group. stream: results go past the caches, and are aligned to 64 bytes."""
-    params, results = group_buffers(group)
+    params, results = group_buffers(group, in_place)
     pull = Pull(group, dict(zip(group.params, params, strict=True)))
     shape = group.results[0].type.shape
     targets = list(zip(group.results, results, strict=True))
@@ -80,14 +82,21 @@ def lower_map(group: Function, stream: bool = False) -> Lowered:
     begin, end = var("begin"), var("end")
     width = width_for(group)
     big = [i for i, d in enumerate(shape) if d != 1]
+    if not big:
+        return _lower_single(group, params, results, pull)
     if tiled(shape):
         return _lower_tiles(group, params, results, pull, width)
-    inner = big[-1] if big else None
-    n = dim_expr(shape[inner]) if inner is not None else index(1)
+    joined = joining(group)
+    if joined is not None:
+        # Without what comes before the pieces, of which each element sees only one.
+        work = work_of(group) - len(joined.operands)
+        return lower_pieces(group, joined, params, results, pull, width, BLOCK, max(2, work))
+    inner = big[-1]
+    n = dim_expr(shape[inner])
     outer = tuple(1 if i == inner else d for i, d in enumerate(shape))
     blocks = ceil_div(n, BLOCK)
     item, block, row = names.fresh("item"), names.fresh("block"), names.fresh("row")
-    if len(big) <= 1:
+    if len(big) == 1:
         body: list[Stmt] = [Let(block, item)]
         coords = tuple(index(0) for _ in shape)
     else:
@@ -102,17 +111,37 @@ def lower_map(group: Function, stream: bool = False) -> Lowered:
         width,
         names,
         lambda i, lane: store_results(
-            pull, targets, tuple(i if d == inner else c for d, c in enumerate(coords)), shape, stream
+            pull, targets, tuple(i if d == inner else c for d, c in enumerate(coords)), shape, stream, names
         ),
     )
     rows = dim_expr(size_of(outer))
     kernel = Kernel(
         name="map",
-        buffers=(*params, *results),
+        buffers=tuple(dict.fromkeys((*params, *results))),
         extents=group_extents(group),
         parallel=rows * blocks,
         work=rows * n * work_of(group),
         body=(For(item, begin, end, tuple(body), index(1)),),
+    )
+    return Lowered((kernel,), params, results, sites=tuple(pull.sites))
+
+
+def _lower_single(
+    group: Function, params: tuple[Buffer, ...], results: tuple[Buffer, ...], pull: Pull
+) -> Lowered:
+    """The kernel of a group of one element: no lanes and no blocks, which would take longer to compile than all it does."""
+    shape = group.results[0].type.shape
+    targets = list(zip(group.results, results, strict=True))
+    names = Names()
+    body = store_results(pull, targets, tuple(index(0) for _ in shape), shape, names=names)
+    item = names.fresh("item")
+    kernel = Kernel(
+        name="map",
+        buffers=tuple(dict.fromkeys((*params, *results))),
+        extents=group_extents(group),
+        parallel=index(1),
+        work=index(work_of(group)),
+        body=(For(item, var("begin"), var("end"), tuple(body), index(1)),),
     )
     return Lowered((kernel,), params, results, sites=tuple(pull.sites))
 
@@ -168,7 +197,7 @@ def _lower_tiles(
         if together > 1:
             coords[alone] = row + position // size
         at = [*coords, *delinearise(position % size if together > 1 else position, inner)]
-        inside = tuple(store_results(pull, targets, tuple(at), shape))
+        inside = tuple(store_results(pull, targets, tuple(at), shape, names=names))
         if masked:
             inside = (If(coords[alone] < images, inside),)
         if start + width > size * together:
@@ -184,7 +213,7 @@ def _lower_tiles(
         body += whole
     kernel = Kernel(
         name="tiles",
-        buffers=(*params, *results),
+        buffers=tuple(dict.fromkeys((*params, *results))),
         extents=group_extents(group),
         parallel=ceil_div(images, together),
         work=images * size * work_of(group),

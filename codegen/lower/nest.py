@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 
 from graphc.codegen.expr import Expr, index, select, var
@@ -31,10 +31,19 @@ class Names:
         return var(f"{stem}{next(self._count)}", dtype)  # type: ignore[arg-type]
 
 
-def group_buffers(group: Function) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...]]:
-    """Buffers for the parameters and the results of a group."""
-    params = tuple(Buffer(f"x{i}", p.type.dtype, "in") for i, p in enumerate(group.params))
-    results = tuple(Buffer(f"y{i}", r.type.dtype, "out") for i, r in enumerate(group.results))
+def group_buffers(
+    group: Function, in_place: Iterable[tuple[int, int]] = ()
+) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...]]:
+    """Buffers for the parameters and the results of a group. in_place: (parameter, result) that are one."""
+    source = {result: param for param, result in in_place}
+    shared = set(source.values())
+    params = tuple(
+        Buffer(f"x{i}", p.type.dtype, "inout" if i in shared else "in") for i, p in enumerate(group.params)
+    )
+    results = tuple(
+        params[source[i]] if i in source else Buffer(f"y{i}", r.type.dtype, "out")
+        for i, r in enumerate(group.results)
+    )
     return params, results
 
 
@@ -105,10 +114,15 @@ def store_results(
     coords: tuple[Expr, ...],
     shape: Shape,
     stream: bool = False,
+    names: Names | None = None,
 ) -> list[Stmt]:
     """Stores of the given results at `coords` of the domain `shape`."""
-    stmts: list[Stmt] = []
-    for value, buffer in targets:
-        at = Position(shape, coords).reshaped(value.type.shape)
-        stmts.append(Store(buffer, at.flat, pull.at(value, at), stream))
-    return [*take_reports(pull), *stmts]
+    places = [Position(shape, coords).reshaped(value.type.shape) for value, _ in targets]
+    values = [pull.at(value, at) for (value, _), at in zip(targets, places, strict=True)]
+    lets: list[Stmt] = []
+    if names is not None and any(buffer.kind == "inout" for _, buffer in targets):
+        # What is read must be read before it is written over.
+        named = [names.fresh("v", v.dtype) for v in values]
+        lets, values = [Let(n, v) for n, v in zip(named, values, strict=True)], named
+    stores = [Store(b, at.flat, v, stream) for (_, b), at, v in zip(targets, places, values, strict=True)]
+    return [*take_reports(pull), *lets, *stores]

@@ -1,0 +1,81 @@
+"""Donation: which results of a fused module may be written in place of an input.
+
+A result may take the memory of an input if nothing reads the input afterwards, if the kernel that
+writes it reads the input at the element being written and nowhere else, and if no later launch can
+report an error: a program that fails must not have changed its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graphc.codegen.positions import UNKNOWN, Positions, Tokens, squeezed, step, units_out
+from graphc.ir.function import Function, Module, Value
+from graphc.ir.registry import lookup
+
+# (parameter, result) of a group that are one buffer, read and written.
+InPlace = tuple[tuple[int, int], ...]
+_OWN_KERNELS = ("concat", "dot", "conv", "linear_scan", "scatter", "scatter_add", "put_along", "put_along_add")
+
+
+def accepted(module: Module, donate: Sequence[tuple[int, int]]) -> frozenset[tuple[int, int]]:
+    """The pairs (input, output) of the module's entry that may share memory."""
+    entry = module.entry
+    last_read: dict[Value, int] = {}
+    writer: dict[Value, int] = {}
+    last_report = -1
+    for i, op in enumerate(entry.ops):
+        for v in op.operands:
+            last_read[v] = i
+        for r in op.results:
+            writer[r] = i
+        if any(lookup(o.name).family == "indexing" or o.name == "check_index" for o in op.attrs["function"].ops):
+            last_report = i
+    found: set[tuple[int, int]] = set()
+    taken: set[int] = set()
+    for source, target in donate:
+        x, y = entry.params[source], entry.results[target]
+        at = writer.get(y, -1)
+        if x.type != y.type or at <= last_report or last_read.get(x, -1) > at or source in taken:
+            continue
+        op = entry.ops[at]
+        if x in op.operands and not _at_own_element(op.attrs["function"], op.operands.index(x), op.results.index(y)):
+            continue
+        found.add((source, target))
+        taken.add(source)
+    return frozenset(found)
+
+
+def in_place(module: Module, donated: frozenset[tuple[int, int]], call: int) -> InPlace:
+    """The parameters and results of the entry's operation `call` that are one buffer."""
+    op = module.entry.ops[call]
+    pairs = []
+    for source, target in sorted(donated):
+        x, y = module.entry.params[source], module.entry.results[target]
+        if y in op.results and x in op.operands:
+            pairs.append((op.operands.index(x), op.results.index(y)))
+    return tuple(pairs)
+
+
+def _at_own_element(group: Function, param: int, result: int) -> bool:
+    """Whether a map group reads a parameter only at the element of the result that it writes."""
+    if any(lookup(op.name).family == "reduce" or op.name in _OWN_KERNELS for op in group.ops):
+        return False
+    x, y = group.params[param], group.results[result]
+    if squeezed(x.type.shape) != squeezed(y.type.shape):
+        return False
+    positions = Positions()
+    own = units_out(positions.of_result(y), y.type.shape)
+    producer = {r: op for op in group.ops for r in op.results}
+    stack: list[tuple[Value, Tokens]] = [(r, positions.of_result(r)) for r in group.results]
+    seen = set(stack)
+    while stack:
+        v, at = stack.pop()
+        if v is x and (UNKNOWN in at or units_out(at, v.type.shape) != own):
+            return False
+        op = producer.get(v)
+        for read in step(op, at) if op is not None else ():
+            if read not in seen:
+                seen.add(read)
+                stack.append(read)
+    return True
