@@ -305,9 +305,21 @@ def _chosen_from(op: Operation) -> list[DimExpr]:
     return [d for d in dims if isinstance(d, DimExpr) and not never_negative(d - 1)]
 
 
+def _bounds(op: Operation) -> list[tuple[Dim, str]]:
+    """What must not be negative for a slice to stay inside its operand, and the words for when it is."""
+    if op.name != "slice":
+        return []
+    found: list[tuple[Dim, str]] = []
+    for i, (d, lo, hi) in enumerate(zip(op.operands[0].type.shape, op.attrs["start"], op.attrs["limit"], strict=True)):
+        words = f"[{lo}:{hi}] is out of range for dimension {i} of size {d}"
+        found += [(slack, words) for slack in (d - hi, lo) if not never_negative(slack)]
+    return found
+
+
 def _checks(entry: Function) -> tuple[tuple[Dim, str], ...]:
     """What must not be negative, and the words for when it is: symbols, dimensions that some sizes would make
-    negative, and dimensions less 1 where an operation needs an element to choose from."""
+    negative, what a slice leaves of its operand, and dimensions less 1 where an operation needs an element to
+    choose from."""
     checks: dict[Dim, str] = {}
     for p, name in zip(entry.params, entry.param_names, strict=True):
         for d in p.type.shape:
@@ -319,6 +331,8 @@ def _checks(entry: Function) -> tuple[tuple[Dim, str], ...]:
             for d in (d for r in op.results for d in r.type.shape):
                 if not never_negative(d):
                     checks.setdefault(d, f"{op.name}{where}: the dimension {d} of its result is negative")
+            for slack, words in _bounds(op):
+                checks.setdefault(slack, f"{op.name}{where}: {words}")
             for d in _chosen_from(op):
                 checks.setdefault(d - 1, f"{op.name}{where}: the dimension {d} is 0, and {op.name} of no elements has no value")
     return tuple(checks.items())

@@ -166,7 +166,7 @@ class Canonical:
 
 
 # Attributes that hold dimensions and follow the shapes.
-_DIM_ATTRS = ("shape", "input_shape", "limit", "size")
+_DIM_ATTRS = ("shape", "input_shape", "start", "limit", "size")
 
 
 def symbolise(group: Function) -> Canonical:
@@ -249,6 +249,13 @@ def _symbolise(group: Function, literal: set[Dim], structural: bool = False) -> 
             names[d] = symbol(f"e{len(names)}")
         return names[d]
 
+    def fixed(op: Operation, key: str, i: int) -> bool:
+        """Whether a bound of a slice is a number of its own, not the size of what is sliced."""
+        d = op.attrs[key][i]
+        if key not in ("start", "limit") or isinstance(d, DimExpr):
+            return False
+        return key == "start" or d != op.operands[0].type.shape[i]
+
     b = Builder("kernel")
     env: dict[Value, Value] = {}
     stands_for: dict[Dim, Dim] = {}
@@ -261,10 +268,7 @@ def _symbolise(group: Function, literal: set[Dim], structural: bool = False) -> 
         for key in _DIM_ATTRS:
             if key in attrs:
                 attrs[key] = (
-                    tuple(
-                        extent(d) if key != "limit" or d == op.operands[0].type.shape[i] else d
-                        for i, d in enumerate(attrs[key])
-                    )
+                    tuple(d if fixed(op, key, i) else extent(d) for i, d in enumerate(attrs[key]))
                     if isinstance(attrs[key], tuple)
                     else extent(attrs[key])
                 )

@@ -172,6 +172,42 @@ def test_sizes_that_do_not_fit_are_refused():
     assert entry.call(3, *pointers) == 0
 
 
+def test_slices_outside_their_operand_are_refused():
+    b = Builder("f")
+    x = param(b, "f32[N]")
+    b.loc = Loc("model.py", 7)
+    f = b.build([b.neg(b.slice(x, start=(1,), limit=(5,), stride=(1,)))])
+    entry = Entry(compile_ahead(f, "f"))
+    for n in (0, 1, 4):
+        code, _ = entry.run({"N": n}, [np.zeros(n, np.float32)])
+        assert entry.error(code) == b"slice at model.py:7: [1:5] is out of range for dimension 0 of size N"
+    assert_same_bits(f, [{"N": 5}, {"N": 9}])
+
+
+@pytest.mark.parametrize("dims", ["B, T, 4", "T, T, 4"])
+def test_slices_of_constants_by_a_symbolic_size(dims):
+    """A table of positions, of which a sequence of any length reads its part."""
+    b = Builder("f")
+    x, table = param(b, f"f32[{dims}]"), param(b, "f32[1, 10, 4]")
+    part = b.slice(table, start=(0, 0, 0), limit=(1, symbol("T"), 4), stride=(1, 1, 1))
+    f = b.build([b.add(x, b.broadcast(part, axes=(0, 1, 2), shape=x.type.shape))])
+    entry = assert_same_bits(f, [{"B": 2, "T": t} for t in (0, 1, 7, 10)], held=[1])
+    long = {"B": 1, "T": 11}
+    code, _ = entry.run(long, random_args(f, long)[:1])
+    assert entry.error(code) == b"slice: [0:T] is out of range for dimension 1 of size 10"
+
+
+def test_slices_that_begin_at_a_symbolic_size():
+    b = Builder("f")
+    x, y = param(b, "f32[N]"), param(b, "f32[T]")
+    n, t = symbol("N"), symbol("T")
+    rest = b.slice(x, start=(t,), limit=(n,), stride=(1,))
+    first = b.slice(x, start=(0,), limit=(t,), stride=(1,))
+    f = b.build([b.exp(rest), b.mul(first, y)])
+    entry = assert_same_bits(f, [{"N": 7, "T": 3}, {"N": 7, "T": 7}, {"N": 7, "T": 0}])
+    assert entry.run({"N": 3, "T": 4}, [np.zeros(3, np.float32), np.zeros(4, np.float32)])[0] != 0
+
+
 def descent() -> Function:
     """One step of gradient descent: the weights are parameter 2, their new values result 1."""
     b = Builder("descent")
