@@ -39,6 +39,8 @@ _FEW_ROWS, _LONG_ROW = 16, 16384
 # Cheap operations are computed at most so many times an element before they get a kernel of their own;
 # what is computed once a row costs less.
 _MOST_REPEATS, _MOST_REPEATS_A_ROW = 4, 16
+# What follows a concat of more operands than this is computed in another kernel, once for all of them.
+_MOST_PIECES = 8
 
 
 
@@ -185,6 +187,8 @@ class _Fuser:
             group.kind = "contract"
             return True
         if lookup(op.name).family == "pool" and group.kind != "map":
+            return False
+        if op.name == "concat" and len(op.operands) > _MOST_PIECES:
             return False
         heavy = op.name in _HEAVY
         if any(r.name in _REREAD and op.results[0] in self.sources(r) for r in readers):

@@ -2,7 +2,8 @@
 
 - a reduction over several groups of adjacent dimensions becomes one reduction a group, the
   innermost first (this order is part of the bit contract);
-- constants of more than one element become parameters, returned beside the function.
+- constants of more than one element become parameters, returned beside the function;
+- a concat of very many operands becomes a concat of concats, so that kernels keep a moderate size.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from graphc.ir.function import Builder, Function, Operation, Value
 from graphc.ir.registry import Array
 
+MOST_JOINED = 64
 REDUCTIONS = ("sum", "prod", "max", "min", "any", "all")
 
 
@@ -27,12 +29,20 @@ def axis_groups(axes: Sequence[int]) -> list[tuple[int, ...]]:
     return [tuple(r) for r in runs]
 
 
+def _join(b: Builder, pieces: Sequence[Value], axis: int) -> Value:
+    while len(pieces) > 1:
+        parts = [pieces[i : i + MOST_JOINED] for i in range(0, len(pieces), MOST_JOINED)]
+        pieces = [b.emit("concat", *part, axis=axis) if len(part) > 1 else part[0] for part in parts]
+    return pieces[0]
+
+
 def prepare(f: Function) -> tuple[Function, tuple[Array, ...]]:
     """The prepared function, whose last parameters are the returned constant arrays."""
     held: list[tuple[Value, Operation]] = [
         (op.result, op) for op in f.ops if op.name == "constant" and op.attrs["value"].array.size != 1
     ]
     split = any(op.name in REDUCTIONS and len(axis_groups(op.attrs["axes"])) > 1 for op in f.ops)
+    split = split or any(op.name == "concat" and len(op.operands) > MOST_JOINED for op in f.ops)
     if not held and not split:
         return f, ()
     b = Builder(f.name)
@@ -56,6 +66,8 @@ def prepare(f: Function) -> tuple[Function, tuple[Array, ...]]:
             for group in reversed(axis_groups(op.attrs["axes"])):
                 value = b.emit(op.name, value, axes=group)
             env[op.result] = value
+        elif op.name == "concat" and len(op.operands) > MOST_JOINED:
+            env[op.result] = _join(b, [env[v] for v in op.operands], op.attrs["axis"])
         else:
             copy = Operation(op.name, [env[v] for v in op.operands], op.attrs, [Value(r.type) for r in op.results], op.loc)
             b.append(copy)

@@ -93,7 +93,8 @@ def lower_pieces(
     body += [*stmts, Let(start, block * block_size), Let(stop, minimum(start + block_size, n))]
 
     def stores(i: Expr) -> list[Stmt]:
-        return store_results(pull, targets, tuple(i if d == inner else c for d, c in enumerate(coords)), shape)
+        at = tuple(i if d == inner else c for d, c in enumerate(coords))
+        return store_results(pull, targets, at, shape, names=names)
 
     first = index(0)
     for operand in op.operands:
@@ -113,7 +114,7 @@ def lower_pieces(
     rows = dim_expr(size_of(d for i, d in enumerate(shape) if i != inner))
     kernel = Kernel(
         name="join",
-        buffers=(*params, *results),
+        buffers=tuple(dict.fromkeys((*params, *results))),
         extents=group_extents(group),
         parallel=rows * blocks,
         work=rows * n * work,
