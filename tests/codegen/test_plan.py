@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from graphc.codegen import plan as plans
 from graphc.codegen import program as programs
+from graphc.codegen.donation import InPlace
 from graphc.codegen.fuse import fuse
 from graphc.codegen.groups import separate
 from graphc.codegen.kernels import BoundGroup, CompiledGroup, Launch
@@ -127,7 +128,7 @@ class Groups:
         self.rng = np.random.default_rng(seed)
         self.scratch: list[list[int]] = []  # for each group that is bound, in order
 
-    def bind(self, group: Function, stream: bool = True) -> BoundGroup:
+    def bind(self, group: Function, stream: bool = True, in_place: InPlace = ()) -> BoundGroup:
         sizes = [int(n) for n in self.rng.integers(0, 3000, int(self.rng.integers(0, 3)))]
         self.scratch.append(sizes)
         buffers = [("p", i) for i in range(len(group.params))] + [("r", i) for i in range(len(group.results))]
