@@ -107,7 +107,7 @@ class _Alias:
     ) -> importlib.machinery.ModuleSpec | None:
         if not fullname.startswith("graphc.") or self._real(fullname) is None:
             return None
-        return importlib.machinery.ModuleSpec(fullname, self)
+        return importlib.machinery.ModuleSpec(fullname, self)  # type: ignore[arg-type]
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         real = self._real(spec.name)

@@ -76,8 +76,8 @@ class _NumPyTypes(dict[str, "np.dtype[Any]"]):
     def __missing__(self, name: str) -> np.dtype[Any]:
         import ml_dtypes
 
-        found = self[name] = np.dtype(ml_dtypes.bfloat16)
-        return found
+        self[name] = np.dtype(ml_dtypes.bfloat16)
+        return self[name]
 
 
 _NUMPY = _NumPyTypes({d.name: np.dtype(d.name) for d in ALL_DTYPES if d is not BF16})
