@@ -83,11 +83,25 @@ def _load(name: str) -> Any:
     functions = importlib.import_module("graphc.runtime.ops").NAMES
     if name in functions:
         return functions[name]
+    # Given a name, Python adds no guess of its own to the message.
+    raise AttributeError(f"graphc has no attribute {name!r}{_hint(name)}", name=name)
+
+
+# Where functions are that PyTorch has at the top, beside the methods of tensors.
+_ELSEWHERE = {"graphc.nn.functional": "graphc.runtime.nn.functional", "graphc.nn": "graphc.runtime.nn"}
+
+
+def _hint(name: str) -> str:
+    """Where else there is something of this name, or what else is spelled nearly so."""
+    for public, module in _ELSEWHERE.items():
+        if name in dir(importlib.import_module(module)):
+            return f"; it is {public}.{name}"
+    if callable(getattr(importlib.import_module("graphc.runtime.tensor").Tensor, name, None)):
+        return f"; it is a method: x.{name}(...)"
     import difflib
 
     close = difflib.get_close_matches(name, __dir__())
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise AttributeError(f"graphc has no attribute {name!r}{hint}")
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def __dir__() -> list[str]:

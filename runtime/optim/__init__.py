@@ -1,12 +1,10 @@
 """Optimizers, learning-rate schedules and gradient clipping."""
 
 from graphc.runtime.nn.clip import clip_grad_norm_, clip_grad_value_
-from graphc.runtime.optim import scheduler as lr_scheduler
+from graphc.runtime.optim import lr_scheduler
 from graphc.runtime.optim.adagrad import Adagrad
 from graphc.runtime.optim.adam import Adam, AdamW
-from graphc.runtime.optim.optimizer import Optimizer, ParamGroup
-from graphc.runtime.optim.rmsprop import RMSprop
-from graphc.runtime.optim.scheduler import (
+from graphc.runtime.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
     ExponentialLR,
@@ -19,6 +17,8 @@ from graphc.runtime.optim.scheduler import (
     SequentialLR,
     StepLR,
 )
+from graphc.runtime.optim.optimizer import Optimizer, ParamGroup
+from graphc.runtime.optim.rmsprop import RMSprop
 from graphc.runtime.optim.sgd import SGD
 
 __all__ = [

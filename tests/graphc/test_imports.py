@@ -87,3 +87,26 @@ def test_unknown_name_suggests_close_ones() -> None:
 
     with pytest.raises(AttributeError, match="did you mean .*arange"):
         graphc.aragne  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("softmax", "it is graphc.nn.functional.softmax"),
+        ("MSELoss", "it is graphc.nn.MSELoss"),
+        ("masked_fill", "it is a method: x.masked_fill(...)"),
+    ],
+)
+def test_a_name_that_is_elsewhere_says_where(name: str, cure: str) -> None:
+    import graphc
+
+    with pytest.raises(AttributeError) as caught:
+        getattr(graphc, name)
+    assert str(caught.value) == f"graphc has no attribute {name!r}; {cure}"
+
+
+def test_schedules_are_imported_as_in_pytorch() -> None:
+    import graphc
+    from graphc.optim.lr_scheduler import StepLR
+
+    assert StepLR is graphc.optim.StepLR
