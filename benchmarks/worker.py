@@ -15,10 +15,16 @@ from typing import Any
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Variables that make libraries use so many threads; affinity is set by the process itself."""
+    """Variables that make libraries use so many threads; affinity is set by the process itself.
+
+    Bytecode may be written: without it a library in a source tree would be compiled by Python in every process, and
+    one that pip installed would not.
+    """
     count = str(threads)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
-    return {**os.environ, **dict.fromkeys(names, count), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    told = {**os.environ, **dict.fromkeys(names, count), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    told.pop("PYTHONDONTWRITEBYTECODE", None)
+    return told
 
 
 def confine(threads: int) -> None:
