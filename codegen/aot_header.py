@@ -79,7 +79,7 @@ def header(plan: AheadPlan, target: Target) -> str:
             " *",
             f" * Link with the object or the library of the same name; nothing else is needed. {n} allocates nothing,",
             f" * starts no threads and has no hidden state: calls may run at the same time, each with its own {own}.",
-            f" * Outputs, {own.replace(' and', ' and')} must not overlap anything else. Results are the same bits as in Python.",
+            f" * Outputs, {own} must not overlap anything else. Results are the same bits as in Python.",
             " *",
             *(f" * {line}" for line in about),
             " *",
