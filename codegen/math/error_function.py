@@ -15,11 +15,12 @@ from graphc.ir.types import F32
 
 def erf(x: Expr) -> Expr:
     a = absolute(x)
-    small = fma(a, horner("erf" + format_of(x).suffix, a * a), a)
-    # From the bound on, 1 - erfc rounds to 1.
-    y = clamp(a, None, 4.0 if x.dtype is F32 else 6.0)
+    # Around the middle of its interval the polynomial has smaller terms, so smaller roundings.
+    small = fma(a, horner("erf" + format_of(x).suffix, a * a - 0.5), a)
+    # From 4 (or 6) on, 1 - erfc rounds to 1.
     if x.dtype is F32:
-        complement = horner("erfc_large32", y - 2.5)
+        complement = horner("erfc_large32", clamp(a, None, 4.0) - 2.25)
     else:
+        y = clamp(a, None, 6.0)
         complement = exp(-(y * y)) * horner("erfcx64", (y - 2.0) / (y + 2.0))
     return copy_sign(select(a < 1.0, small, const(x.dtype, 1.0) - complement), x)

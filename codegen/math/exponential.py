@@ -58,7 +58,9 @@ def exp(x: Expr) -> Expr:
     high, low = LN2[x.dtype]
     n, pattern = round_to_integer(x, LOG2_E)
     r = fma(n, -low, fma(n, -high, x))
-    value = fma(horner("exp" + f.suffix, r), r * r, r) + 1.0
+    # 1 + r is kept with its rounding error: exp is worth two more operations.
+    head = r + 1.0
+    value = head + fma(horner("exp" + f.suffix, r), r * r, r - (head - 1.0))
     return scaled(value, pattern, f)
 
 

@@ -28,16 +28,16 @@ def atan(x: Expr) -> Expr:
     a = clamp(absolute(x), None, 1e37)
     inverse = a > 1.0
     reciprocal = const(dtype, -1.0) / a
-    # What the division lost, times the derivative of atan where that matters (t in [1/2, 1]).
-    lost = select(inverse, fma(reciprocal, a, 1.0) * reciprocal * 0.65, const(dtype, 0.0))
+    # What the division lost, times the derivative of atan where that matters (|t| near 1).
+    lost = select(inverse, fma(reciprocal, a, 1.0) * reciprocal * 0.53, const(dtype, 0.0))
     t = select(inverse, reciprocal, a)
     z = t * t
-    tail = t * z * horner("atan" + format_of(x).suffix, z)
     high, low = HALF_PI[dtype]
     zero = const(dtype, 0.0)
     base, base_low = select(inverse, const(dtype, high), zero), select(inverse, const(dtype, low), zero)
     total = base + t
-    return copy_sign(total + ((t - (total - base)) + (tail + (lost + base_low))), x)
+    tail = fma(t, z * horner("atan" + format_of(x).suffix, z), lost + base_low)
+    return copy_sign(total + ((t - (total - base)) + tail), x)
 
 
 def atan2(y: Expr, x: Expr) -> Expr:

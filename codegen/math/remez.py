@@ -193,15 +193,19 @@ def _fits() -> dict[str, Fit]:
             lambda t: mp.exp(x(t) ** 2) * mp.erfc(x(t)), lambda t: mp.exp(-(x(t) ** 2)), -third, 0.5, count, digits
         )
 
-    def erf_small(count: int, digits: int) -> Fit:
-        """erf(x) = x + x*P(z), z = x*x, |x| <= 1."""
+    def erf_small(count: int, digits: int, middle: float) -> Fit:
+        """erf(x) = x + x*P(x*x - middle), |x| <= 1."""
+
+        def root(w: Real) -> Real:
+            return mp.sqrt(abs(w + mp.mpf(middle)))
+
         return Fit(
-            lambda z: mp.erf(mp.sqrt(z)) / mp.sqrt(z) - 1, lambda z: mp.sqrt(z) / mp.erf(mp.sqrt(z)), 0, 1, count, digits
+            lambda w: mp.erf(root(w)) / root(w) - 1, lambda w: root(w) / mp.erf(root(w)), -middle + 1e-12, 1 - middle, count, digits
         )
 
     def erfc_large(count: int, digits: int) -> Fit:
-        """erf(t + 2.5) = 1 - P(t), 1 <= t + 2.5 <= 4; absolute error, the value being near 1."""
-        return Fit(lambda t: mp.erfc(t + mp.mpf(2.5)), lambda t: mp.mpf(1), -1.5, 1.5, count, digits)
+        """erf(t + 2.25) = 1 - P(t), 1 <= t + 2.25 <= 4; absolute error, the value being near 1."""
+        return Fit(lambda t: mp.erfc(t + mp.mpf(2.25)), lambda t: mp.mpf(1), -1.25, 1.75, count, digits)
 
     return {
         "exp32": exp_tail(5, 24),
@@ -228,10 +232,10 @@ def _fits() -> dict[str, Fit]:
         "atan_short": _odd(mp.atan, 0.5, 7, 53),
         "asin32": _odd(mp.asin, 0.5, 6, 24),
         "asin64": _odd(mp.asin, 0.5, 13, 53),
-        "erf32": erf_small(8, 24),
+        "erf32": erf_small(7, 24, 0.5),
         "erfc_large32": erfc_large(16, 24),
         "erfcx64": erfcx(13, 53),
-        "erf64": erf_small(15, 53),
+        "erf64": erf_small(14, 53, 0.5),
     }
 
 
