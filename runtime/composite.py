@@ -8,18 +8,25 @@ among the arguments are operands; everything else is fixed.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
 
+import numpy as np
 from graphc.ir.function import Builder, Function
 from graphc.runtime.core import ABSTRACT, Tensor, abstract, rebind
 from graphc.runtime.dispatch import Entry, apply_entry, number, remember
-from graphc.runtime.errors import AbstractValueError
+from graphc.runtime.errors import AbstractValueError, here
+from graphc.runtime.grad_mode import local, state
 from graphc.runtime.structure import Structure, flatten, unflatten
 from graphc.runtime.trace import Tracer
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FIXED = {int, bool, str, type(None)}
+
+
+class _Arrays(Exception):
+    """NumPy arrays or numbers are among the arguments."""
 
 
 class _Traced:
@@ -56,6 +63,16 @@ class Composite:
         self._floats = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if state.active and local.tracer is not None and local.tracer.execute:
+            # An integer of Python that is being recorded is fixed, as it is without a recording.
+            args = _mapped(args, _integer)
+            kwargs = _mapped(kwargs, _integer)
+        try:
+            return self._apply(args, kwargs)
+        except _Arrays:
+            return self._apply(_mapped(args, _from_array), _mapped(kwargs, _from_array))
+
+    def _apply(self, args: Any, kwargs: dict[str, Any]) -> Any:
         key: list[Any] = []
         tensors: list[Tensor] = []
         for a in args:
@@ -72,7 +89,8 @@ class Composite:
             traced = self._cache.get(signature)
         except TypeError:
             raise TypeError(
-                f"{self._name}: arguments that are not tensors or numbers must be hashable: {args} {kwargs}"
+                f"{self._name}: arguments that are not tensors or numbers must be hashable, and one of type "
+                f"{', '.join(type(a).__name__ for a in (*args, *kwargs.values()) if _unhashable(a))} is not\n  at {here()}"
             ) from None
         if traced is None:
             traced = self._trace(args, kwargs, tensors)
@@ -120,6 +138,8 @@ class Composite:
             key.append(tuple(a))
             for v in a.values():
                 self._key(v, key, tensors)
+        elif isinstance(a, (np.ndarray, np.generic)):
+            raise _Arrays
         else:
             key.append(kind)
             key.append(a)
@@ -154,6 +174,12 @@ class Composite:
                 self._floats = False
                 return None
             raise
+        except AttributeError as error:
+            if self._locate or not isinstance(error.obj, (int, bool, str, type(None), float, list, tuple, dict)):
+                raise
+            raise TypeError(
+                f"{self._name}: {type(error.obj).__name__} is not a tensor; use graphc.asarray to make it one\n  at {here()}"
+            ) from None
 
     def _finish(self, tracer: Tracer, result: Any) -> _Traced:
         leaves: list[Any] = []
@@ -188,6 +214,34 @@ class Composite:
         entry.specs = tuple(specs)
         entry.spec = specs[0] if len(specs) == 1 else None
         return _Traced(entry, [x.tensor for x in tracer.externals], structure, places, writes)
+
+
+def _mapped(x: Any, change: Callable[[Any], Any]) -> Any:
+    """Nested arguments with `change` applied to what they hold."""
+    if x.__class__ is tuple or x.__class__ is list:
+        return x.__class__(_mapped(v, change) for v in x)
+    if x.__class__ is dict:
+        return {k: _mapped(v, change) for k, v in x.items()}
+    return change(x)
+
+
+def _integer(x: Any) -> Any:
+    weak = isinstance(x, Tensor) and x._spec.weak and x._spec.dtype.is_integer
+    return operator.index(x) if weak else x
+
+
+def _from_array(x: Any) -> Any:
+    from graphc.runtime.interop import asarray
+
+    return asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x
+
+
+def _unhashable(x: Any) -> bool:
+    try:
+        hash(x)
+    except TypeError:
+        return not isinstance(x, (list, dict))
+    return False
 
 
 def _calling(body: Function) -> Function:

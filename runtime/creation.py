@@ -6,6 +6,7 @@ Signatures follow the Python array API standard 2024.12, with `requires_grad` be
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -166,6 +167,9 @@ def arange(
     >>> gc.arange(2, 8, 2).tolist()
     [2, 4, 6]
     """
+    from graphc.runtime.interop import item
+
+    start, stop, step = (item(v) if isinstance(v, Tensor) else v for v in (start, stop, step))
     if stop is None:
         start, stop = 0, start
     if step == 0:
@@ -202,7 +206,7 @@ def one_hot(index: Tensor, num_classes: int, *, dtype: Any = None) -> Tensor:
     A number outside [0, num_classes) gives zeros only.
     """
     kind = DEFAULT_INT if dtype is None else as_dtype(dtype)
-    return apply(_ONE_HOT, (operand_of(index, "one_hot"),), (num_classes, kind))
+    return apply(_ONE_HOT, (operand_of(index, "one_hot"),), (operator.index(num_classes), kind))
 
 
 def meshgrid(*arrays: Tensor, indexing: str = "xy") -> list[Tensor]:

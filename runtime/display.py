@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from graphc.ir.types import BOOL, F32, I64
 from graphc.runtime.core import Parameter, Tensor, alias
-from graphc.runtime.interop import numpy
+from graphc.runtime.grad_mode import local
+from graphc.runtime.interop import item, numpy
 
 
 def show(x: Tensor) -> str:
@@ -13,6 +14,10 @@ def show(x: Tensor) -> str:
     name = "Parameter" if isinstance(x, Parameter) else "tensor"
     notes = []
     spec = x._spec
+    tracer = local.tracer
+    if spec.weak and tracer is not None and tracer.execute and (x._traced is None or x._traced[0] is not None):
+        # A Python number that is being recorded.
+        return repr(item(x))
     if x.is_abstract:
         return f"{name}({spec}, abstract)"
     if spec.dtype not in (F32, I64, BOOL) or spec.size == 0:
@@ -32,6 +37,4 @@ def show(x: Tensor) -> str:
 
 def show_formatted(x: Tensor, spec: str) -> str:
     """`format(x, spec)`: a rank-0 tensor is formatted as its number."""
-    from graphc.runtime.interop import item
-
     return format(item(x), spec) if not x.shape else format(show(x), spec)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from graphc.ir.function import Builder, DenseArray, Value
 from graphc.ir.types import BOOL, I64, Dim, DimExpr, DType, Shape, size_of
+from graphc.runtime.errors import called, here
 from graphc.runtime.spec import broadcast_shapes, promote_all
 
 
@@ -89,8 +90,8 @@ def normal_axis(axis: Any, rank: int) -> int:
         raise TypeError(f"an axis is an integer, not {axis!r}") from None
     if not -rank <= a < rank:
         if rank == 0:
-            raise IndexError(f"axis {a} is out of range: a rank-0 tensor has no axes")
-        raise IndexError(f"axis {a} is out of range for rank {rank}; it must be in [{-rank}, {rank - 1}]")
+            raise IndexError(_told(f"axis {a} is out of range: a rank-0 tensor has no axes"))
+        raise IndexError(_told(f"axis {a} is out of range for rank {rank}; it must be in [{-rank}, {rank - 1}]"))
     return a % rank if rank else a
 
 
@@ -102,8 +103,13 @@ def normal_axes(axis: Any, rank: int) -> tuple[int, ...]:
         return (normal_axis(axis, rank),)
     axes = sorted(normal_axis(a, rank) for a in axis)
     if len(set(axes)) != len(axes):
-        raise ValueError(f"axes {tuple(axis)} name an axis twice")
+        raise ValueError(_told(f"axes {tuple(axis)} name an axis twice"))
     return tuple(axes)
+
+
+def _told(rule: str) -> str:
+    operation = called()
+    return f"{operation}: {rule}\n  at {here()}" if operation else f"{rule}\n  at {here()}"
 
 
 def normal_shape(shape: Any) -> Shape:

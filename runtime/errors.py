@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from types import CodeType, FrameType
 from typing import Any
 
-from graphc.ir.function import Loc
+from graphc.ir.function import Function, Loc
 
 
 class InternalError(RuntimeError):
@@ -23,6 +23,20 @@ class InternalError(RuntimeError):
 
 class AbstractValueError(TypeError):
     """Python asked for the value of a tensor that has a type but no value yet."""
+
+
+def internal_error(function: Function, error: Exception) -> InternalError:
+    """The fault of graphc that a function, whose types are right, cannot be compiled; its IR is saved in a file."""
+    import tempfile
+
+    from graphc.ir.text import print_function
+
+    with tempfile.NamedTemporaryFile("w", prefix=f"graphc-{function.name}-", suffix=".gir", delete=False) as file:
+        file.write(print_function(function))
+    return InternalError(
+        f"{function.name} cannot be compiled: {type(error).__name__}: {error}; this is a fault of graphc, please report it "
+        f"with its IR, which is in {file.name}"
+    )
 
 
 _inside: dict[CodeType, bool] = {}
@@ -83,13 +97,40 @@ def describe(place: tuple[CodeType, int]) -> str:
     return f"{at}: {source}" if source else at
 
 
+def called() -> str:
+    """The function of graphc that the user called, with the types of its tensors: `sum(f32[3, 4])`.
+
+    Walks the stack, so only for a message. A composite is told by its name, a method by the function behind it.
+    """
+    from graphc.runtime.core import Tensor
+
+    frame: FrameType | None = _frame(1)
+    found = ""
+    while frame is not None and (_inside[frame.f_code] if frame.f_code in _inside else _is_inside(frame)):
+        code, values = frame.f_code, frame.f_locals
+        name = getattr(values.get("self"), "_name", "") if code.co_name in ("__call__", "_apply") else code.co_name
+        if isinstance(name, str) and name.isidentifier() and not name.startswith("_") and name not in _WRAPPERS:
+            given = [values.get(n) for n in code.co_varnames[: code.co_argcount]]
+            given += values.get("args", ()) if code.co_name in ("__call__", "_apply") or not given else ()
+            flat = [x for a in given for x in (a if isinstance(a, (list, tuple)) else (a,))]
+            found = f"{name}({', '.join(str(x._spec) for x in flat if isinstance(x, Tensor))})"
+        frame = frame.f_back
+    return found
+
+
+# Names of functions around the one that the user asked for.
+_WRAPPERS = {"called", "normal_axis", "normal_axes", "method", "wrapped", "wrapper", "forward", "emit", "build", "lookup"}
+
+
 def explain(error: Exception, operation: str, types: Iterable[Any]) -> Exception:
     """A new exception of the kind of `error` which also names the operation, its operands and the line."""
     kind: type[Exception] | None = next(
         (k for k in (IndexError, ZeroDivisionError, MemoryError, TypeError, ValueError) if isinstance(error, k)), None
     )
     text = str(error)
-    if kind is None:
+    if isinstance(error, InternalError):
+        kind = InternalError
+    elif kind is None:
         kind = InternalError
         text = f"{type(error).__name__}: {text}; this is a fault of graphc, please report it"
     signature = f"{operation}({', '.join(map(str, types))})"

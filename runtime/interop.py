@@ -79,6 +79,9 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | 
             if copy is False:
                 raise ValueError(f"asarray: {obj._spec} cannot become {kind} without a copy")
             return astype(obj, kind)
+        if obj._spec.weak:
+            # A Python number that is being recorded becomes the tensor that it would be outside.
+            return astype(obj, {F64: DEFAULT_FLOAT, I64: DEFAULT_INT}.get(obj._spec.dtype, obj._spec.dtype))
         return alias(obj) if copy and obj._meta is None else obj
     if isinstance(obj, (np.ndarray, np.generic)) or (
         hasattr(obj, "__array__") and not isinstance(obj, (int, float, list, tuple))
@@ -111,17 +114,31 @@ def _from_python(obj: Any, dtype: DType | None) -> Tensor:
         raise ValueError("tensor: the nested sequences are ragged; all rows must have the same length") from None
     if array.size == 0 and array.dtype == np.float64 and dtype is None:
         array = array.astype(DEFAULT_FLOAT.numpy)
+    if array.dtype == object and all(isinstance(v, int) for v in array.reshape(-1)):
+        largest = max((int(v) for v in array.reshape(-1)), key=abs)
+        raise OverflowError(f"tensor: the integer {largest} does not fit in 64 bits")
     if array.dtype == object or array.dtype.kind not in "biuf":
         raise TypeError(f"tensor: {type(obj).__name__} holds elements that are not numbers ({array.dtype})")
     target = dtype
     if target is None and not _holds_array(obj):
         target = {F64: DEFAULT_FLOAT, I64: DEFAULT_INT}.get(as_dtype(array.dtype), as_dtype(array.dtype))
     if target is not None and array.dtype != target.numpy:
+        if target.is_integer and array.dtype.kind in "iu" and array.size:
+            _check_range(int(array.min()), int(array.max()), target)
         array = array.astype(target.numpy)
     t = _copied(array)
     if state.active and local.tracer is not None:
         local.tracer.note_constant(t, array)
     return t
+
+
+def _check_range(low: int, high: int, target: DType) -> None:
+    bounds = np.iinfo(target.numpy)
+    if low < bounds.min or high > bounds.max:
+        raise OverflowError(
+            f"tensor: the integer {low if low < bounds.min else high} does not fit in {target.name}, which holds "
+            f"{bounds.min} to {bounds.max}; use a wider element type, or astype to wrap around"
+        )
 
 
 def _holds_tensor(obj: Any) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from graphc.ir.function import Builder, Value
-from graphc.ir.types import BOOL, DType
+from graphc.ir.types import BOOL, F64, DType
 from graphc.ir.types import dtype as as_dtype
 from graphc.runtime import emission as e
 from graphc.runtime.core import Tensor, alias
@@ -102,6 +102,9 @@ def _computed_in(values: Sequence[Value], weak: Sequence[bool], rule: str) -> DT
 def _emit(ir_name: str, rule: str) -> Emit:
     def emit(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: tuple[Any, ...]) -> Any:
         dtype = _computed_in(values, weak, rule)
+        if ir_name == "div" and all(weak):
+            # Python's division of two integers.
+            dtype = F64
         if dtype is BOOL and ir_name in _ORDER:
             dtype = as_dtype("uint8")
         operands = e.matched(b, values, weak, dtype)

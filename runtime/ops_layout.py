@@ -6,6 +6,7 @@ view of the same memory (values are immutable, so nobody can tell). The others c
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -388,7 +389,7 @@ def roll(x: Tensor, /, shift: Any, axis: Any = None) -> Tensor:
         at = e.normal_axis(a, len(x._spec.shape))
         n = x._spec.shape[at]
         if not isinstance(n, DimExpr):
-            s = s % n if n else 0
+            s = operator.index(s) % n if n else 0
         if not isinstance(s, int) or s:
             x = concat([part(x, at, n - s, s), part(x, at, 0, n - s)], axis=at)
     return x

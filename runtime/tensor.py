@@ -114,6 +114,18 @@ _COMPARISONS = {
 }
 
 
+_plain_power = _binary(OPS["pow"])
+
+
+def _power(a: Tensor, b: Any) -> Any:
+    if a._spec.weak and a._spec.dtype.is_integer:
+        power = operand(b)
+        if power is not None and power._spec.weak and power._spec.dtype.is_integer and bool(power < 0):
+            # Python's power of integers is a float here.
+            return operator.index(a) ** operator.index(power)
+    return _plain_power(a, b)
+
+
 def _matmul_operands(a: Tensor, b: Any) -> Tensor:
     other = operand(b)
     return NotImplemented if other is None else ops_linear.matmul(a, other)  # type: ignore[no-any-return]
@@ -133,6 +145,18 @@ def _bool(x: Tensor) -> bool:
             f"the truth of a tensor {x._spec} of {x._spec.size} elements is ambiguous; use x.any() or x.all()\n  at {here()}"
         )
     return bool(interop.item(x))
+
+
+def _round(x: Tensor, digits: int | None = None) -> Any:
+    """A rank-0 tensor is rounded as Python rounds its number."""
+    return round(interop.item(x), digits)
+
+
+def _number_attribute(x: Tensor, name: str) -> Any:
+    """What only Python numbers have, for one that is being recorded: `n.bit_length()`, `n.real`."""
+    if not name.startswith("_") and x._spec.weak:
+        return getattr(interop.item(x), name)
+    raise AttributeError(f"{type(x).__name__!r} object has no attribute {name!r}", name=name, obj=x)
 
 
 def _index(x: Tensor) -> int:
@@ -306,7 +330,10 @@ def _norm(x: Tensor, p: float = 2.0, axis: Any = None, keepdims: bool = False, *
     """The p-norm of vectors along `axis` (None: of all elements)."""
     size = FUNCTIONS["abs"](x)
     if p == 2.0:
-        return FUNCTIONS["sqrt"](ops_reduce.sum(x * x, axis, keepdims, **names))
+        square = ops_reduce.sum(x * x, axis, keepdims, **names)
+        # The gradient at the origin is 0, one of the subgradients, and not 0/0.
+        origin = square == 0
+        return FUNCTIONS["sqrt"](where(origin, 1, square)) * where(origin, 0, 1)
     if p == 1.0:
         return ops_reduce.sum(size, axis, keepdims, **names)
     if p == float("inf"):
@@ -405,7 +432,11 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "__contains__": _contains,
     "__getitem__": indexing.getitem,
     "__setitem__": indexing.setitem,
-    "__hash__": object.__hash__,
+    "__hash__": lambda x: hash(interop.item(x)) if x._spec.weak else object.__hash__(x),
+    "__round__": _round,
+    "__trunc__": lambda x: int(interop.item(x)),
+    "__divmod__": lambda x, y: (x // y, x % y),
+    "__rdivmod__": lambda x, y: (y // x, y % x),
     "__neg__": FUNCTIONS["negative"],
     "__pos__": FUNCTIONS["positive"],
     "__abs__": FUNCTIONS["abs"],
@@ -415,6 +446,8 @@ _METHODS: dict[str, Callable[..., Any]] = {
     **{f"__{name}__": _binary(OPS[function]) for name, function in (_OPERATORS | _COMPARISONS).items()},
     **{f"__r{name}__": _binary(OPS[function], reflected=True) for name, function in _OPERATORS.items()},
     **{f"__i{name}__": _in_place(OPS[function]) for name, function in _OPERATORS.items()},
+    "__pow__": _power,
+    "__rpow__": lambda x, y: NotImplemented if (base := operand(y)) is None else _power(base, x),
 }
 _PROPERTIES: dict[str, Any] = {
     "T": property(lambda x: ops_layout.permute_dims(x, tuple(reversed(range(x.ndim)))), doc="Dimensions reversed."),
@@ -429,6 +462,8 @@ for _name, _f in _METHODS.items():
     setattr(Tensor, _name, _f)
 for _name, _p in _PROPERTIES.items():
     setattr(Tensor, _name, _p)
+# Not among the methods: type checkers should not take every name for an attribute.
+setattr(Tensor, "__getattr__", _number_attribute)  # noqa: B010
 
 
 def _new_tensor(cls: type, data: Any = (), dtype: Any = None, requires_grad: bool | None = None) -> Tensor:
