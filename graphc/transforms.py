@@ -163,6 +163,9 @@ def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) 
         flatten(tuple(tangents), directions)
         if len(directions) != len(leaves):
             raise ValueError(f"jvp: {len(leaves)} primal tensors and {len(directions)} tangents; they must match")
+        for i, (x, t) in enumerate(zip(leaves, directions)):
+            if isinstance(t, Tensor) and t.shape not in ((), x.shape):
+                raise ValueError(f"jvp: tangent {i} is {t._spec}, and its primal {x._spec}; they must have the same shape")
         active = [y for y in outputs if y.requires_grad]
         keep = _watched(active, leaves) or any(isinstance(t, Tensor) and t.requires_grad for t in directions)
         # Any value does for the cotangents: the second derivative does not depend on them.

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from graphc.ir.function import Function
 from graphc.ir.types import TensorType
+from graphc.runtime.errors import internal_error
 
 Donate = Sequence[tuple[int, int]]
 
@@ -66,5 +67,10 @@ def compile_function(function: Function, donate: Donate = ()) -> Program:
         from graphc.codegen.program import compile_function as compiler
 
         _compiler = compiler
-    program: Program = _compiler(function, donate)
+    try:
+        program: Program = _compiler(function, donate)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise internal_error(function, error) from error
     return program

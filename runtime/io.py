@@ -74,6 +74,8 @@ def save(tensors: Any, path: str | os.PathLike[str], metadata: Mapping[str, str]
     text += b" " * (-len(text) % 8)
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"save: the folder {str(target.parent)!r} of {target.name!r} does not exist; make it first")
     try:
         with open(partial, "wb") as file:
             file.write(len(text).to_bytes(8, "little"))

@@ -9,7 +9,7 @@ from graphc.runtime.composite import composite
 from graphc.runtime.nn import init
 from graphc.runtime.nn.module import Module
 from graphc.runtime.nn.parameter import Parameter
-from graphc.runtime.nn.spatial import padding_pairs, per_axis, with_batch
+from graphc.runtime.nn.spatial import check_windows, padding_pairs, per_axis, with_batch
 from graphc.runtime.tensor import Tensor
 
 
@@ -74,11 +74,13 @@ def _conv(
             f"{tuple(weight.shape)} (out, in/groups, kernel...) with groups={groups} takes {weight.shape[1] * groups}"
         )
     strides, dilations = per_axis(stride, rank, f"{name}: stride"), per_axis(dilation, rank, f"{name}: dilation")
+    pairs = padding_pairs(padding, weight.shape[2:], strides, dilations, name)
+    check_windows(name, x, weight.shape[2:], dilations, pairs)
     y = xp.conv(
         x,
         weight,
         strides=strides,
-        padding=padding_pairs(padding, weight.shape[2:], strides, dilations, name),
+        padding=pairs,
         rhs_dilation=dilations,
         groups=groups,
     )

@@ -8,7 +8,7 @@ from typing import Any
 from graphc.runtime import ops as xp
 from graphc.runtime.composite import composite
 from graphc.runtime.nn.module import Module
-from graphc.runtime.nn.spatial import per_axis, with_batch
+from graphc.runtime.nn.spatial import check_windows, per_axis, with_batch
 from graphc.runtime.tensor import Tensor
 
 
@@ -38,6 +38,7 @@ def _max_pool(
     x, single = with_batch(x, rank, name)
     dilations = per_axis(dilation, rank, f"{name}: dilation")
     kernel, strides, pads = _window(name, rank, x, kernel_size, stride, padding, dilations, ceil_mode)
+    check_windows(name, x, kernel, dilations, pads)
     y = xp.max_pool(x, window=kernel, strides=strides, padding=pads, dilation=dilations)
     return xp.squeeze(y, axis=0) if single else y
 
@@ -77,6 +78,7 @@ def _avg_pool(
     x, single = with_batch(x, rank, name)
     ones = (1,) * rank
     kernel, strides, pads = _window(name, rank, x, kernel_size, stride, padding, ones, ceil_mode)
+    check_windows(name, x, kernel, ones, pads)
     total = xp.sum_pool(x, window=kernel, strides=strides, padding=pads, dilation=ones)
     plain = per_axis(padding, rank, f"{name}: padding")
     if all(low == high == 0 for low, high in pads) or (include and all(p == (q, q) for p, q in zip(pads, plain))):

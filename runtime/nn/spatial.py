@@ -31,6 +31,18 @@ def padding_pairs(
     return tuple((p, p) for p in per_axis(padding, rank, f"{what}: padding"))
 
 
+def check_windows(
+    what: str, x: Any, kernel: Sequence[int], dilation: Sequence[int], padding: Sequence[tuple[int, int]]
+) -> None:
+    """Raise `ValueError` if no window fits into the padded spatial axes of `x`."""
+    for axis, (n, k, d, (low, high)) in enumerate(zip(x.shape[2:], kernel, dilation, padding, strict=True), start=2):
+        if isinstance(n, int) and n + low + high < d * (k - 1) + 1:
+            raise ValueError(
+                f"{what}: axis {axis} of x of shape {tuple(x.shape)} has {n + low + high} positions with its padding, and a "
+                f"window of size {k} and dilation {d} takes {d * (k - 1) + 1}; use a smaller window or more padding"
+            )
+
+
 def with_batch(x: Any, rank: int, what: str) -> tuple[Any, bool]:
     """`x` as [N, C, spatial...], and whether the batch axis was missing and has been put in front."""
     if x.ndim == rank + 2:

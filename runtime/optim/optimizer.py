@@ -89,6 +89,8 @@ class Optimizer:
     ) -> None:
         if isinstance(params, Tensor):
             raise TypeError(f"{self._name} needs a list of parameters, not one tensor; write [parameter]")
+        if not isinstance(params, Iterable):
+            raise TypeError(f"{self._name} needs a list of parameters, such as module.parameters(), not {type(params).__name__}")
         self.defaults = {**numbers, **(options or {})}
         self._numbers = tuple(numbers)
         self.param_groups: list[ParamGroup] = []
