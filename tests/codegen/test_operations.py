@@ -92,7 +92,7 @@ def test_operation(op: str) -> None:
     found = accepted(op)
     for roles, cases in found:
         whole = operations()[op].family in WHOLE
-        for case in cases if whole else _some(op, cases, roles, found[0][0], 3):
+        for case in cases if whole else _some(op, cases, roles, found[0][0], 2):
             packed.add(case)
     # Unoptimised, so that no rule replaces the operation by another.
     packed.check(optimise=False)
