@@ -176,6 +176,9 @@ def compile(f: Callable[..., Any] | None = None) -> Any:
     belong to the signature. Where Python decides by a value (`if`, `int()`, `.item()`), each outcome is recorded once. Results
     are equal to the bit to those of the function itself.
 
+    A call in which an operation fails, for example by an index out of range, changes nothing. An int or float argument
+    is a tensor inside: it acts as the number, but `isinstance(n, int)` is false.
+
     Side effects on things other than tensors and numbers, such as `print`, happen in recorded calls only.
 
     >>> import graphc as gc
