@@ -12,7 +12,7 @@ def main() -> None:
     from benchmarks.digits import STEPS, batch, weights
 
     step = STEPS[sys.argv[1]](weights(), *batch())
-    print(f"first step {float(step()):.6f}", flush=True)
+    print(f"first step {step().item():.6f}", flush=True)
 
 
 if __name__ == "__main__":

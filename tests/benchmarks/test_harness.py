@@ -13,7 +13,7 @@ import pytest
 from benchmarks import limits, profile
 from benchmarks.case import Case, Clocked, Figure, Statement, all_rows, toy
 from benchmarks.harness import Result, as_json, judge
-from benchmarks.measure import LEAST, Timed, check, make_peers, measure
+from benchmarks.measure import LEAST, Timed, check, make_peers, measure, ratio
 from benchmarks.report import best_over, markdown, show_time
 from benchmarks.work import bytes_of, operations_of
 
@@ -67,6 +67,12 @@ def test_rounds_meet_all_peers() -> None:
     times = measure({"a": lambda: calls.append("a"), "b": Clocked(timed)}, effort)
     assert calls == ["a", "b", "b", "a"]
     assert times["b"] == [3.0, 5.0] and len(times["a"]) == 2
+
+
+def test_slow_peers_have_fewer_rounds() -> None:
+    times = measure({"a": Clocked(lambda: 9.0), "b": Clocked(lambda: 3.0)}, LEAST.__class__(rounds=4, batch=0.0, batches=1))
+    assert times == {"a": [9.0, 9.0], "b": [3.0] * 4}
+    assert ratio(times["a"], times["b"]) == 3.0
 
 
 def test_statement_runs_in_its_names() -> None:
