@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-
 from graphc.ir.types import DimExpr, DType, TensorType
 
 
