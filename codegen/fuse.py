@@ -48,6 +48,10 @@ def _at_most(d: Dim, limit: int, otherwise: bool) -> bool:
     return d <= limit if isinstance(d, int) else otherwise
 
 
+# Larger groups take long to compile, and long chains then repeat one kernel instead.
+MOST_OPERATIONS = 256
+
+
 class _Fuser:
     def __init__(self, f: Function, banned: frozenset[Operation] = frozenset()) -> None:
         self.f = f
@@ -128,7 +132,7 @@ class _Fuser:
     def choose(self, op: Operation, readers: dict[Group, list[Operation]], wanted: bool) -> Group:
         extra = wanted or len(readers) > 1 or len(op.results) > 1
         for group, ops in readers.items():
-            if extra and not self.can_output(op, group):
+            if len(group.ops) >= MOST_OPERATIONS or (extra and not self.can_output(op, group)):
                 continue
             if any(other is not group and self.reaches(other, group) for other in readers):
                 continue
