@@ -13,33 +13,34 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-# function -> (float32, float64): no error is larger, over all arguments. For one-argument float32
-# functions every argument has been tried (tests/codegen/test_math_exhaustive.py).
+# function -> (float32, float64): no error is larger. For one-argument float32 functions every
+# argument has been tried (tests/codegen/test_math_exhaustive.py) and the bound is the largest error
+# rounded up; the other bounds lie a little above the largest error found (tests/codegen/test_math.py).
 BOUNDS: dict[str, tuple[float, float]] = {
-    "exp": (0.8, 1.0),
-    "exp2": (0.92, 0.9),
-    "expm1": (1.0, 1.1),
-    "log": (1.0, 0.9),
-    "log1p": (1.0, 1.0),
-    "log2": (1.0, 1.0),
-    "log10": (1.0, 0.9),
-    "sin": (0.502, 0.8),
+    "exp": (0.8, 0.8),
+    "exp2": (0.92, 0.85),
+    "expm1": (1.02, 1.1),
+    "log": (0.76, 0.8),
+    "log1p": (0.83, 0.8),
+    "log2": (0.91, 0.8),
+    "log10": (0.88, 0.8),
+    "sin": (0.501, 0.8),
     "cos": (0.501, 0.8),
     "tan": (0.502, 0.9),
-    "asin": (0.64, 0.7),
-    "acos": (0.62, 0.7),
-    "atan": (1.02, 1.1),
-    "sinh": (1.0, 0.8),
-    "cosh": (0.88, 1.0),
-    "tanh": (1.0, 1.0),
-    "asinh": (0.501, 1.6),
-    "acosh": (0.501, 1.9),
-    "atanh": (0.501, 1.4),
-    "erf": (0.91, 1.1),
-    "pow": (0.502, 0.7),
-    "atan2": (0.502, 1.5),
+    "asin": (0.64, 0.6),
+    "acos": (0.62, 0.6),
+    "atan": (1.02, 1.0),
+    "sinh": (0.76, 0.8),
+    "cosh": (0.88, 0.95),
+    "tanh": (0.95, 1.0),
+    "asinh": (0.501, 1.5),
+    "acosh": (0.501, 1.85),
+    "atanh": (0.501, 1.3),
+    "erf": (0.91, 1.0),
+    "pow": (0.502, 0.6),
+    "atan2": (0.502, 1.35),
     "hypot": (0.502, 0.51),
-    "logaddexp": (0.502, 1.7),
+    "logaddexp": (0.502, 1.6),
 }
 
 

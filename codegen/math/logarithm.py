@@ -1,6 +1,6 @@
-"""log, log2, log10, log1p: x = 2**e * (1 + f) with 1 + f in [2/3, 4/3).
+"""log, log2, log10, log1p: x = 2**e * (1 + f) with 1 + f in [11/16, 11/8).
 
-With that interval no result cancels below 0.4 for e != 0, and e*high + f is kept exactly as a sum
+With that interval no result cancels below log(11/8) for e != 0, and e*high + f is kept exactly as a sum
 of two floats, so the polynomial's error is small beside the last rounding. The float64 polynomial
 is in s = f/(2 + f) (the form of fdlibm's e_log.c); the float32 one is in f, without a division.
 """
@@ -32,15 +32,16 @@ _BASES = {
 def split(u: Expr, f: Format) -> tuple[Expr, Expr]:
     """(e, 1 + f) of a positive normal u; e is a signed integer."""
     bits = bitcast(u, f.integer)
-    two_thirds = 0x3F2AAAAB if f.dtype is F32 else 0x3FE5555555555555
-    e = binary("shr", bits - two_thirds, const(f.integer, f.digits))
+    least = 0x3F300000 if f.dtype is F32 else 0x3FE6000000000000  # 11/16
+    e = binary("shr", bits - least, const(f.integer, f.digits))
     return e, bitcast(bits - binary("shl", e, const(f.integer, f.digits)), f.dtype)
 
 
 def _tail(f: Expr) -> Expr:
-    """log1p(f) - f for f in [-1/3, 1/3]."""
+    """log1p(f) - f for f in [-5/16, 3/8]."""
     if f.dtype is F32:
-        return f * f * fma(horner("log32", f), f, -0.5)
+        w = f * f
+        return fma(w * f, horner("log32", f), w * -0.5)
     s = f / (f + 2.0)
     z = s * s
     half = f * f * 0.5

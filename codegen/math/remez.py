@@ -162,12 +162,11 @@ def _fits() -> dict[str, Fit]:
 
     def log1p_tail(count: int, digits: int) -> Fit:
         """log1p(f) = f - f*f/2 + f*f*f*P(f)."""
-        third = mp.mpf(1) / 3
         return Fit(
-            lambda f: (mp.log1p(f) - f + f**2 / 2) / f**3, lambda f: f**3 / mp.log1p(f), -third, third, count, digits
+            lambda f: (mp.log1p(f) - f + f**2 / 2) / f**3, lambda f: f**3 / mp.log1p(f), -0.3125, 0.375, count, digits
         )
 
-    def log_ratio(count: int, digits: int, high: Real = 0.2) -> Fit:
+    def log_ratio(count: int, digits: int, high: Real = 0.186) -> Fit:
         """log((1 + s)/(1 - s)) = 2s + s*z*P(z), z = s*s."""
         return Fit(
             lambda z: (2 * mp.atanh(mp.sqrt(z)) / mp.sqrt(z) - 2) / z, lambda z: z / 2, 0, mp.mpf(high) ** 2, count, digits
@@ -180,7 +179,7 @@ def _fits() -> dict[str, Fit]:
             s = mp.sqrt(z)
             return (2 * mp.atanh(s) / s - 2 - 2 * z / 3 - 2 * z**2 / 5) / z**3
 
-        return Fit(target, lambda z: z**3 / 2, 0, mp.mpf(0.2) ** 2, count, digits)
+        return Fit(target, lambda z: z**3 / 2, 0, mp.mpf(0.186) ** 2, count, digits)
 
     def erfcx(count: int, digits: int) -> Fit:
         """exp(x*x)*erfc(x) = P(t), t = (x - 2)/(x + 2), 1 <= x <= 6; absolute error of erfc."""
