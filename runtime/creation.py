@@ -109,7 +109,7 @@ def filled(shape: Shape, value: Any, dtype: DType) -> Tensor:
 
 def _dtype_for(value: Any) -> DType:
     if isinstance(value, Tensor):
-        return value._spec.dtype
+        return DEFAULT_FLOAT if value._spec.weak and value._spec.dtype is F64 else value._spec.dtype
     if isinstance(value, bool):
         return BOOL
     return DEFAULT_INT if isinstance(value, int) else DEFAULT_FLOAT

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 from graphc.ir.function import Builder, Function, Value
-from graphc.ir.types import BOOL, F64, I64, U64
+from graphc.ir.types import BOOL, F64, I64, U64, DType
 from graphc.runtime import memory
 from graphc.runtime.backend import compile_function
 from graphc.runtime.core import ABSTRACT, Tensor, _new, empty, make_contiguous, write_bytes
 from graphc.runtime.errors import explain
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.node import Backward, backward_of, float_outputs, record
-from graphc.runtime.spec import Spec, of_type, spec_of
+from graphc.runtime.spec import DEFAULT_FLOAT, Spec, of_type, spec_of
 
 # emit(b, operands, weak, attrs): writes the operation, returns its result or results. weak[i] says
 # that operand i is a Python number.
@@ -86,13 +86,21 @@ def build(op: Op, attrs: tuple[Any, ...], inputs: Sequence[Tensor]) -> Entry:
     specs = [t._spec for t in inputs]
     b = Builder(op.name)
     weak = [s.weak for s in specs]
+    operands = [b.param(s.type) for s in specs]
+    view = op.view
+    if weak and all(weak) and not op.weak and not any(isinstance(a, DType) for a in attrs):
+        # Python numbers only, and no element type is asked for: they count as the tensors that `asarray` makes of them.
+        if any(s.dtype is F64 for s in specs):
+            view = None
+        operands = [b.emit("cast", v, dtype=DEFAULT_FLOAT) if v.type.dtype is F64 else v for v in operands]
+        weak = [False] * len(weak)
     try:
-        results = op.emit(b, [b.param(s.type) for s in specs], weak, attrs)
+        results = op.emit(b, operands, weak, attrs)
     except Exception as error:
         told = explain(error, op.name, specs)
         raise told from told.__cause__
     function = b.build(results if isinstance(results, (tuple, list)) else (results,))
-    return Entry(op.name, function, op.weak and bool(weak) and all(weak), op.view, attrs)
+    return Entry(op.name, function, op.weak and bool(weak) and all(weak), view, attrs)
 
 
 def lookup(op: Op, inputs: Sequence[Tensor], attrs: tuple[Any, ...] = ()) -> Entry:

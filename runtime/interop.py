@@ -106,8 +106,8 @@ def _from_python(obj: Any, dtype: DType | None) -> Tensor:
     if isinstance(obj, (list, tuple)) and _holds_tensor(obj):
         from graphc.runtime.ops_layout import stack
 
-        t = stack([x if isinstance(x, Tensor) else _from_python(x, None) for x in obj])
-        return t if dtype is None else astype(t, dtype)
+        items = [x if isinstance(x, Tensor) else _from_python(x, dtype) for x in obj]
+        return stack(items if dtype is None else [astype(x, dtype, copy=False) for x in items])
     try:
         array = np.asarray(obj)
     except ValueError:

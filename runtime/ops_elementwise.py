@@ -15,7 +15,7 @@ from graphc.ir.types import dtype as as_dtype
 from graphc.runtime import emission as e
 from graphc.runtime.core import Tensor, alias
 from graphc.runtime.dispatch import Emit, Op, apply, operand_of
-from graphc.runtime.spec import broadcast_shapes, default_float, promote_all
+from graphc.runtime.spec import DEFAULT_FLOAT, broadcast_shapes, default_float, promote_all
 
 # public name -> (IR operation, rule). The rule says in which element type the operation computes:
 # "same": the promoted one; "float": that, or float32 for integers; "bool": that, with a bool result.
@@ -118,11 +118,18 @@ OPS: dict[str, Op] = {
 }
 
 
+def settled(t: Tensor) -> Tensor:
+    """What a function gives for Python numbers only: a tensor, float32 if it is a float."""
+    dtype = t._spec.dtype
+    return apply(_ASTYPE, (t,), (DEFAULT_FLOAT if dtype is F64 else dtype,))
+
+
 def _unary(name: str) -> Callable[[Any], Tensor]:
     op = OPS[name]
 
     def f(x: Any, /) -> Tensor:
-        return apply(op, (x if x.__class__ is Tensor else operand_of(x, name),))
+        t = apply(op, (x if x.__class__ is Tensor else operand_of(x, name),))
+        return settled(t) if t._spec.weak else t
 
     return _named(f, name)
 
@@ -131,7 +138,8 @@ def _binary(name: str) -> Callable[[Any, Any], Tensor]:
     op = OPS[name]
 
     def f(x1: Any, x2: Any, /) -> Tensor:
-        return apply(op, (operand_of(x1, name), operand_of(x2, name)))
+        t = apply(op, (operand_of(x1, name), operand_of(x2, name)))
+        return settled(t) if t._spec.weak else t
 
     return _named(f, name)
 
@@ -166,6 +174,9 @@ def _emit_not(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: 
 
 def _emit_where(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: tuple[Any, ...]) -> Value:
     dtype = promote_all([v.type.dtype for v in values[1:]], list(weak[1:]))
+    if all(weak[1:]) and not weak[0] and dtype.is_float:
+        # Python numbers chosen by a tensor are a tensor, as `asarray` makes it of them.
+        dtype = DEFAULT_FLOAT
     shape = broadcast_shapes(*(v.type.shape for v in values))
     condition = e.broadcast(b, e.truth(b, values[0]), shape)
     yes, no = (e.broadcast(b, e.cast(b, v, dtype), shape) for v in values[1:])
@@ -212,7 +223,8 @@ def where(condition: Any, x1: Any, x2: Any, /) -> Tensor:
     >>> gc.where(gc.tensor([True, False]), 1, gc.tensor([5, 6])).tolist()
     [1, 6]
     """
-    return apply(_WHERE, tuple(operand_of(v, "where") for v in (condition, x1, x2)))
+    t = apply(_WHERE, tuple(operand_of(v, "where") for v in (condition, x1, x2)))
+    return settled(t) if t._spec.weak else t
 
 
 def clip(x: Any, /, min: Any = None, max: Any = None) -> Tensor:

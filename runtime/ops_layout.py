@@ -198,7 +198,7 @@ def _emit_triangle(b: Builder, values: Sequence[Value], weak: Sequence[bool], at
     return result
 
 
-RESHAPE = Op("reshape", _emit_reshape, _view_reshape, weak=True)
+RESHAPE = Op("reshape", _emit_reshape, _view_reshape)
 PERMUTE = Op("permute_dims", _emit_permute, _view_permute)
 BROADCAST = Op("broadcast_to", _emit_broadcast, _view_broadcast)
 SLICE = Op("slice", _emit_slice, _view_slice)

@@ -90,6 +90,14 @@ def assign_result(t: Tensor, new: Tensor, name: str) -> Tensor:
     return rebind(t, new, name)
 
 
+def _operator(op: Op) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        return apply(op, (x,))
+
+    return forward
+
+
+_UNARY_OPERATORS = {"neg": "negative", "pos": "positive", "abs": "abs", "invert": "bitwise_invert"}
 _OPERATORS = {
     "add": "add",
     "sub": "subtract",
@@ -437,10 +445,7 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "__trunc__": lambda x: int(interop.item(x)),
     "__divmod__": lambda x, y: (x // y, x % y),
     "__rdivmod__": lambda x, y: (y // x, y % x),
-    "__neg__": FUNCTIONS["negative"],
-    "__pos__": FUNCTIONS["positive"],
-    "__abs__": FUNCTIONS["abs"],
-    "__invert__": FUNCTIONS["bitwise_invert"],
+    **{f"__{name}__": _operator(OPS[function]) for name, function in _UNARY_OPERATORS.items()},
     "__matmul__": _matmul_operands,
     "__rmatmul__": _matmul_reflected,
     **{f"__{name}__": _binary(OPS[function]) for name, function in (_OPERATORS | _COMPARISONS).items()},
