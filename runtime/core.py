@@ -52,13 +52,16 @@ class Tensor(Methods):
     and PyTorch where the standard is silent.
     """
 
-    __slots__ = ("__weakref__", "_address", "_buffer", "_meta", "_spec", "_strides", "_traced")
+    # `_origin` is set only where an in-place method concerns another tensor: for `p.data` it is p, and for what
+    # indexing gives it is `PART`.
+    __slots__ = ("__weakref__", "_address", "_buffer", "_meta", "_origin", "_spec", "_strides", "_traced")
     _spec: Spec
     _buffer: Any
     _address: int
     _strides: tuple[int, ...] | None
     _meta: Meta | None
     _traced: tuple[Any, Any] | None
+    _origin: Any
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -132,6 +135,17 @@ class Parameter(Tensor):
 
 
 _new: Any = object.__new__
+PART = object()
+# Reads the slot itself: absent on most tensors, and `__getattr__` is not asked.
+_slot: Any = Tensor.__dict__["_origin"].__get__
+
+
+def origin(t: Tensor) -> Any:
+    """The tensor whose `data` this is, `PART` for what indexing gave, or None."""
+    try:
+        return _slot(t)
+    except AttributeError:
+        return None
 
 
 def make(spec: Spec, buffer: Any, address: int, strides: tuple[int, ...] | None = None) -> Tensor:
@@ -293,4 +307,28 @@ def rebind(t: Tensor, new: Tensor, operation: str) -> Tensor:
         meta.spec = t._spec
     elif local.grad:
         t._meta = None
+    owner = origin(t)
+    if owner is not None:
+        if owner is PART:
+            del t._origin
+        else:
+            share(owner, t, operation)
     return t
+
+
+def share(t: Tensor, source: Tensor, operation: str) -> None:
+    """Give `t` the value of `source` apart from differentiation, as `t.data = source` does."""
+    recorded, local.grad = local.grad, False
+    try:
+        rebind(t, alias(source), operation)
+    finally:
+        local.grad = recorded
+
+
+def refresh(t: Tensor, operation: str) -> None:
+    """Before an in-place operation reads `t`: if `t` is `p.data`, it takes over what p has become since."""
+    owner = origin(t)
+    if owner is not None and owner is not PART:
+        del t._origin
+        share(t, owner, operation)
+        t._origin = owner

@@ -16,7 +16,7 @@ import numpy as np
 from graphc.ir.function import Builder, Value
 from graphc.ir.types import BOOL, I64, Dim, DimExpr, DType, Shape, size_of
 from graphc.runtime import emission as e
-from graphc.runtime.core import ABSTRACT, Tensor, make, rebind
+from graphc.runtime.core import ABSTRACT, PART, Tensor, make, origin, rebind, refresh
 from graphc.runtime.dispatch import Entry, Op, apply, apply_entry, lookup, number, operand_of, remember
 from graphc.runtime.errors import here
 from graphc.runtime.grad_mode import local, state
@@ -208,6 +208,7 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         if known is not None and x._strides is None and not state.active:
             entry, offset, strides = known
             t = make(entry.specs[0], x._buffer, x._address + offset, strides)
+            t._origin = PART
             if x._meta is not None and local.grad:
                 record(entry, (x,), (t,))
             return t
@@ -218,9 +219,13 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         place = entry.view(make(x._spec, None, 0), entry.specs[0], entry.attrs)
         assert place is not None
         remember(_basic_entries, (x._spec, key), (entry, *place))
-        return apply_entry(entry, (x,))[0]
+        t = apply_entry(entry, (x,))[0]
+        t._origin = PART
+        return t
     if not p.advanced:
-        return apply(SLICE, (x,), (p.ranges, p.shape))
+        t = apply(SLICE, (x,), (p.ranges, p.shape))
+        t._origin = PART
+        return t
     x = _basic(x, p)
     return apply(_GATHER, (x, *(t for _, t in p.advanced)), (tuple(d for d, _ in p.advanced), p.adjacent))
 
@@ -423,6 +428,12 @@ _PUT = Op("index_put", _emit_put)
 
 def setitem(x: Tensor, index: Any, value: Any) -> None:
     """`x[index] = value`: gives `x` a new value. The last of several writes to one element stays."""
+    if origin(x) is PART:
+        raise TypeError(
+            "assignment to a part of x[...], a tensor of its own, would not change x; write one index, as in x[i, j] = value, "
+            f"and x[...].clone() to change a copy\n  at {here()}"
+        )
+    refresh(x, "assignment")
     update = operand_of(value if not isinstance(value, (list, tuple)) else _listed(value), "assignment")
     if isinstance(index, Tensor) and index._spec.dtype is BOOL and len(update._spec.shape) <= _rest(x, index):
         mask = _checked_mask(index, x._spec.shape, 0)

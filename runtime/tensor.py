@@ -16,12 +16,15 @@ from graphc.ir.types import DType
 from graphc.runtime import autograd, display, indexing, interop, ops_layout, ops_linear, ops_reduce, random
 from graphc.runtime import ops as functions
 from graphc.runtime.core import (
+    PART,
     Parameter,
     Tensor,
     alias,
     contiguous_strides,
     make_contiguous,
+    origin,
     rebind,
+    refresh,
     set_requires_grad,
 )
 from graphc.runtime.device import CPU, Device, check_device
@@ -61,16 +64,28 @@ def _binary(op: Op, reflected: bool = False) -> Callable[[Tensor, Any], Tensor]:
     return backward if reflected else forward
 
 
-def _in_place(op: Op) -> Callable[[Tensor, Any], Tensor]:
+def _in_place(op: Op, method: bool = False) -> Callable[[Tensor, Any], Tensor]:
     def update(a: Tensor, b: Any) -> Tensor:
         other = operand(b)
         if other is None:
             return NotImplemented  # type: ignore[no-any-return]
+        if method:
+            _check_whole(a, f"{op.name}_")
+        refresh(a, op.name)
         result = apply(op, (a, other))
         # A Python number that is being traced stays a number: `n += 1` makes another.
         return result if a._spec.weak else assign_result(a, result, op.name)
 
     return update
+
+
+def _check_whole(t: Tensor, name: str) -> None:
+    """Raise for an in-place method of what indexing gave: PyTorch would change the indexed tensor, which stays here."""
+    if origin(t) is PART:
+        raise TypeError(
+            f"{name} on the result of x[...], a tensor of its own, would not change x; write x[...] = value or "
+            f"x[...] += value, and x[...].clone() to change a copy in place\n  at {here()}"
+        )
 
 
 def assign_result(t: Tensor, new: Tensor, name: str) -> Tensor:
@@ -232,6 +247,7 @@ def _requires_grad_(x: Tensor, requires_grad: bool = True) -> Tensor:
 
 def _copy_(x: Tensor, source: Any) -> Tensor:
     """Give the tensor the value of `source`, broadcast and cast to its type."""
+    _check_whole(x, "copy_")
     new = operand_of(source, "copy_")
     if new._spec.dtype is not x._spec.dtype or new._spec.weak:
         new = astype(new, x._spec.dtype)
@@ -242,17 +258,27 @@ def _copy_(x: Tensor, source: Any) -> Tensor:
 
 def _fill_(x: Tensor, value: Any) -> Tensor:
     """Give every element this value."""
+    _check_whole(x, "fill_")
     return rebind(x, functions.full_like(x, value), "fill_")
 
 
 def _uniform_(x: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Any = None) -> Tensor:
     """Give the tensor uniform random values in [low, high)."""
+    _check_whole(x, "uniform_")
     return assign_result(x, random.uniform(low, high, x._spec.shape, dtype=x._spec.dtype, generator=generator), "uniform_")
 
 
 def _normal_(x: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None) -> Tensor:
     """Give the tensor normal random values."""
+    _check_whole(x, "normal_")
     return assign_result(x, random.normal(mean, std, x._spec.shape, dtype=x._spec.dtype, generator=generator), "normal_")
+
+
+def _data(x: Tensor) -> Tensor:
+    """The value apart from differentiation, as a tensor whose in-place operations give `x` their result."""
+    t = alias(x)
+    t._origin = x
+    return t
 
 
 def _set_data(x: Tensor, value: Any) -> None:
@@ -418,7 +444,7 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "is_floating_point": lambda x: x._spec.dtype.is_float,
     "data_ptr": lambda x: x._address,
     **{
-        f"{method}_": _in_place(OPS[name])
+        f"{method}_": _in_place(OPS[name], method=True)
         for method, name in (("add", "add"), ("sub", "subtract"), ("mul", "multiply"), ("div", "divide"))
     },
     "__array_namespace__": _array_namespace,
@@ -461,7 +487,7 @@ _PROPERTIES: dict[str, Any] = {
     "device": property(lambda x: CPU, doc="Where the memory is."),
     "nbytes": property(lambda x: x._spec.nbytes, doc="The number of bytes of the elements."),
     "itemsize": property(lambda x: x._spec.dtype.itemsize, doc="The number of bytes of an element."),
-    "data": property(_detach, _set_data, doc="The value apart from differentiation; assignable."),
+    "data": property(_data, _set_data, doc="The value apart from differentiation; assignment and changes in place give it another."),
 }
 for _name, _f in _METHODS.items():
     setattr(Tensor, _name, _f)
