@@ -19,6 +19,7 @@ from graphc.runtime import (
     ops_scan,
     ops_window,
 )
+from graphc.runtime.keywords import SYNONYMS, with_synonyms
 
 _MODULES: dict[Any, tuple[str, ...]] = {
     ops_elementwise: ("logical_not", "where", "clip", "astype", "bitcast"),
@@ -38,23 +39,27 @@ _MODULES: dict[Any, tuple[str, ...]] = {
     interop: ("asarray", "tensor", "from_numpy", "from_dlpack"),
 }  # fmt: skip
 
+_FUNCTIONS: dict[str, Any] = {name: getattr(module, name) for module, names in _MODULES.items() for name in names}
+_FUNCTIONS |= {name: with_synonyms(name, _FUNCTIONS[name]) for name in SYNONYMS}
+
 NAMES: dict[str, Any] = {
     **ops_elementwise.FUNCTIONS,
-    **{name: getattr(module, name) for module, names in _MODULES.items() for name in names},
+    **_FUNCTIONS,
     **dtypes.FUNCTIONS,
     "empty": creation.empty_tensor,
     "empty_like": creation.zeros_like,
     # PyTorch's names
-    "cat": ops_layout.concat,
-    "permute": ops_layout.permute_dims,
-    "unsqueeze": ops_layout.expand_dims,
-    "clamp": ops_elementwise.clip,
+    "cat": _FUNCTIONS["concat"],
+    "permute": _FUNCTIONS["permute_dims"],
+    "unsqueeze": _FUNCTIONS["expand_dims"],
+    "clamp": _FUNCTIONS["clip"],
     "mul": ops_elementwise.FUNCTIONS["multiply"],
     "sub": ops_elementwise.FUNCTIONS["subtract"],
     "div": ops_elementwise.FUNCTIONS["divide"],
     "neg": ops_elementwise.FUNCTIONS["negative"],
-    "cumsum": ops_scan.cumulative_sum,
-    "cumprod": ops_scan.cumulative_prod,
+    "cumsum": _FUNCTIONS["cumulative_sum"],
+    "cumprod": _FUNCTIONS["cumulative_prod"],
+    "transpose": _FUNCTIONS["swapaxes"],
 }
 globals().update(NAMES)
 

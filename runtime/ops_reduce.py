@@ -144,19 +144,26 @@ def mean(
 
 
 def var(
-    x: Any, /, axis: Any = None, correction: float = 0.0, keepdims: bool = False, *, dim: Any = None, keepdim: bool = False
-) -> Tensor:
-    """The variance over `axis`, divided by the count less `correction` (array API: 0 by default)."""
+    x: Any, /, axis: Any = None, correction: float = 0.0, keepdims: bool = False, *, dim: Any = None, keepdim: bool = False,
+    unbiased: bool | None = None,
+) -> Tensor:  # fmt: skip
+    """The variance over `axis`, divided by the count less `correction` (array API: 0 by default).
+
+    PyTorch's `unbiased=True` is `correction=1`.
+    """
     t = operand_of(x, "var")
-    return apply(_VAR[False], (t,), (_axes(t, axis, dim), float(correction), bool(keepdims or keepdim), False))
+    less = float(correction if unbiased is None else unbiased)
+    return apply(_VAR[False], (t,), (_axes(t, axis, dim), less, bool(keepdims or keepdim), False))
 
 
 def std(
-    x: Any, /, axis: Any = None, correction: float = 0.0, keepdims: bool = False, *, dim: Any = None, keepdim: bool = False
-) -> Tensor:
+    x: Any, /, axis: Any = None, correction: float = 0.0, keepdims: bool = False, *, dim: Any = None, keepdim: bool = False,
+    unbiased: bool | None = None,
+) -> Tensor:  # fmt: skip
     """The square root of the variance."""
     t = operand_of(x, "std")
-    return apply(_VAR[True], (t,), (_axes(t, axis, dim), float(correction), bool(keepdims or keepdim), True))
+    less = float(correction if unbiased is None else unbiased)
+    return apply(_VAR[True], (t,), (_axes(t, axis, dim), less, bool(keepdims or keepdim), True))
 
 
 def _extreme(name: str, x: Any, axis: Any, keepdims: bool) -> Tensor:

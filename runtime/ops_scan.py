@@ -47,14 +47,14 @@ def _scan(product: bool, x: Any, axis: int | None, include_initial: bool, dtype:
 
 
 def cumulative_sum(
-    x: Any, /, *, axis: int | None = None, dtype: Any = None, include_initial: bool = False, dim: int | None = None
+    x: Any, /, axis: int | None = None, *, dtype: Any = None, include_initial: bool = False, dim: int | None = None
 ) -> Tensor:
     """Sums of the first 1, 2, ... elements along `axis`; with `include_initial`, also of none."""
     return _scan(False, x, axis if dim is None else dim, include_initial, dtype)
 
 
 def cumulative_prod(
-    x: Any, /, *, axis: int | None = None, dtype: Any = None, include_initial: bool = False, dim: int | None = None
+    x: Any, /, axis: int | None = None, *, dtype: Any = None, include_initial: bool = False, dim: int | None = None
 ) -> Tensor:
     """Products of the first 1, 2, ... elements along `axis`; with `include_initial`, also of none."""
     return _scan(True, x, axis if dim is None else dim, include_initial, dtype)

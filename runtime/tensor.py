@@ -327,9 +327,11 @@ def _transpose(x: Tensor, dim0: int | None = None, dim1: int | None = None) -> T
 
 
 def _varargs(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def method(x: Tensor, *sizes: Any) -> Tensor:
+    def method(x: Tensor, *sizes: Any, **names: Any) -> Tensor:
+        if not sizes:
+            return f(x, **names)
         first = sizes[0] if len(sizes) == 1 else sizes
-        return f(x, first if isinstance(first, (tuple, list)) else (first,))
+        return f(x, first if isinstance(first, (tuple, list)) else (first,), **names)
 
     method.__doc__ = f.__doc__
     return method
@@ -394,11 +396,11 @@ _METHODS: dict[str, Callable[..., Any]] = {
         )
         if name not in ("stop_gradient", "positive")
     },
-    "reshape": _varargs(ops_layout.reshape),
-    "permute": _varargs(ops_layout.permute_dims),
-    "permute_dims": _varargs(ops_layout.permute_dims),
-    "expand": _varargs(ops_layout.broadcast_to),
-    "flip": _varargs(ops_layout.flip),
+    "reshape": _varargs(functions.NAMES["reshape"]),
+    "permute": _varargs(functions.NAMES["permute_dims"]),
+    "permute_dims": _varargs(functions.NAMES["permute_dims"]),
+    "expand": _varargs(functions.NAMES["broadcast_to"]),
+    "flip": _varargs(functions.NAMES["flip"]),
     "tile": _varargs(ops_layout.tile),
     "repeat": _varargs(ops_layout.tile),
     "repeat_interleave": lambda x, repeats, dim=None: ops_layout.repeat(x, repeats, axis=dim),
