@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from graphc.ir.function import Builder, Value
-from graphc.ir.types import BOOL, F64, I64, DType, Shape
+from graphc.ir.types import BOOL, F64, I64, DimExpr, DType, Shape
 from graphc.ir.types import dtype as as_dtype
 from graphc.runtime import emission as e
 from graphc.runtime.core import Tensor, empty, set_requires_grad, view_of
@@ -39,6 +39,15 @@ def _emit_arange(b: Builder, values: Sequence[Value], weak: Sequence[bool], attr
     i = b.emit("iota", shape=shape, axis=0, dtype=wide)
     start, step = (e.broadcast(b, e.cast(b, v, wide), shape) for v in values)
     return e.cast(b, b.emit("add", b.emit("mul", i, step), start), dtype)
+
+
+def _emit_positions(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: Attrs) -> Value:
+    start, stop, dtype = attrs
+    shape = (stop - start,)
+    i = b.emit("iota", shape=shape, axis=0, dtype=I64)
+    if start != 0:
+        i = b.emit("add", i, e.broadcast(b, e.dim_value(b, start, I64), shape))
+    return e.cast(b, i, dtype)
 
 
 def _emit_linspace(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: Attrs) -> Value:
@@ -74,6 +83,7 @@ def _emit_one_hot(b: Builder, values: Sequence[Value], weak: Sequence[bool], att
 
 _FULL = Op("full", _emit_full)
 _ARANGE = Op("arange", _emit_arange)
+_POSITIONS = Op("arange", _emit_positions)
 _LINSPACE = Op("linspace", _emit_linspace)
 _EYE = Op("eye", _emit_eye)
 _ONE_HOT = Op("one_hot", _emit_one_hot)
@@ -163,6 +173,8 @@ def arange(
 ) -> Tensor:
     """`start`, `start + step`, ... below `stop`; one argument is `stop`. int64, or float32 if one is a float.
 
+    `start` and `stop` may be symbolic sizes where the step is 1.
+
     >>> import graphc as gc
     >>> gc.arange(2, 8, 2).tolist()
     [2, 4, 6]
@@ -172,6 +184,14 @@ def arange(
     start, stop, step = (item(v) if isinstance(v, Tensor) else v for v in (start, stop, step))
     if stop is None:
         start, stop = 0, start
+    if isinstance(start, DimExpr) or isinstance(stop, DimExpr):
+        if not isinstance(step, int) or step != 1 or not all(isinstance(v, (int, DimExpr)) for v in (start, stop)):
+            raise TypeError(
+                f"arange: up to a symbolic size the start is an integer and the step is 1, not {start} and {step}; "
+                "compute start + step * arange(size)"
+            )
+        kind = DEFAULT_INT if dtype is None else as_dtype(dtype)
+        return _finish(apply(_POSITIONS, (), (start, stop, kind)), device, requires_grad)
     if step == 0:
         raise ValueError("arange: the step must not be 0")
     whole = all(isinstance(v, int) for v in (start, stop, step))
