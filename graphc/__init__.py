@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 # Public modules and where they live: `import graphc.nn` gives `graphc.runtime.nn`.
 _MODULES = {
     "autograd": "graphc.runtime.autograd",
+    "cuda": "graphc.runtime.cuda",
     "data": "graphc.runtime.data",
     "io": "graphc.runtime.io",
     "losses": "graphc.runtime.losses",
@@ -51,6 +52,10 @@ _DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "bfloat16", "float32",
     "float64",
 )  # fmt: skip
+# PyTorch's names of element types.
+_DTYPE_NAMES = {
+    "half": "float16", "float": "float32", "double": "float64", "short": "int16", "int": "int32", "long": "int64",
+}  # fmt: skip
 _CONSTANTS = {
     "pi": 3.141592653589793,
     "e": 2.718281828459045,
@@ -73,10 +78,13 @@ def _load(name: str) -> Any:
         # Methods are attached to tensors by this module, whichever name is used first.
         importlib.import_module("graphc.runtime.tensor")
         return getattr(importlib.import_module(_HOME[name]), name)
-    if name in _DTYPES:
-        return importlib.import_module("graphc.ir.types").dtype(name)
+    if name in _DTYPES or name in _DTYPE_NAMES:
+        return importlib.import_module("graphc.ir.types").dtype(_DTYPE_NAMES.get(name, name))
     if name in _CONSTANTS:
         return _CONSTANTS[name]
+    if name == "__all__":
+        # What `help(graphc)` lists; made when it is asked for, since it loads the runtime.
+        return [n for n in __dir__() if not n.startswith("__")]
     if name.startswith("__"):
         raise AttributeError(name)
     importlib.import_module("graphc.runtime.tensor")
@@ -107,7 +115,7 @@ def _hint(name: str) -> str:
 def __dir__() -> list[str]:
     importlib.import_module("graphc.runtime.tensor")
     functions = importlib.import_module("graphc.runtime.ops").NAMES
-    return sorted({*_MODULES, *_HOME, *_DTYPES, *_CONSTANTS, *functions, "__version__"})
+    return sorted({*_MODULES, *_HOME, *_DTYPES, *_DTYPE_NAMES, *_CONSTANTS, *functions, "__version__"})
 
 
 class _Alias:

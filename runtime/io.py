@@ -17,6 +17,13 @@ from graphc.runtime.tensor import Tensor, asarray
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save as serialised
 
+__all__ = ["load", "load_metadata", "save"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _DTYPES = {
     "BOOL": types.BOOL,
     "I8": types.I8,
@@ -69,7 +76,7 @@ def save(tensors: Any, path: str | os.PathLike[str], metadata: Mapping[str, str]
 
 
 def load(path: str | os.PathLike[str], device: Any = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name.
+    """The tensors of a safetensors file by name, in the order of their names.
 
     Raises `ValueError`, naming the file and what is wrong, when it is not safetensors, is truncated or
     contradicts itself; `OSError` when it cannot be read.
@@ -81,7 +88,8 @@ def load(path: str | os.PathLike[str], device: Any = None) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise _wrong(path, f"{error}; {len(data)} bytes are there: if they should be more, copy it again") from None
     state = {}
-    for name, entry in entries:
+    # The package gives them in no order of its own.
+    for name, entry in sorted(entries, key=lambda e: e[0]):
         if entry["dtype"] not in _DTYPES:
             known = ", ".join(_DTYPES)
             raise _wrong(path, f"{name!r} has the dtype {entry['dtype']!r}, and graphc has {known}")
@@ -112,10 +120,22 @@ def _checked_name(name: Any) -> str:
 def _checked_array(name: str, tensor: Any) -> np.ndarray[Any, Any]:
     array = tensor.detach().to("cpu").numpy() if isinstance(tensor, Tensor) else tensor
     if not isinstance(array, (np.ndarray, np.generic)):
-        raise TypeError(f"save: {name!r} is a {type(tensor).__name__}, not a Tensor or NumPy array")
+        if isinstance(tensor, Mapping):
+            cure = '; a file holds one flat dict: name what is nested "model.weight"'
+        elif isinstance(tensor, str):
+            cure = f"; strings are metadata: save(tensors, path, metadata={{{name!r}: {tensor!r}}})"
+        else:
+            cure = "; make it one with graphc.tensor"
+        raise TypeError(f"save: the value of {name!r} must be a Tensor or a NumPy array, not {_a(tensor)}{cure}")
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     return np.asarray(array, dtype=types.dtype(array.dtype).numpy, order="C")
+
+
+def _a(value: Any) -> str:
+    """The type of `value` with its article: an int, a list."""
+    kind = type(value).__name__
+    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
 
 
 def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:

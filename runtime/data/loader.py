@@ -35,6 +35,7 @@ class DataLoader:
         and `default_collate` stacks the samples of any other.
     num_workers: threads that fetch batches ahead; 0 fetches in the thread that iterates.
     prefetch: how many batches are fetched ahead at most, 2 for each worker unless told.
+    pin_memory: accepted from programs for PyTorch; on "cpu" there is nothing to pin.
 
     >>> import graphc as gc, numpy as np
     >>> loader = gc.data.DataLoader(gc.data.TensorDataset(np.arange(5)), batch_size=2)
@@ -54,6 +55,7 @@ class DataLoader:
         drop_last: bool = False,
         seed: int = 0,
         prefetch: int | None = None,
+        pin_memory: bool = False,
     ) -> None:
         if num_workers < 0:
             raise ValueError(f"num_workers must be >= 0, not {num_workers}")

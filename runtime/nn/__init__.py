@@ -21,7 +21,7 @@ from graphc.runtime.nn.attention import MultiheadAttention
 from graphc.runtime.nn.clip import clip_grad_norm_, clip_grad_value_
 from graphc.runtime.nn.container import ModuleDict, ModuleList, ParameterList, Sequential
 from graphc.runtime.nn.convolution import Conv1d, Conv2d, Conv3d, ConvTranspose2d
-from graphc.runtime.nn.dropout import Dropout
+from graphc.runtime.nn.dropout import Dropout, Dropout2d
 from graphc.runtime.nn.embedding import Embedding
 from graphc.runtime.nn.linear import Flatten, Identity, Linear
 from graphc.runtime.nn.module import HookHandle, IncompatibleKeys, Module
@@ -62,6 +62,7 @@ __all__ = [
     "Conv3d",
     "ConvTranspose2d",
     "Dropout",
+    "Dropout2d",
     "Embedding",
     "Flatten",
     "GroupNorm",

@@ -24,6 +24,18 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     return _dropped(x, random.rand(tuple(x.shape), device=x.device), p)
 
 
+def dropout2d(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+    """x [N, C, H, W] or [C, H, W] with each channel zeroed with probability `p`, the rest scaled by 1 / (1 - p)."""
+    _check(p)
+    if x.ndim not in (3, 4):
+        raise ValueError(f"dropout2d: x is [N, C, H, W] or [C, H, W], not of shape {tuple(x.shape)}; use dropout")
+    if not training or p == 0.0:
+        return x
+    if p == 1.0:
+        return x * 0.0
+    return _dropped(x, random.rand((*x.shape[:-2], 1, 1), device=x.device), p)
+
+
 def _check(p: float) -> None:
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout: p must be between 0 and 1, not {p}")
@@ -42,3 +54,10 @@ class Dropout(Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+class Dropout2d(Dropout):
+    """Applies `dropout2d` while training, which zeroes whole channels; the identity in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout2d(x, self.p, self.training)

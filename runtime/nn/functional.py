@@ -17,7 +17,7 @@ from graphc.runtime.nn.activation import (
 )
 from graphc.runtime.nn.attention import scaled_dot_product_attention
 from graphc.runtime.nn.convolution import conv1d, conv2d, conv3d, conv_transpose2d
-from graphc.runtime.nn.dropout import dropout
+from graphc.runtime.nn.dropout import dropout, dropout2d
 from graphc.runtime.nn.embedding import embedding, one_hot
 from graphc.runtime.nn.linear import linear
 from graphc.runtime.nn.loss import (
@@ -48,6 +48,7 @@ __all__ = [
     "conv_transpose2d",
     "cross_entropy",
     "dropout",
+    "dropout2d",
     "elu",
     "embedding",
     "gelu",

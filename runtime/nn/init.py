@@ -16,6 +16,26 @@ from graphc.runtime.composite import composite
 from graphc.runtime.nn.parameter import assign
 from graphc.runtime.tensor import Tensor, asarray, no_grad
 
+__all__ = [
+    "calculate_gain",
+    "constant_",
+    "kaiming_normal_",
+    "kaiming_uniform_",
+    "normal_",
+    "ones_",
+    "orthogonal_",
+    "trunc_normal_",
+    "uniform_",
+    "xavier_normal_",
+    "xavier_uniform_",
+    "zeros_",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # He et al. 2015, arXiv:1502.01852, section 2.2, and PyTorch's values for tanh and selu.
 _GAINS = {
     "linear": 1.0,

@@ -268,10 +268,9 @@ class Module:
     # Devices and dtypes
 
     def to(self: M, *where: Any, device: Any = None, dtype: Any = None) -> M:
-        """Move all parameters and buffers to a device and cast the floating-point ones to a dtype.
+        """Cast the floating-point parameters and buffers to a dtype: `to(gc.float64)`, `to("cpu", dtype=gc.float32)`.
 
-        `to("cuda")`, `to(gc.float64)`, `to("cpu", gc.float32)` and the keywords `device=`, `dtype=` work.
-        The tensors stay the same objects.
+        The tensors stay the same objects. The one device is "cpu"; raises `RuntimeError` for "cuda".
         """
         for item in where:
             if isinstance(item, DType):

@@ -14,6 +14,7 @@ from graphc.runtime.optim.lr_scheduler import (
     MultiStepLR,
     OneCycleLR,
     PolynomialLR,
+    ReduceLROnPlateau,
     SequentialLR,
     StepLR,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "ParamGroup",
     "PolynomialLR",
     "RMSprop",
+    "ReduceLROnPlateau",
     "SequentialLR",
     "StepLR",
     "clip_grad_norm_",

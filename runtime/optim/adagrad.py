@@ -36,7 +36,11 @@ def adagrad(
 
 
 class Adagrad(Optimizer):
-    """Divides the gradient by the root of the sum of all its squares; the update is `adagrad`."""
+    """Divides the gradient by the root of the sum of all its squares. For step t = 1, 2, ...:
+
+        s = s + g^2
+        p = p - lr / (1 + (t - 1) lr_decay) * g / (sqrt(s) + eps)
+    """
 
     def __init__(
         self,

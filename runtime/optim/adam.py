@@ -53,7 +53,15 @@ def adam(
 
 
 class Adam(Optimizer):
-    """Adam with optional AMSGrad; weight decay is added to the gradient. The update is `adam`."""
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1), with optional AMSGrad. For step t = 1, 2, ...:
+
+        g = grad + weight_decay p
+        m = b1 m + (1 - b1) g
+        v = b2 v + (1 - b2) g^2
+        p = p - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+
+    betas is (b1, b2); `amsgrad` divides by the largest v so far; `maximize` takes -grad for grad.
+    """
 
     bounds: ClassVar[dict[str, bool]] = {"beta1": True, "beta2": True}
     decoupled = False
@@ -99,7 +107,13 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay: the parameter shrinks by lr * weight_decay before the step."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101). For step t = 1, 2, ...:
+
+        p = p (1 - lr weight_decay)
+        m = b1 m + (1 - b1) grad
+        v = b2 v + (1 - b2) grad^2
+        p = p - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+    """
 
     decoupled = True
 

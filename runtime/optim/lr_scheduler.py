@@ -14,6 +14,25 @@ from typing import Any
 from graphc.runtime.optim.optimizer import Optimizer
 from graphc.runtime.tensor import Tensor, asarray
 
+__all__ = [
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "ExponentialLR",
+    "LRScheduler",
+    "LambdaLR",
+    "LinearLR",
+    "MultiStepLR",
+    "OneCycleLR",
+    "PolynomialLR",
+    "ReduceLROnPlateau",
+    "SequentialLR",
+    "StepLR",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class LRScheduler:
     """The base class: a subclass defines `rate(base, epoch, group)`."""
@@ -45,6 +64,12 @@ class LRScheduler:
     def get_last_lr(self) -> list[float]:
         """The learning rates that are set, one for each group."""
         return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def __repr__(self) -> str:
+        fixed = {"optimizer", "epoch", "base_lrs"}
+        own = "".join(f"{k}={v!r}, " for k, v in self.__dict__.items() if k not in fixed and not k.startswith("_"))
+        rates = ", ".join(f"{r:g}" for r in self.get_last_lr())
+        return f"{type(self).__name__}({own}epoch={self.epoch}, lr={rates})"
 
     def state_dict(self) -> dict[str, Tensor]:
         """The epoch, as a tensor that `graphc.save` takes."""
@@ -217,3 +242,86 @@ class SequentialLR(LRScheduler):
     def rate(self, base: float, epoch: int, group: int) -> float:
         which = bisect.bisect_right(self.milestones, epoch)
         return self.schedulers[which].rate(base, epoch - (self.milestones[which - 1] if which else 0), group)
+
+
+class ReduceLROnPlateau:
+    """Multiplies the rates by `factor` when a number has not improved for more than `patience` epochs.
+
+    mode: "min" or "max", whether less or more is better. An improvement is one by more than `threshold`: of the best
+    value so far ("rel"), or as it is ("abs"). After a reduction `cooldown` epochs do not count. No rate goes
+    below `min_lr`, and changes below `eps` are not made.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        mode: str = "min",
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        threshold_mode: str = "rel",
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+        eps: float = 1e-8,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"ReduceLROnPlateau needs an Optimizer, not {type(optimizer).__name__}")
+        if mode not in ("min", "max") or threshold_mode not in ("rel", "abs"):
+            raise ValueError(
+                f"ReduceLROnPlateau: mode is 'min' or 'max' and threshold_mode 'rel' or 'abs', not {mode!r} and {threshold_mode!r}"
+            )
+        if not 0.0 < factor < 1.0:
+            raise ValueError(f"ReduceLROnPlateau needs 0 < factor < 1, not {factor}")
+        self.optimizer, self.mode, self.factor, self.patience = optimizer, mode, factor, patience
+        self.threshold, self.threshold_mode = threshold, threshold_mode
+        self.cooldown, self.min_lr, self.eps = cooldown, min_lr, eps
+        self.best = math.inf if mode == "min" else -math.inf
+        self.num_bad_epochs = self.cooldown_counter = 0
+
+    def step(self, metrics: Any) -> None:
+        """Take the number of an epoch: a float, or a tensor of one element."""
+        value = float(metrics)
+        if self._improves(value):
+            self.best, self.num_bad_epochs = value, 0
+        else:
+            self.num_bad_epochs += 1
+        if self.cooldown_counter > 0:
+            self.cooldown_counter -= 1
+            self.num_bad_epochs = 0
+        if self.num_bad_epochs > self.patience:
+            self.cooldown_counter, self.num_bad_epochs = self.cooldown, 0
+            for group in self.optimizer.param_groups:
+                old = float(group["lr"])
+                new = max(old * self.factor, self.min_lr)
+                if old - new > self.eps:
+                    group["lr"] = new
+
+    def _improves(self, value: float) -> bool:
+        sign = 1 if self.mode == "min" else -1
+        if math.isinf(self.best):
+            return sign * value < sign * self.best
+        margin = self.threshold * (abs(self.best) if self.threshold_mode == "rel" else 1.0)
+        return sign * value < sign * self.best - margin
+
+    def get_last_lr(self) -> list[float]:
+        """The learning rates that are set, one for each group."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What `step` remembers, as tensors that `graphc.save` takes."""
+        return {name: asarray(getattr(self, name), dtype=kind) for name, kind in _REMEMBERED.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Remember what `state` holds. The rates are the optimizer's state."""
+        missing = [name for name in _REMEMBERED if name not in state]
+        if missing:
+            raise ValueError(f"ReduceLROnPlateau.load_state_dict: the state has no {', '.join(map(repr, missing))}")
+        self.best = float(state["best"])
+        self.num_bad_epochs, self.cooldown_counter = int(state["num_bad_epochs"]), int(state["cooldown_counter"])
+
+    def __repr__(self) -> str:
+        rates = ", ".join(f"{r:g}" for r in self.get_last_lr())
+        return f"ReduceLROnPlateau(mode={self.mode!r}, factor={self.factor}, patience={self.patience}, lr={rates})"
+
+
+_REMEMBERED = {"best": "float64", "num_bad_epochs": "int64", "cooldown_counter": "int64"}

@@ -133,7 +133,7 @@ def test_saving_over_a_loaded_file_does_not_disturb_what_was_loaded(tmp_path: Pa
         ([1], None, "save needs a dict of tensors or a Module, not list"),
         ({1: np.ones(2)}, None, "save: tensor names are strings other than '__metadata__', not 1"),
         ({"__metadata__": np.ones(2)}, None, "save: tensor names are strings other than '__metadata__', not '__metadata__'"),
-        ({"x": [1.0]}, None, "save: 'x' is a list, not a Tensor or NumPy array"),
+        ({"x": [1.0]}, None, "save: the value of 'x' must be a Tensor or a NumPy array, not a list; make it one with graphc.tensor"),
         ({"x": np.ones(2)}, {"a": 1}, "save: metadata maps strings to strings; 'a': 1 is not"),
     ],
 )
