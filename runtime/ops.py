@@ -12,6 +12,7 @@ from graphc.runtime import (
     dtypes,
     indexing,
     interop,
+    ops_composed,
     ops_elementwise,
     ops_layout,
     ops_linear,
@@ -35,6 +36,9 @@ _MODULES: dict[Any, tuple[str, ...]] = {
     indexing: ("take", "take_along_axis", "gather", "put_along_axis", "index_add", "nonzero"),
     creation: (
         "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "arange", "linspace", "eye", "one_hot", "meshgrid",
+    ),
+    ops_composed: (
+        "isclose", "allclose", "diag", "diagonal", "trace", "diff", "count_nonzero", "scatter_add",
     ),
     interop: ("asarray", "tensor", "from_numpy", "from_dlpack"),
 }  # fmt: skip

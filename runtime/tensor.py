@@ -377,6 +377,21 @@ def _norm(x: Tensor, p: float = 2.0, axis: Any = None, keepdims: bool = False, *
     return ops_reduce.sum(size**p, axis, keepdims, **names) ** (1 / p)
 
 
+def _new_filled(value: float) -> Callable[..., Tensor]:
+    def method(x: Tensor, *shape: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+        size = shape[0] if len(shape) == 1 else shape
+        kind = x._spec.dtype if dtype is None else dtype
+        return functions.full(size, value, dtype=kind, device=device, requires_grad=requires_grad)  # type: ignore[no-any-return]
+
+    method.__doc__ = f"A tensor of this shape with {value:g} everywhere, by default in the element type of this one."
+    return method
+
+
+def _new_tensor_like(x: Tensor, data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """A tensor of `data`, by default in the element type of this one."""
+    return tensor(data, x._spec.dtype if dtype is None else dtype, device, requires_grad)
+
+
 def _array_namespace(x: Tensor, *, api_version: str | None = None) -> Any:
     """The module with the functions of the array API standard."""
     import graphc
@@ -392,7 +407,8 @@ _METHODS: dict[str, Callable[..., Any]] = {
             *FUNCTIONS, "logical_not", "clip", "clamp", "sum", "prod", "mean", "var", "std", "max", "min", "any", "all",
             "argmax", "argmin", "swapaxes", "moveaxis", "broadcast_to", "expand_dims", "unsqueeze", "squeeze", "flatten",
             "unstack", "split", "chunk", "roll", "tril", "triu", "matmul", "outer", "take", "take_along_axis", "gather",
-            "index_add", "nonzero", "astype", "cumsum", "cumprod", "mul", "sub", "div", "neg",
+            "index_add", "scatter_add", "nonzero", "isclose", "allclose", "diag", "diagonal", "trace", "diff", "count_nonzero",
+             "astype", "cumsum", "cumprod", "mul", "sub", "div", "neg",
         )
         if name not in ("stop_gradient", "positive")
     },
@@ -440,6 +456,9 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "zero_": lambda x: _fill_(x, 0),
     "uniform_": _uniform_,
     "normal_": _normal_,
+    "new_zeros": _new_filled(0),
+    "new_ones": _new_filled(1),
+    "new_tensor": _new_tensor_like,
     "backward": autograd.backward,
     "retain_grad": autograd.retain_grad,
     "register_hook": autograd.register_hook,
