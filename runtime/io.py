@@ -84,7 +84,7 @@ def load(path: str | os.PathLike[str], device: Any = None) -> dict[str, Tensor]:
     data = Path(path).read_bytes()
     _refuse_pickles(path, data)
     try:
-        entries = deserialize(data)
+        entries = deserialize(data)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise _wrong(path, f"{error}; {len(data)} bytes are there: if they should be more, copy it again") from None
     state = {}
