@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import graphc as gc
 import numpy as np
 import pytest
-
-import graphc as gc
 
 F = gc.nn.functional
 
