@@ -7,7 +7,7 @@ whatever its shapes, its names and the Python lines it came from.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,9 @@ class BoundGroup:
         return {k: int(v) for k, v in self.extents.items()}
 
 
-_SIZE_NAMES: dict[str, Callable[..., Any]] = {
+_SIZE_NAMES: dict[str, Any] = {
+    "true": True,
+    "false": False,
     "select": lambda c, a, b: a if c else b,
     "lt": lambda a, b: a < b,
     "le": lambda a, b: a <= b,
@@ -93,15 +95,21 @@ _SIZE_NAMES: dict[str, Callable[..., Any]] = {
     "eq": lambda a, b: a == b,
     "ne": lambda a, b: a != b,
 }
-_size_code: dict[str, Any] = {}
+_size_code: dict[str, list[tuple[str, Any]]] = {}
 
 
 def evaluate_size(text: str, sizes: Sizes) -> int:
-    """The value of a launch size: our own text over extents, integers and the names above."""
-    code = _size_code.get(text)
-    if code is None:
-        code = _size_code[text] = compile(text, "<size>", "eval")
-    return int(eval(code, {"__builtins__": {}, **_SIZE_NAMES}, dict(sizes)))
+    """The value of a launch size: the text of an expression over extents, integers and the names above."""
+    steps = _size_code.get(text)
+    if steps is None:
+        value, _, shared = text.partition(" where ")
+        named = [part.split(" = ", 1) for part in shared.split("; ")] if shared else []
+        steps = [(name, compile(part, "<size>", "eval")) for name, part in [*named, ("", value)]]
+        _size_code[text] = steps
+    names: dict[str, Any] = {"__builtins__": {}, **_SIZE_NAMES, **sizes}
+    for name, code in steps:
+        names[name] = eval(code, names)
+    return int(names[""])
 
 
 _memory: dict[Any, CompiledGroup] = {}
