@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import time
 from collections.abc import Callable
 
@@ -27,6 +28,7 @@ READS = 8  # independent sums of the reading kernel
 CHAINS = 12  # independent sums: more than latency times throughput of any core so far
 ALIGN = 64
 LEAST_BYTES = 1 << 25
+PLACES, BEYOND_CACHES = 4, 96 << 20
 Thunk = Callable[[], object]
 
 
@@ -154,14 +156,25 @@ def read_work(nbytes: int) -> tuple[Thunk, float]:
 
 def memory_work(nbytes: int) -> tuple[Thunk, float]:
     """The fastest of the memory kernels over about `nbytes`, by bytes read and written."""
-    best: tuple[float, Thunk, float] | None = None
+    best: tuple[float, str] | None = None
     for kind in ("copy", "triad", "copy_stream", "triad_stream"):
         run, moved = stream_work(nbytes, kind)
         rate = moved / shortest(run)
         if best is None or rate > best[0]:
-            best = (rate, run, moved)
+            best = (rate, kind)
     assert best is not None
-    return best[1], best[2]
+    return _in_turn(lambda: stream_work(nbytes, best[1]), nbytes)
+
+
+def _in_turn(make: Callable[[], tuple[Thunk, float]], nbytes: int) -> tuple[Thunk, float]:
+    """Work whose calls go over several pieces of memory in turn, if no cache holds even one.
+
+    How fast memory is can depend on where it lies: arrays that happen to lie behind different controllers are copied at
+    twice the speed. A row's memory has no such luck, or not always.
+    """
+    made = [make() for _ in range(PLACES if nbytes >= BEYOND_CACHES else 1)]
+    runs = itertools.cycle([run for run, _ in made])
+    return (lambda: next(runs)()), made[0][1]
 
 
 def shortest(run: Thunk, seconds: float = 0.05, least: int = 3) -> float:
@@ -188,9 +201,12 @@ def bandwidth(nbytes: int, reading: bool = False) -> float:
     return moved / shortest(run)
 
 
-def work(limit: str, tiny: bool = False) -> tuple[Thunk, float]:
-    """A run of the limit "fma" (flops), "memory" or "read" (bytes), and how much it does."""
+def work(limit: str, nbytes: float) -> tuple[Thunk, float]:
+    """A run of the limit "fma" (flops), "memory" or "read" (bytes), and how much it does.
+
+    nbytes: the footprint; what fits in a cache, wholly or in part, is limited by that.
+    """
     if limit == "fma":
-        return fma_work(0.0001 if tiny else 0.002)
-    nbytes = 1 << 16 if tiny else 1 << 28
-    return read_work(nbytes) if limit == "read" else memory_work(nbytes)
+        return fma_work()
+    footprint = max(1 << 16, int(nbytes))
+    return _in_turn(lambda: read_work(footprint), footprint) if limit == "read" else memory_work(footprint)

@@ -24,7 +24,7 @@ from benchmarks.report import show_time
 from benchmarks.work import bytes_of, operations_of
 
 # Footprints at which bandwidth is measured: a first and a second level cache, a shared one, memory.
-FOOTPRINTS = (16 << 10, 128 << 10, 512 << 10, 4 << 20, 16 << 20, 256 << 20)
+FOOTPRINTS = (16 << 10, 128 << 10, 512 << 10, 4 << 20, 16 << 20, 64 << 20, 256 << 20)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def measure_row(name: str, effort: Any, toy_size: bool, peers: set[str] | None) 
     work = dict(made)
     limit_work = 0.0
     if case.limit:
-        work["limit"], limit_work = limits.work(case.limit, toy_size)
+        work["limit"], limit_work = limits.work(case.limit, case.bytes)
     times = measure(work, replace(effort, rounds=min(effort.rounds, row.rounds)))
     if case.limit:
         # The time that the limit allows for the row's own work.

@@ -77,8 +77,8 @@ def with_gradients(size: Size) -> Case:
     def torch() -> Any:
         import torch
 
-        args = [torch.from_numpy(a).requires_grad_() for a in (x, w)]
-        conv, cotangent = _torch_conv(), torch.from_numpy(dy)
+        args = [torch.tensor(a).requires_grad_() for a in (x, w)]
+        conv, cotangent = _torch_conv(), torch.tensor(dy)
 
         def step() -> Any:
             y = conv(*args)

@@ -34,6 +34,11 @@ def chain(size: Size) -> Case:
     return Case(peers.of(peers.namespaces(text), x), bytes=2.0 * x.nbytes, flops=10.0 * x.size, limit="memory")
 
 
+@row("chain of 10 operations, one thread", FAMILY, threads=1, figure=Figure("within 1.3 of the memory limit", of_limit=1.3))
+def chain_one_thread(size: Size) -> Case:
+    return chain(size)
+
+
 @row("a + b * c", FAMILY)
 def triad(size: Size) -> Case:
     x = _input(size)

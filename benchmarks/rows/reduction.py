@@ -96,8 +96,8 @@ def _torch_layer_norm(compiled: bool, x: np.ndarray, w: np.ndarray, b: np.ndarra
     import torch
     from torch.nn import functional
 
-    args = [torch.from_numpy(a).requires_grad_() for a in (x, w, b)]
-    cotangent = torch.from_numpy(dy)
+    args = [torch.tensor(a).requires_grad_() for a in (x, w, b)]
+    cotangent = torch.tensor(dy)
 
     def forward(x: Any, w: Any, b: Any) -> Any:
         return functional.layer_norm(x, (x.shape[1],), w, b)
@@ -144,8 +144,8 @@ def attention(size: Size) -> Case:
         import torch
         from torch.nn import functional
 
-        args = [torch.from_numpy(a).requires_grad_() for a in (q, k, v)]
-        cotangent = torch.from_numpy(dy)
+        args = [torch.tensor(a).requires_grad_() for a in (q, k, v)]
+        cotangent = torch.tensor(dy)
 
         def step() -> Any:
             y = functional.scaled_dot_product_attention(*args)
