@@ -63,6 +63,9 @@ MACHINE_OPS: dict[str, tuple[int, str, str]] = {
 #   bitcast(x)            same width, other dtype
 #   lanes(x)              data = "add" | "mul" | "max" | "min" | "or" | "and": the values of x in the lanes of the
 #                         enclosing vector region, combined by the fixed tree (loops.py); uniform
+#   shuffle(x, k)         device kernels only; data = ("down" | "xor" | "from", width): x of the thread that lies k
+#                         threads further on, whose number differs in the bits of k, or that has number k, within aligned runs of
+#                         `width` threads of a warp; all 32 threads of the warp must evaluate it. k is an I64 expression
 
 
 class Expr:
@@ -361,6 +364,16 @@ def load(buffer: Any, position: Expr, cond: Expr | None = None) -> Expr:
     return make("load", buffer.dtype, (position, cond), buffer)
 
 
+def shuffle(x: Expr, how: str, k: Operand, width: int = 32) -> Expr:
+    """x of another thread of the warp. how: "down", "xor" or "from", as at the head of this file.
+
+    >>> from graphc.ir.types import F32
+    >>> show(shuffle(var("x", F32), "down", 16))
+    'shuffle_down_32(x, 16)'
+    """
+    return make("shuffle", x.dtype, (x, _operand(k, I64)), (how, width))
+
+
 def logical_and(a: Expr, b: Expr) -> Expr:
     """Boolean and, folding constants."""
     if a.op == "const":
@@ -452,4 +465,7 @@ def _text(e: Expr, names: dict[Expr, str]) -> str:
         return f"{e.op}<{e.dtype}>({args})"
     if e.op == "lanes":
         return f"lanes.{e.data}({args})"
+    if e.op == "shuffle":
+        how, width = e.data
+        return f"shuffle_{how}_{width}({args})"
     return f"{e.op}({args})"

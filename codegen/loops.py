@@ -21,6 +21,17 @@ Semantics:
 - `Alloc` makes a thread-private array of a literal number of elements, uninitialised.
 - `Report(cond, site, value)`: where cond holds, an error is recorded for the program: the first
   site (an integer that the caller maps to an operation) and value win; execution goes on.
+
+Device kernels (`Kernel.grid` is set) are the same language bound to blocks of threads:
+- the body is what one thread does; `block`, `blocks` (how many there are) and `thread` are in scope
+  instead of `begin` and `end`. A warp is 32 threads, numbered along `thread`.
+- `Alloc` of a buffer of kind "shared" is memory of the block; "local" is the thread's own, in registers
+  where every index is literal once the loops marked `unroll` are written out.
+- `Barrier`: all threads of the block, or of the warp, have arrived and see each other's stores.
+- the expression `shuffle(x, k)` is x of another thread of the warp (expr.py).
+- `Vector(var, width, body)`: one thread does all lanes; accesses that are contiguous over the lanes and
+  provably aligned become one wide access.
+- `Call`: a function of the device's prelude by name (copies past the registers, tensor-core products).
 """
 
 from __future__ import annotations
@@ -35,7 +46,7 @@ from graphc.ir.types import DType
 
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """A flat array. kind: "in", "out", "inout", "scratch" (kernel arguments) or "local"."""
+    """A flat array. kind: "in", "out", "inout", "scratch" (kernel arguments), "local" or "shared"."""
 
     name: str
     dtype: DType
@@ -100,7 +111,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Alloc:
-    buffer: Buffer  # kind "local"
+    buffer: Buffer  # kind "local" or "shared"
     size: int
 
 
@@ -122,7 +133,46 @@ class Report:
     value: Expr
 
 
-Stmt = Union[For, Vector, If, Let, Declare, Assign, Store, Alloc, Transpose, Report]
+@dataclass(frozen=True)
+class Barrier:
+    scope: str = "block"  # or "warp"
+
+
+@dataclass(frozen=True)
+class Place:
+    """The address of an element, for a `Call`."""
+
+    buffer: Buffer
+    index: Expr
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function of the prelude. What it writes through a `Place` is named in `writes`."""
+
+    name: str
+    args: tuple[Union[Expr, Place], ...]
+    writes: tuple[Buffer, ...] = ()
+
+
+Stmt = Union[For, Vector, If, Let, Declare, Assign, Store, Alloc, Transpose, Report, Barrier, Call]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a device kernel is bound.
+
+    blocks: how many blocks, an I64 expression over the extents. threads: of a block, a multiple of 32.
+    divides: (extent, divisor) that the launch guarantees, which is what proves wide accesses aligned.
+    narrow: every index, and every product of extents, fits 32 bits.
+    resident: blocks that should fit on one multiprocessor (0: the compiler decides the registers).
+    """
+
+    blocks: Expr
+    threads: int
+    divides: tuple[tuple[str, int], ...] = ()
+    narrow: bool = False
+    resident: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,12 +192,18 @@ class Kernel:
     work: Expr
     body: tuple[Stmt, ...]
     sites: tuple[str, ...] = field(default=())
+    grid: Grid | None = None
 
 
 def print_kernel(kernel: Kernel) -> str:
     """The text of a kernel, one statement a line."""
     head = ", ".join([*map(repr, kernel.buffers), *kernel.extents])
-    lines = [f"kernel @{kernel.name}({head})", f"    parallel {show(kernel.parallel)} {{"]
+    bound = f"parallel {show(kernel.parallel)}"
+    if kernel.grid is not None:
+        g = kernel.grid
+        bound = f"blocks {show(g.blocks)} of {g.threads} threads" + (" narrow" if g.narrow else "")
+        bound += "".join(f", {name} % {d} == 0" for name, d in g.divides)
+    lines = [f"kernel @{kernel.name}({head})", f"    {bound} {{"]
     lines += _print_block(kernel.body, "  ")
     return "\n".join([*lines, "}"])
 
@@ -178,11 +234,16 @@ def _print_block(body: Sequence[Stmt], pad: str) -> list[str]:
             past = " stream" if s.stream else ""
             out.append(f"{pad}{s.buffer.name}[{show(s.index)}] = {show(s.value)}{past}")
         elif isinstance(s, Alloc):
-            out.append(f"{pad}local {s.buffer.name}: {s.buffer.dtype}[{s.size}]")
+            out.append(f"{pad}{s.buffer.kind} {s.buffer.name}: {s.buffer.dtype}[{s.size}]")
         elif isinstance(s, Transpose):
             target = f"{s.target.name}[{show(s.target_at)} step {show(s.target_step)}]"
             source = f"{s.source.name}[{show(s.source_at)} step {show(s.source_step)}]"
             out.append(f"{pad}transpose {s.size} x {s.size} {target} = {source}")
+        elif isinstance(s, Barrier):
+            out.append(f"{pad}barrier {s.scope}")
+        elif isinstance(s, Call):
+            args = (f"&{a.buffer.name}[{show(a.index)}]" if isinstance(a, Place) else show(a) for a in s.args)
+            out.append(f"{pad}{s.name}({', '.join(args)})")
         else:
             out.append(f"{pad}report {s.site} if {show(s.cond)}: {show(s.value)}")
     return out
