@@ -51,7 +51,7 @@ def _compiler() -> bytes:
 
     digest = hashlib.sha256(f"llvmlite {llvmlite.__version__}\n".encode())
     root = Path(__file__).parent
-    for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".ll")):
+    for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".ll", ".h", ".cuh")):
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
         digest.update(path.read_bytes())
     return digest.digest()

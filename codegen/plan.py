@@ -6,6 +6,7 @@ lifetimes of the values. The plan of a function is its order of launches with al
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from graphc.codegen.donation import in_place
@@ -93,6 +94,47 @@ class Arena:
         self.free = sorted([*merged, (offset, size)])
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the values of a fused entry are, the arena offsets of each call's scratch, the arena's size in bytes."""
+
+    place: dict[Value, Place]
+    scratch: dict[int, list[int]]
+    size: int
+
+
+def lay_out(entry: Function, scratch: Callable[[int, Operation], Sequence[int]], reserved: int = 0) -> Layout:
+    """Places by lifetime, for calls that run in order.
+
+    scratch: the bytes of each scratch buffer of the entry's operation i; asked once, in order, for every
+    operation that computes something. reserved: bytes at the start of the arena that are not given out.
+    """
+    place: dict[Value, Place] = {p: ("in", i) for i, p in enumerate(entry.params)}
+    place.update({r: ("out", i) for i, r in enumerate(entry.results)})
+    last: dict[Value, int] = {}
+    for i, op in enumerate(entry.ops):
+        for v in op.operands:
+            last[v] = i
+    arena = Arena()
+    if reserved:
+        arena.take(reserved)
+    offsets: dict[int, list[int]] = {}
+    for i, op in enumerate(entry.ops):
+        for r in op.results:
+            if r not in place:
+                place[r] = ("arena", arena.take(_bytes(r)))
+        if any(map(_bytes, op.results)):  # else there is nothing to compute
+            needs = scratch(i, op)
+            offsets[i] = [arena.take(n) for n in needs]
+            for offset, n in zip(offsets[i], needs, strict=True):
+                arena.give(offset, n)
+        for v in {*op.operands, *op.results}:
+            kind, offset = place[v]
+            if kind == "arena" and last.get(v, i) == i:
+                arena.give(offset, _bytes(v))
+    return Layout(place, offsets, arena.size)
+
+
 def make_plan(
     module: Module, stream: bool = True, donated: frozenset[tuple[int, int]] = frozenset()
 ) -> Plan:
@@ -101,32 +143,18 @@ def make_plan(
     stream: as in `bind_group`. donated: (input, output) that are the same memory.
     """
     entry = module.entry
-    place: dict[Value, Place] = {p: ("in", i) for i, p in enumerate(entry.params)}
-    place.update({r: ("out", i) for i, r in enumerate(entry.results)})
-    last: dict[Value, int] = {}
-    for i, op in enumerate(entry.ops):
-        for v in op.operands:
-            last[v] = i
-    arena = Arena()
-    streams = False
+    bound: dict[int, BoundGroup] = {}
+
+    def scratch(i: int, op: Operation) -> list[int]:
+        bound[i] = bind_group(op.attrs["function"], stream, in_place(module, donated, i))
+        return bound[i].compiled.scratch_bytes(bound[i].concrete())
+
+    layout = lay_out(entry, scratch)
     launches: list[PlannedLaunch] = []
-    for i, op in enumerate(entry.ops):
-        for r in op.results:
-            if r not in place:
-                place[r] = ("arena", arena.take(_bytes(r)))
-        if any(map(_bytes, op.results)):  # else there is nothing to compute
-            bound = bind_group(op.attrs["function"], stream, in_place(module, donated, i))
-            streams = streams or bound.compiled.streams
-            sizes = bound.concrete()
-            scratch = [(arena.take(n), n) for n in bound.compiled.scratch_bytes(sizes)]
-            launches += _launches(op, bound, sizes, place, [o for o, _ in scratch])
-            for offset, n in scratch:
-                arena.give(offset, n)
-        for v in {*op.operands, *op.results}:
-            kind, offset = place[v]
-            if kind == "arena" and last.get(v, i) == i:
-                arena.give(offset, _bytes(v))
-    return Plan(entry, tuple(launches), arena.size, streams)
+    for i, group in bound.items():
+        launches += _launches(entry.ops[i], group, group.concrete(), layout.place, layout.scratch[i])
+    streams = any(group.compiled.streams for group in bound.values())
+    return Plan(entry, tuple(launches), layout.size, streams)
 
 
 def _bytes(v: Value) -> int:
