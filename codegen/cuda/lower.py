@@ -13,8 +13,8 @@ from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.donation import InPlace
 from graphc.codegen.lower import pool, random  # noqa: F401  (register their pull rules)
-from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.lower import family
+from graphc.codegen.lower.lowered import Lowered
 from graphc.ir.function import Function
 
 Sizes = Mapping[str, int]
