@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import digits, mlp
+from benchmarks import digits, gpt, mlp
 from benchmarks.case import Case, Figure, Size, row
 
 FAMILY = "training steps"
@@ -46,3 +46,14 @@ def mlp_compiled(size: Size) -> Case:
     products = [a * b for a, b in itertools.pairwise(widths)]
     flops = 2.0 * count * (3 * sum(products) - products[0])
     return Case(_steps(mlp.STEPS, widths, count), flops=flops, limit="fma", tolerance=1e-4)
+
+
+@row("GPT, 4 layers of 128, 16 x 128 tokens, AdamW", FAMILY, rounds=5)
+def gpt_compiled(size: Size) -> Case:
+    sizes = size(gpt.SMALL, gpt.TOY)
+    steps = {
+        "graphc": lambda: gpt.graphc(sizes),
+        "torch": lambda: gpt.torch(sizes),
+        "torch.compile": lambda: gpt.torch(sizes, compiled=True),
+    }
+    return Case(steps, flops=sizes.flops, limit="fma", tolerance=1e-4)
