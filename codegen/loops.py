@@ -32,6 +32,7 @@ Device kernels (`Kernel.grid` is set) are the same language bound to blocks of t
 - `Vector(var, width, body)`: one thread does all lanes; accesses that are contiguous over the lanes and
   provably aligned become one wide access.
 - `Call`: a function of the device's prelude by name (copies past the registers, tensor-core products).
+- `Grid.maps`: views of buffers for the bulk copy engine (sm_90), arguments of `Call` by address.
 """
 
 from __future__ import annotations
@@ -147,11 +148,32 @@ class Place:
 
 
 @dataclass(frozen=True)
+class TensorMap:
+    """A strided view of a buffer of which the bulk copy engine moves boxes, to and from shared memory.
+
+    It is the argument `const __grid_constant__ TensorMap name` of the kernel, made on the host for each address and
+    size. sizes: elements along each of 2 to 5 dimensions, the innermost first; strides: in elements, of all
+    dimensions but the innermost, whose stride is 1; both I64 expressions over the extents. The strides and the
+    buffer's start are multiples of 16 bytes. box: elements along each dimension. What lies outside reads as zero.
+    Boxes lie in shared memory with the 16-byte units of each 128-byte row permuted ("128-byte swizzle"): unit u of
+    row r at u xor (r mod 8).
+    rounded: float32 elements are rounded to the 10 bits that tf32 keeps, to nearest even, on their way.
+    """
+
+    name: str
+    buffer: Buffer
+    sizes: tuple[Expr, ...]
+    strides: tuple[Expr, ...]
+    box: tuple[int, ...]
+    rounded: bool = False
+
+
+@dataclass(frozen=True)
 class Call:
     """A function of the prelude. What it writes through a `Place` is named in `writes`."""
 
     name: str
-    args: tuple[Union[Expr, Place], ...]
+    args: tuple[Union[Expr, Place, TensorMap], ...]
     writes: tuple[Buffer, ...] = ()
 
 
@@ -166,6 +188,7 @@ class Grid:
     divides: (extent, divisor) that the launch guarantees, which is what proves wide accesses aligned.
     narrow: every index, and every product of extents, fits 32 bits.
     resident: blocks that should fit on one multiprocessor (0: the compiler decides the registers).
+    maps: the kernel's first arguments, in front of its buffers.
     """
 
     blocks: Expr
@@ -173,6 +196,7 @@ class Grid:
     divides: tuple[tuple[str, int], ...] = ()
     narrow: bool = False
     resident: int = 0
+    maps: tuple[TensorMap, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -203,9 +227,22 @@ def print_kernel(kernel: Kernel) -> str:
         g = kernel.grid
         bound = f"blocks {show(g.blocks)} of {g.threads} threads" + (" narrow" if g.narrow else "")
         bound += "".join(f", {name} % {d} == 0" for name, d in g.divides)
+        bound += "".join(f",\n    {_show_map(m)}" for m in g.maps)
     lines = [f"kernel @{kernel.name}({head})", f"    {bound} {{"]
     lines += _print_block(kernel.body, "  ")
     return "\n".join([*lines, "}"])
+
+
+def _show_map(m: TensorMap) -> str:
+    sizes, strides = (", ".join(map(show, part)) for part in (m.sizes, m.strides))
+    box = " x ".join(map(str, m.box))
+    return f"map {m.name} of {m.buffer.name}[{sizes}] strides {strides} box {box}" + (" rounded" if m.rounded else "")
+
+
+def _show_argument(a: Expr | Place | TensorMap) -> str:
+    if isinstance(a, Place):
+        return f"&{a.buffer.name}[{show(a.index)}]"
+    return f"&{a.name}" if isinstance(a, TensorMap) else show(a)
 
 
 def _print_block(body: Sequence[Stmt], pad: str) -> list[str]:
@@ -242,8 +279,7 @@ def _print_block(body: Sequence[Stmt], pad: str) -> list[str]:
         elif isinstance(s, Barrier):
             out.append(f"{pad}barrier {s.scope}")
         elif isinstance(s, Call):
-            args = (f"&{a.buffer.name}[{show(a.index)}]" if isinstance(a, Place) else show(a) for a in s.args)
-            out.append(f"{pad}{s.name}({', '.join(args)})")
+            out.append(f"{pad}{s.name}({', '.join(map(_show_argument, s.args))})")
         else:
             out.append(f"{pad}report {s.site} if {show(s.cond)}: {show(s.value)}")
     return out
