@@ -44,8 +44,21 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class GroupMap:
+    """A `loops.TensorMap` of a kernel: sizes and strides are text over the extents."""
+
+    buffer: BufferRef
+    dtype: str
+    sizes: tuple[str, ...]
+    strides: tuple[str, ...]
+    box: tuple[int, ...]
+    rounded: bool
+
+
+@dataclass(frozen=True)
 class GroupLaunch:
-    """One kernel of a group. `blocks` is text over the extents; `shared` counts dynamic bytes."""
+    """One kernel of a group. `blocks` is text over the extents; `shared` counts dynamic bytes. `maps` are its
+    first parameters."""
 
     symbol: str
     buffers: tuple[BufferRef, ...]
@@ -54,7 +67,7 @@ class GroupLaunch:
     threads: int
     shared: int
     narrow: bool
-    maps: tuple[Any, ...] = ()
+    maps: tuple[GroupMap, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,6 +162,11 @@ def describe(lowered: Lowered, kernels: Sequence[Kernel], canonical: Function) -
                 "threads": k.grid.threads,
                 "shared": shared_bytes(k)[1],
                 "narrow": k.grid.narrow,
+                "maps": [
+                    [list(references[m.buffer]), m.buffer.dtype.name, [*map(size_text, m.sizes)],
+                     [*map(size_text, m.strides)], list(m.box), m.rounded]
+                    for m in k.grid.maps
+                ],
             }
         )
     sites = []
@@ -215,6 +233,10 @@ def _group(unit: Unit, head: dict[str, Any]) -> DeviceGroup:
             launch["threads"],
             launch["shared"],
             launch["narrow"],
+            tuple(
+                GroupMap((str(b[0]), int(b[1])), d, tuple(sizes), tuple(strides), tuple(box), rounded)
+                for b, d, sizes, strides, box, rounded in launch["maps"]
+            ),
         )
         for launch in head["launches"]
     )

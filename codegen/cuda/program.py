@@ -15,15 +15,28 @@ from graphc.codegen.cuda.target import Target
 from graphc.codegen.donation import accepted, in_place
 from graphc.codegen.fuse import fuse
 from graphc.codegen.groups import separate
-from graphc.codegen.kernels import Site, evaluate_size
+from graphc.codegen.kernels import BufferRef, Site, evaluate_size
 from graphc.codegen.plan import Layout, lay_out
 from graphc.codegen.prepare import prepare
 from graphc.ir.function import Function, Loc, Module, Operation
 from graphc.ir.types import TensorType
 
-# Where an argument is: ("in", i), ("out", i), ("const", i), ("arena", byte offset); or ("word", value, bytes).
+# Where an argument is: ("in", i), ("out", i), ("const", i), ("arena", byte offset); or ("word", value, bytes),
+# or ("map", i): a view that is made of the launch's `maps[i]`.
 Argument = Union[tuple[str, int], tuple[str, int, int]]
 _HOST_ALIGN = 16
+
+
+@dataclass(frozen=True)
+class DeviceMap:
+    """A tensor map to be encoded for the address at `place` (see `loops.TensorMap`)."""
+
+    place: Argument
+    dtype: str
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements
+    box: tuple[int, ...]
+    rounded: bool
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,7 @@ class DeviceLaunch:
     sites: tuple[Site, ...]
     group: str
     loc: Loc | None
+    maps: tuple[DeviceMap, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,24 +151,37 @@ def _launches(
             return "arena", host[at]
         return ("const", at - inputs) if kind == "in" and at >= inputs else (kind, at)
 
+    def of(buffer: BufferRef) -> Argument:
+        stem, k = buffer
+        if stem == "s":
+            return "arena", scratch[k]
+        return place(*layout.place[(op.operands if stem == "p" else op.results)[k]])
+
     out = []
     for launch in bound.group.launches:
         blocks = evaluate_size(launch.blocks, bound.sizes)
         if not blocks:
             continue
-        arguments: list[Argument] = []
-        for stem, k in launch.buffers:
-            if stem == "s":
-                arguments.append(("arena", scratch[k]))
-            else:
-                arguments.append(place(*layout.place[(op.operands if stem == "p" else op.results)[k]]))
+        maps = tuple(
+            DeviceMap(
+                of(m.buffer),
+                m.dtype,
+                tuple(evaluate_size(text, bound.sizes) for text in m.sizes),
+                tuple(evaluate_size(text, bound.sizes) for text in m.strides),
+                m.box,
+                m.rounded,
+            )
+            for m in launch.maps
+        )
+        arguments: list[Argument] = [("map", i) for i in range(len(maps))]
+        arguments += map(of, launch.buffers)
         width = 4 if launch.narrow else 8
         arguments += [("word", bound.sizes[name], width) for name in launch.extents]
         function: Function = op.attrs["function"]
         out.append(
             DeviceLaunch(
                 bound.group.unit, launch.symbol, blocks, launch.threads, launch.shared, tuple(arguments), bound.sites,
-                function.name, op.loc,
+                function.name, op.loc, maps,
             )
         )
     return out
