@@ -115,9 +115,14 @@ def store_results(
     shape: Shape,
     stream: bool = False,
     names: Names | None = None,
+    flat: Expr | None = None,
 ) -> list[Stmt]:
-    """Stores of the given results at `coords` of the domain `shape`."""
-    places = [Position(shape, coords).reshaped(value.type.shape) for value, _ in targets]
+    """Stores of the given results at `coords` of the domain `shape`. flat: the row-major position of `coords`, where
+    the caller knows a better expression than the sum over them."""
+    here = Position(shape, coords, flat)
+    places = [here.reshaped(value.type.shape) for value, _ in targets]
+    if flat is not None:
+        places = [at if at is here else Position(at.shape, at.coords, flat) for at in places]
     values = [pull.at(value, at) for (value, _), at in zip(targets, places, strict=True)]
     lets: list[Stmt] = []
     if names is not None and any(buffer.kind == "inout" for _, buffer in targets):
