@@ -83,6 +83,14 @@ def vjp_of_call(
     return out
 
 
+def gradient(f: Function, wrt: tuple[int, ...], seeds: tuple[int, ...]) -> Function:
+    """The gradients for the parameters `wrt`, given cotangents of the results `seeds`.
+
+    Parameters: those of `f`, then a cotangent for each of `seeds`. Results: one gradient for each of `wrt`.
+    """
+    return _gradient(f, wrt, seeds, {})
+
+
 def _gradient(f: Function, wrt: tuple[int, ...], seeds: tuple[int, ...], memo: Memo) -> Function:
     """The gradients for parameters `wrt`, given cotangents of the results `seeds`, as a function.
 

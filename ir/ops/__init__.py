@@ -1,6 +1,7 @@
 """The operations, a file for each family; importing this package registers all of them."""
 
 from graphc.ir.ops import (
+    attention,
     compare,
     control,
     conv,
@@ -16,6 +17,7 @@ from graphc.ir.ops import (
 )
 
 __all__ = [
+    "attention",
     "compare",
     "control",
     "conv",
