@@ -12,7 +12,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 # dialect -> headers, later ones win; and what stands for INLINE in them
-HEADERS = {"c99": ("numbers.h",), "cuda": ("numbers.h", "prelude.cuh")}
+HEADERS = {"c99": ("numbers.h",), "cuda": ("numbers.h", "prelude.cuh", "hopper.h")}
 INLINE = {"c99": "static inline", "cuda": "static __device__ __forceinline__"}
 _MARK = re.compile(r"^// function (\w+)\n", re.MULTILINE)
 _WORD = re.compile(r"\b[A-Za-z_]\w*\b")
