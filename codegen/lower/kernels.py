@@ -10,11 +10,13 @@ from graphc.codegen.loops import (
     Alloc,
     Assign,
     Buffer,
+    Call,
     Declare,
     For,
     If,
     Kernel,
     Let,
+    Place,
     Report,
     Stmt,
     Store,
@@ -60,28 +62,12 @@ class ContractionKernels:
         self.free_masks = vector_bits >= 512
         self.rows, self.lanes = (c.right, c.left) if schedule.swap else (c.left, c.right)
         self.row_access, self.lane_access = access(c, self.rows), access(c, self.lanes)
-        self.results = [(*self._layout(v), buffer) for v, buffer in zip(c.group.results, results, strict=True)]
+        self.results = [(*layout_of(c, v), buffer) for v, buffer in zip(c.group.results, results, strict=True)]
         self.dtype = c.accumulator
         self.count_rows, self.count_lanes = dim_expr(self.rows.size), dim_expr(self.lanes.size)
         self.depth = dim_expr(size_of(c.depth))
         self.scratch: list[Scratch] = []
         self._names = itertools.count()
-
-    def _layout(self, v: Value) -> tuple[Value, list[Operation]]:
-        """A result as a value and the reshapes and permutations of it that follow, in order."""
-        ops: list[Operation] = []
-        while v is not self.c.result and v in self.c.pull.producer:
-            op, _ = self.c.pull.producer[v]
-            if op.name not in ("reshape", "permute"):
-                break
-            ops.insert(0, op)
-            v = op.operands[0]
-        if v.type.size != self.c.result.type.size:
-            raise ValueError(
-                f"@{self.c.group.name}: a result of a contraction's group has as many elements as the "
-                f"{self.c.root.name}, but {v.type} does not follow {self.c.result.type} element by element"
-            )
-        return v, ops
 
     def build(self) -> tuple[tuple[Kernel, ...], tuple[Scratch, ...]]:
         """The kernels in launch order, and their scratch memory."""
@@ -311,7 +297,7 @@ class ContractionKernels:
             here = at.reshaped(v.type.shape)
             e = tidy(c.pull.at(v, here), loops, small)
             out += self.checks()
-            place = tidy_index(_moved(here, layout).flat, loops)
+            place = tidy_index(moved(here, layout).flat, loops)
             # All values come first: a result may be written where an operand was read.
             value = var(f"value_{next(self._names)}", e.dtype)
             out.append(Let(value, e))
@@ -319,7 +305,24 @@ class ContractionKernels:
         return [*out, *stores]
 
 
-def _moved(at: Position, layout: Sequence[Operation]) -> Position:
+def layout_of(c: Contraction, v: Value) -> tuple[Value, list[Operation]]:
+    """A result as a value and the reshapes and permutations of it that follow, in order."""
+    whole, ops = v, list[Operation]()
+    while v is not c.result and v in c.pull.producer:
+        op, _ = c.pull.producer[v]
+        if op.name not in ("reshape", "permute"):
+            break
+        ops.insert(0, op)
+        v = op.operands[0]
+    if v.type.size != c.result.type.size:
+        raise ValueError(
+            f"@{c.group.name}: a result of a contraction's group has as many elements as the "
+            f"{c.root.name}, but {whole.type} does not follow {c.result.type} element by element"
+        )
+    return v, ops
+
+
+def moved(at: Position, layout: Sequence[Operation]) -> Position:
     """Where the element at a position is after reshapes and permutations."""
     for op in layout:
         if op.name == "reshape":
@@ -361,6 +364,14 @@ def buffers_used(body: Sequence[Stmt]) -> set[Buffer]:
             roots += [s.index, s.value]
         elif isinstance(s, Report):
             roots += [s.cond, s.value]
+        elif isinstance(s, Call):
+            found |= set(s.writes)
+            for a in s.args:
+                if isinstance(a, Place):
+                    found.add(a.buffer)
+                    roots.append(a.index)
+                else:
+                    roots.append(a)
         elif isinstance(s, Transpose):
             found |= {s.target, s.source}
             roots += [s.target_at, s.target_step, s.source_at, s.source_step]

@@ -1,0 +1,128 @@
+"""Device schedules of a group with one `dot` or `conv`: layout operations in front, an epilogue behind.
+
+Which arithmetic a product gets (its engine) follows from the element type, the attribute `precision` and the target alone,
+so that a product has the same bits whatever its sizes and wherever it is fused; sizes choose among tiles of one engine.
+
+| form | file | |
+| --- | --- | --- |
+| direct | direct.py | fma, one thread an element: depthwise convolution, outer products |
+| fma | fma.py | fma in tiles; blocks of k over the grid where tiles are few |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
+from graphc.codegen.cuda.direct import lower_direct
+from graphc.codegen.cuda.fma import BLOCK, lower_fma
+from graphc.codegen.cuda.product import contraction_of, dim_value
+from graphc.codegen.cuda.target import Target
+from graphc.codegen.lower.contraction import Contraction
+from graphc.codegen.lower.lowered import Lowered
+from graphc.ir.function import Function
+from graphc.ir.types import size_of
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile of the table. slab: k at a time; tall x wide: elements a thread; speed: of products, relative to the best."""
+
+    rows: int
+    columns: int
+    slab: int
+    tall: int
+    wide: int
+    stages: int
+    speed: float
+
+    @property
+    def threads(self) -> int:
+        return self.rows // self.tall * (self.columns // self.wide)
+
+
+FMA_TILES = (
+    Tile(128, 128, 8, 8, 8, 3, 1.0),
+    Tile(128, 64, 8, 8, 4, 3, 0.85),
+    Tile(64, 128, 8, 4, 8, 3, 0.85),
+    Tile(64, 64, 16, 4, 4, 3, 0.7),
+    Tile(32, 64, 16, 4, 4, 3, 0.55),
+    Tile(64, 32, 16, 4, 4, 3, 0.55),
+    Tile(32, 32, 16, 2, 4, 3, 0.4),
+    Tile(16, 128, 16, 4, 4, 3, 0.4),
+    Tile(128, 16, 16, 4, 4, 3, 0.4),
+    Tile(4, 128, 32, 1, 4, 3, 0.15),
+    Tile(128, 4, 32, 4, 1, 3, 0.15),
+    Tile(1, 128, 32, 1, 1, 3, 0.05),
+    Tile(128, 1, 32, 1, 1, 3, 0.05),
+)
+MIN_DEPTH = 4  # shallower sums have nothing to gain from shared memory
+
+
+def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
+    """The schedule for a launch of these sizes."""
+    c = contraction_of(group, True)
+    example = 1
+    if c.root.name == "conv":
+        positions = dim_value(size_of(c.right.free), sizes)
+        example = int(positions >= 512)
+        if not example:
+            c = contraction_of(group, False)
+    divides = divisors(group, sizes)
+    narrow = is_narrow(group, sizes)
+    rows, columns = dim_value(c.left.size, sizes), dim_value(c.right.size, sizes)
+    depth, batches = dim_value(size_of(c.depth), sizes), dim_value(size_of(c.batch), sizes)
+    if depth < MIN_DEPTH or rows * columns <= 16 and depth <= BLOCK or c.root.name == "conv" and rows <= 2 and depth <= BLOCK:
+        return Choice("contract direct", (("example", example),), divides, narrow)
+    tile, split = _fma_tile(c, rows, columns, depth, batches, target)
+    if split and -(-depth // BLOCK) * batches * rows * columns >= 1 << 31:
+        narrow = False
+    return fma_choice(tile, depth > BLOCK, split, example, divides, narrow)
+
+
+def fma_choice(
+    tile: Tile, deep: bool, split: bool, example: int, divides: tuple[tuple[str, int], ...], narrow: bool
+) -> Choice:
+    """deep: the depth exceeds one block of k, so that totals are kept."""
+    numbers = {
+        "rows": tile.rows,
+        "columns": tile.columns,
+        "slab": tile.slab,
+        "tall": tile.tall,
+        "wide": tile.wide,
+        "stages": tile.stages,
+        "deep": int(deep),
+        "split": int(split),
+        "example": example,
+    }
+    return Choice("contract fma", tuple(numbers.items()), divides, narrow)
+
+
+def _fma_tile(
+    c: Contraction, rows: int, columns: int, depth: int, batches: int, target: Target
+) -> tuple[Tile, bool]:
+    """The tile of the table with the least estimated time, and whether blocks of k go over the grid."""
+    best: tuple[float, Tile, bool] | None = None
+    for tile in FMA_TILES:
+        tiles = batches * -(-rows // tile.rows) * -(-columns // tile.columns)
+        parts = -(-depth // BLOCK)
+        for split in (False, True) if parts > 1 else (False,):
+            blocks = tiles * parts if split else tiles
+            resident = max(1, 512 // tile.threads)
+            waves = -(-blocks // (target.multiprocessors * resident))
+            each = tile.rows * tile.columns * resident * (min(depth, BLOCK) if split else depth) / tile.speed
+            cost = waves * each + (rows * columns * batches * parts * 0.1 if split else 0)
+            if best is None or cost < best[0]:
+                best = cost, tile, split
+    assert best is not None
+    return best[1], best[2]
+
+
+def lower(group: Function, choice: Choice, target: Target) -> Lowered:
+    """The kernels of a group under a choice."""
+    if choice.form == "contract direct":
+        return lower_direct(group, choice)
+    return lower_fma(group, choice)
