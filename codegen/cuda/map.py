@@ -14,25 +14,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from graphc.codegen.cuda.choice import Choice, is_narrow
+from graphc.codegen.cuda.pieces import join_pieces, piece_width
 from graphc.codegen.cuda.sweep import (
     BLOCK,
     COUNT,
-    Lanes,
     SLACK,
     THREAD,
     THREADS,
+    Lanes,
     blocks_for,
     sweep_grid,
     tiles_of,
 )
 from graphc.codegen.cuda.target import Target
+from graphc.codegen.cuda.transpose import across_dim, elements_for, squares
 from graphc.codegen.donation import InPlace
 from graphc.codegen.expr import Expr, equal, index
 from graphc.codegen.loops import Buffer, For, Grid, If, Kernel, Let, Stmt
 from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.map import work_of
-from graphc.codegen.lower.nest import Names, ceil_div, group_buffers, group_extents, split_coords, store_results
+from graphc.codegen.lower.nest import (
+    Names,
+    ceil_div,
+    group_buffers,
+    group_extents,
+    split_coords,
+    store_results,
+)
+from graphc.codegen.lower.pieces import joining
 from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Function, Value
 from graphc.ir.registry import lookup
@@ -102,9 +112,20 @@ def choose(group: Function, sizes: Mapping[str, int], target: Target) -> Choice:
     if not big:
         return Choice("map single", narrow=narrow)
     width, vectors = width_for(group), vectors_for(group)
+    op = joining(group)
+    if op is not None:
+        width = piece_width(op, sizes, width)
+        return Choice("map join", (("width", width), ("vectors", vectors)), inner_divides(group, sizes, width), narrow)
     if len(big) == 1:
         return Choice("map", (("width", width), ("vectors", vectors)), narrow=narrow)
     inner = extent(shape, big[-1], sizes)
+    params, _ = group_buffers(group)
+    across = across_dim(group, Pull(group, dict(zip(group.params, params, strict=True))), sizes)
+    if across is not None:
+        elements = elements_for(group)
+        whole = elements == 1 or (inner % elements == 0 and extent(shape, across, sizes) % elements == 0)
+        square = (("across", across), ("elements", elements), ("whole", int(whole)))
+        return Choice("map transpose", square, inner_divides(group, sizes, elements) if whole else (), narrow)
     while inner % width:
         width //= 2
     if width == 1 and inner >= LONG_LINE:
@@ -197,4 +218,17 @@ def _rows(group: Function, choice: Choice, target: Target, pull: Pull, targets: 
     return [For(item, BLOCK, items, tuple(body), COUNT)], blocks_for(items, target)
 
 
-_FORMS = {"map single": _single, "map": _flat, "map rows": _rows}
+def _transpose(
+    group: Function, choice: Choice, target: Target, pull: Pull, targets: Targets
+) -> tuple[list[Stmt], Expr]:
+    n = choice.number
+    return squares(group, pull, targets, n("across"), n("elements"), bool(n("whole")), target)
+
+
+def _join(group: Function, choice: Choice, target: Target, pull: Pull, targets: Targets) -> tuple[list[Stmt], Expr]:
+    op = joining(group)
+    assert op is not None
+    return join_pieces(group, op, pull, targets, choice.number("width"), choice.number("vectors"), target)
+
+
+_FORMS = {"map single": _single, "map": _flat, "map rows": _rows, "map transpose": _transpose, "map join": _join}

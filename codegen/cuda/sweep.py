@@ -35,9 +35,17 @@ def tile_of(width: int, vectors: int) -> int:
 
 
 def sweep_grid(
-    total: Expr, width: int, vectors: int, whole: bool, prepare: Prepare, names: Names
+    total: Expr,
+    width: int,
+    vectors: int,
+    whole: bool,
+    prepare: Prepare,
+    names: Names,
+    block: Expr = BLOCK,
+    count: Expr = COUNT,
 ) -> list[Stmt]:
-    """Run `prepare` over positions 0 .. total - 1. whole: `total` is a multiple of `width`."""
+    """Run `prepare` over positions 0 .. total - 1. whole: `total` is a multiple of `width`. block, count: which of how
+    many blocks that share these positions."""
     base = names.fresh("p")
     offsets = [u * THREADS * width for u in range(vectors)]
 
@@ -60,7 +68,7 @@ def sweep_grid(
             slow += [If(base + offset < total, inside)] if offset else inside
         body = [If(base + (offsets[-1] + width) <= total, tuple(fast), tuple(slow))]
     tile = tile_of(width, vectors)
-    return [For(base, BLOCK * tile + THREAD * width, total, tuple(body), COUNT * tile)]
+    return [For(base, block * tile + THREAD * width, total, tuple(body), count * tile)]
 
 
 def tiles_of(total: Expr, width: int, vectors: int) -> Expr:

@@ -100,7 +100,7 @@ def lower_pieces(
     for operand in op.operands:
         size = operand.type.shape[axis]
         after = first + dim_expr(size)
-        _bind(pull, op, operand, axis, first)
+        bind_piece(pull, op, operand, axis, first)
         if axis != inner:
             here = logical_and(coords[axis] >= first, coords[axis] < after)
             body.append(If(here, tuple(sweep(start, stop, width, names, lambda i, lane: stores(i)))))
@@ -123,11 +123,16 @@ def lower_pieces(
     return Lowered((kernel,), params, results, sites=tuple(pull.sites))
 
 
-def _bind(pull: Pull, op: Operation, operand: Value, axis: int, first: Expr) -> None:
+def bind_piece(pull: Pull, op: Operation, operand: Value, axis: int, first: Expr) -> None:
     """From now on the concat is read in one of its operands."""
 
     def at(position: Position) -> Expr:
-        moved: Sequence[Expr] = [c - first if i == axis else c for i, c in enumerate(position.coords)]
+        moved: Sequence[Expr] = [_below(c, first) if i == axis else c for i, c in enumerate(position.coords)]
         return pull.at(operand, Position(operand.type.shape, moved))
 
     pull.bind(op.result, at)
+
+
+def _below(c: Expr, first: Expr) -> Expr:
+    """c - first, where a sum with `first` loses it."""
+    return c.args[0] if c.op == "add" and c.args[1] is first else c - first
