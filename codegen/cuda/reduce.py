@@ -1,0 +1,91 @@
+"""Row groups on a device: reductions along any dimensions with what feeds and follows them, in one kernel.
+
+All forms keep the order that the bit contract fixes (docs/architecture.md): lane i mod 32 in chunks of 4096, the
+lanes by halving, the chunks ascending. That order was made for warps, so no form pays for it.
+
+| form | where | held between sweeps |
+| --- | --- | --- |
+| rows registers | rows that a warp can hold | registers |
+| rows shared | longer rows that a block can hold | shared memory |
+| rows loop | any | nothing |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
+from graphc.codegen.cuda.rows import Rows
+from graphc.codegen.cuda.sweeps import domain_of, held_values, most_live
+from graphc.codegen.cuda.target import Target
+from graphc.codegen.lower.index import dim_expr
+from graphc.codegen.lower.lowered import Lowered
+from graphc.codegen.lower.map import work_of
+from graphc.codegen.lower.nest import Names, group_buffers, group_extents
+from graphc.codegen.lower.pull import Pull
+from graphc.codegen.lower.row_group import CHUNK, LANES, RowGroup, is_columns
+from graphc.ir.function import Function
+from graphc.ir.types import Shape, dim_symbols, size_of, substitute
+
+Sizes = Mapping[str, int]
+ACCESS = 16  # bytes of the widest load
+# Registers of a thread that may hold elements; a wide access asks for more of them at once.
+MOST_HELD, MOST_WIDE = 96, 48
+
+
+def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
+    """The schedule of a row group for these sizes."""
+    shape, axes = domain_of(group)
+    length, rows = _value(tuple(shape[a] for a in axes), sizes), _value(tuple(d for i, d in enumerate(shape) if i not in axes), sizes)
+    narrow = is_narrow(group, sizes)
+    held = held_values(group)
+    live = max(1, most_live(held))
+    lanes = LANES
+    while lanes > 1 and lanes // 2 >= length:
+        lanes //= 2
+    lines = max(1, -(-length // lanes))
+    widest = max((v.type.dtype.itemsize for v in (*group.params, *group.results) if v.type.shape == shape), default=4)
+    wide = max(1, min(ACCESS // widest, lanes))
+    while wide > 1 and (length % wide or length == 0 or lines * wide * live > MOST_WIDE):
+        wide //= 2
+    divides = _useful(group, sizes, shape, axes, wide)
+    if lines * live * wide <= MOST_HELD:
+        numbers = (("lanes", lanes), ("wide", wide), ("lines", lines), ("full", int(lines * lanes == length)), ("parts", 1), ("warps", 4))
+        return Choice("rows registers", numbers, divides, narrow)
+    chunks = -(-length // CHUNK)
+    parts = min(chunks, 16)
+    once = int(chunks <= parts)
+    room = -(-length // 256) * 256
+    bytes_a_row = room * sum(h.dtype.itemsize for h in held)
+    warps = parts if parts > 1 else 2
+    numbers = (("lanes", LANES), ("wide", 1), ("parts", parts), ("warps", warps), ("once", once))
+    if held and once and bytes_a_row * (warps // parts) + (2 << 10) <= target.shared:
+        return Choice("rows shared", (*numbers, ("room", room)), (), narrow)
+    return Choice("rows loop", numbers, (), narrow)
+
+
+def lower(group: Function, choice: Choice, target: Target) -> Lowered:
+    """The kernels of a row group under a schedule."""
+    params, results = group_buffers(group)
+    pull = Pull(group, dict(zip(group.params, params, strict=True)))
+    shape, axes = domain_of(group)
+    row = RowGroup(group, pull, Names(), shape, axes)
+    targets = list(zip(group.results, results, strict=True))
+    extents, work = group_extents(group), dim_expr(size_of(shape)) * work_of(group)
+    kernel = Rows(row, targets, choice).kernel((*params, *results), extents, work)
+    return Lowered((kernel,), params, results, sites=tuple(pull.sites))
+
+
+def _value(dims: Shape, sizes: Sizes) -> int:
+    found = substitute(size_of(dims), dict(sizes))
+    assert isinstance(found, int)
+    return found
+
+
+def _useful(group: Function, sizes: Sizes, shape: Shape, axes: tuple[int, ...], wide: int) -> tuple[tuple[str, int], ...]:
+    """The divisors that wide accesses along the row need, and no others: each is another kernel."""
+    names = {s for a in axes for s in dim_symbols(shape[a])}
+    return tuple((n, min(d, wide)) for n, d in divisors(group, sizes) if n in names) if wide > 1 else ()
+
+
+__all__ = ["choose", "is_columns", "lower"]
