@@ -133,36 +133,37 @@ def squares(
             return If(logical_and(first < stop, other < end), (Vector(lane, elements, stmts),))
         return If(other < end, (Vector(lane, elements, (If(first + lane < stop, stmts),)),))
 
-    for step in range(0, side, THREADS // LANES):
+    step = names.fresh("r")
 
-        def fetch(lane: Expr, step: int = step) -> list[Stmt]:
-            here = at(top + x + lane, left + y + step)
-            place = (y + step) * (side + 1) + x + lane
-            return [Store(t, place, replace(e, here)) for t, e in zip(tiles, loads, strict=True)]
+    def fetch(lane: Expr) -> list[Stmt]:
+        here = at(top + x + lane, left + y + step)
+        place = (y + step) * (side + 1) + x + lane
+        return [Store(t, place, replace(e, here)) for t, e in zip(tiles, loads, strict=True)]
 
-        body.append(line(fetch, top + x, across, left + (y + step), along))
-    body.append(Barrier())
-    for step in range(0, side, THREADS // LANES):
+    def compute(lane: Expr) -> list[Stmt]:
+        here = at(top + y + step, left + x + lane)
+        place = (x + lane) * (side + 1) + y + step
+        for t, e in zip(tiles, loads, strict=True):
+            here[e] = load(t, place)
+        named = [names.fresh("v", v.dtype) for v in template.values]
+        lets = [Let(n, replace(v, here)) for n, v in zip(named, template.values, strict=True)]
+        stores = [Store(b, replace(p, here), n) for (_, b), p, n in zip(targets, template.places, named, strict=True)]
+        reports = [
+            Report(replace(r.cond, here), r.site, replace(r.value, here))
+            for r in template.reports
+            if isinstance(r, Report)
+        ]
+        return [*reports, *lets, *stores]
 
-        def compute(lane: Expr, step: int = step) -> list[Stmt]:
-            here = at(top + y + step, left + x + lane)
-            place = (x + lane) * (side + 1) + y + step
-            for t, e in zip(tiles, loads, strict=True):
-                here[e] = load(t, place)
-            named = [names.fresh("v", v.dtype) for v in template.values]
-            lets = [Let(n, replace(v, here)) for n, v in zip(named, template.values, strict=True)]
-            stores = [
-                Store(b, replace(p, here), n) for (_, b), p, n in zip(targets, template.places, named, strict=True)
-            ]
-            reports = [
-                Report(replace(r.cond, here), r.site, replace(r.value, here))
-                for r in template.reports
-                if isinstance(r, Report)
-            ]
-            return [*reports, *lets, *stores]
+    def lines(inside: Stmt) -> Stmt:
+        return For(step, index(0), index(side), (inside,), index(THREADS // LANES), unroll=True)
 
-        body.append(line(compute, left + x, along, top + (y + step), across))
-    body.append(Barrier())
+    body += [
+        lines(line(fetch, top + x, across, left + (y + step), along)),
+        Barrier(),
+        lines(line(compute, left + x, along, top + (y + step), across)),
+        Barrier(),
+    ]
     items = dim_expr(size_of(outer)) * down * right
     loop = For(item, BLOCK, items, tuple(body), COUNT)
     head: list[Stmt] = [Alloc(t, shared) for t in tiles]
