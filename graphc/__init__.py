@@ -42,6 +42,7 @@ _NAMES = {
     ),
     "graphc.runtime.io": ("save", "load"),
     "graphc.runtime.device": ("device",),
+    "graphc.runtime.precision": ("get_matmul_precision", "set_matmul_precision"),
     "graphc.runtime.threads": ("set_num_threads", "get_num_threads"),
     "graphc.runtime.errors": ("InternalError", "AbstractValueError"),
     "graphc.transforms": ("grad", "value_and_grad", "vjp", "jvp"),

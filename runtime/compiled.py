@@ -21,6 +21,7 @@ from graphc.runtime.errors import here
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.guards import SCALARS, Slot
 from graphc.runtime.interop import asarray
+from graphc.runtime.precision import setting
 from graphc.runtime.recorder import record
 from graphc.runtime.recording import Mismatch, Recording
 from graphc.runtime.structure import flatten, unflatten
@@ -94,7 +95,7 @@ class Compiled:
 
     def _signature(self, structure: Any, leaves: list[Any]) -> tuple[Any, list[Any]]:
         """What must be equal for a recording to serve, and the objects in it that are told by identity."""
-        parts: list[Any] = [structure, local.grad, local.inference]
+        parts: list[Any] = [structure, local.grad, local.inference, setting.level]
         objects: list[Any] = []
         first: dict[int, int] = {}
         for i, x in enumerate(leaves):

@@ -15,9 +15,11 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from graphc.ir.function import Builder, Function
 from graphc.runtime.core import ABSTRACT, Tensor, abstract, rebind
-from graphc.runtime.dispatch import Entry, apply_entry, number, remember
+from graphc.runtime.dispatch import Entry, apply_entry, device_of, number, remember
 from graphc.runtime.errors import AbstractValueError, here
 from graphc.runtime.grad_mode import local, state
+from graphc.runtime.precision import setting
+from graphc.runtime.spec import Spec
 from graphc.runtime.structure import Structure, flatten, unflatten
 from graphc.runtime.trace import Tracer
 
@@ -73,7 +75,7 @@ class Composite:
             return self._apply(_mapped(args, _from_array), _mapped(kwargs, _from_array))
 
     def _apply(self, args: Any, kwargs: dict[str, Any]) -> Any:
-        key: list[Any] = []
+        key: list[Any] = [setting.level]
         tensors: list[Tensor] = []
         for a in args:
             if isinstance(a, Tensor):
@@ -168,7 +170,7 @@ class Composite:
                 given = [self._replace(a, source) for a in args]
                 named = {k: self._replace(a, source) for k, a in kwargs.items()}
                 result = self._f(*given, **named)
-                return self._finish(tracer, result)
+                return self._finish(tracer, result, [t._spec for t in tensors])
         except AbstractValueError:
             if self._floats and any(t._spec.weak for t in tensors):
                 self._floats = False
@@ -181,7 +183,7 @@ class Composite:
                 f"{self._name}: {type(error.obj).__name__} is not a tensor; use graphc.asarray to make it one\n  at {here()}"
             ) from None
 
-    def _finish(self, tracer: Tracer, result: Any) -> _Traced:
+    def _finish(self, tracer: Tracer, result: Any, given: Sequence[Spec]) -> _Traced:
         leaves: list[Any] = []
         structure = flatten(result, leaves)
         values: list[Any] = []
@@ -210,9 +212,9 @@ class Composite:
         outside = [x.value for x in tracer.externals]
         params = [v for v in b._params if not any(v is o for o in outside)] + outside
         body = Function(self._name, params, b._ops, values)
-        entry = Entry(self._name, _calling(body))
-        entry.specs = tuple(specs)
-        entry.spec = specs[0] if len(specs) == 1 else None
+        operands = [*given, *(x.before[0] for x in tracer.externals)]
+        device = device_of(self._name, [*operands, *specs])
+        entry = Entry(self._name, _calling(body), operands=operands, device=device, specs=specs)
         return _Traced(entry, [x.tensor for x in tracer.externals], structure, places, writes)
 
 

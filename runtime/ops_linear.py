@@ -15,6 +15,7 @@ from graphc.runtime.core import Tensor, contiguous_strides
 from graphc.runtime.dispatch import Op, apply, operand_of
 from graphc.runtime.ops_elementwise import OPS
 from graphc.runtime.ops_layout import PERMUTE, expand_dims, matrix_transpose
+from graphc.runtime.precision import attribute, setting
 from graphc.runtime.spec import broadcast_shapes, promote_all
 
 Attrs = tuple[Any, ...]
@@ -33,7 +34,8 @@ def _show(shape: Shape) -> str:
 
 def _emit_matmul(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: Attrs) -> Value:
     x, y = _operands(b, values, weak)
-    transposed_x, transposed_y = attrs or (False, False)
+    transposed_x, transposed_y, *level = attrs if len(attrs) > 1 else (False, False, *attrs)
+    exactness = attribute(tuple(level), x.type.dtype)
     if transposed_x:
         x = e.permute(b, x, (*range(x.type.rank - 2), x.type.rank - 1, x.type.rank - 2))
     if transposed_y:
@@ -47,11 +49,11 @@ def _emit_matmul(b: Builder, values: Sequence[Value], weak: Sequence[bool], attr
             f"{y.type.shape[k_y]}; they are contracted and must be equal: transpose or reshape one of them"
         )
     if x.type.rank <= 2 and y.type.rank <= 2:
-        result: Value = b.emit("dot", x, y, lhs_contract=(x.type.rank - 1,), rhs_contract=(k_y,))
+        result: Value = b.emit("dot", x, y, lhs_contract=(x.type.rank - 1,), rhs_contract=(k_y,), **exactness)
         return result
     if y.type.rank <= 2:
         # One matrix for the whole batch: the batch dimensions are rows.
-        result = b.emit("dot", x, y, lhs_contract=(x.type.rank - 1,), rhs_contract=(k_y,))
+        result = b.emit("dot", x, y, lhs_contract=(x.type.rank - 1,), rhs_contract=(k_y,), **exactness)
         return result
     if x.type.rank == 1:
         x = e.reshape(b, x, (1, x.type.shape[0]))
@@ -63,20 +65,25 @@ def _emit_matmul(b: Builder, values: Sequence[Value], weak: Sequence[bool], attr
     y = e.broadcast(b, y, (*batch, *y.type.shape[-2:]))
     axes = tuple(range(len(batch)))
     n = len(batch)
-    result = b.emit("dot", x, y, lhs_batch=axes, rhs_batch=axes, lhs_contract=(n + 1,), rhs_contract=(n,))
+    result = b.emit(
+        "dot", x, y, lhs_batch=axes, rhs_batch=axes, lhs_contract=(n + 1,), rhs_contract=(n,), **exactness
+    )
     return e.reshape(b, result, (*batch, result.type.shape[-1])) if dropped else result
 
 
 def _emit_dot(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: Attrs) -> Value:
     x, y = _operands(b, values, weak)
-    lhs_batch, rhs_batch, lhs, rhs = attrs
+    lhs_batch, rhs_batch, lhs, rhs, *level = attrs
     for i, j in zip(lhs, rhs):
         if x.type.shape[i] != y.type.shape[j]:
             raise ValueError(
                 f"dimension {i} of the left operand is {x.type.shape[i]} and dimension {j} of the right one is "
                 f"{y.type.shape[j]}; they are contracted and must be equal"
             )
-    result: Value = b.emit("dot", x, y, lhs_batch=lhs_batch, rhs_batch=rhs_batch, lhs_contract=lhs, rhs_contract=rhs)
+    exactness = attribute(tuple(level), x.type.dtype)
+    result: Value = b.emit(
+        "dot", x, y, lhs_batch=lhs_batch, rhs_batch=rhs_batch, lhs_contract=lhs, rhs_contract=rhs, **exactness
+    )
     return result
 
 
@@ -93,13 +100,13 @@ def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
     """
     a, b = operand_of(x1, "matmul"), operand_of(x2, "matmul")
     if a._strides is None and b._strides is None:
-        return apply(_MATMUL, (a, b))
+        return apply(_MATMUL, (a, b), setting.attrs)
     # A transposed view of contiguous memory is read as it lies, not copied.
     turned = (_is_transposed(a), _is_transposed(b))
     if not any(turned) or a._meta is not None or b._meta is not None or a._traced is not None or b._traced is not None:
-        return apply(_MATMUL, (a, b))
+        return apply(_MATMUL, (a, b), setting.attrs)
     sides = [_turn(t) if flag else t for t, flag in zip((a, b), turned)]
-    return apply(_MATMUL, sides, turned)
+    return apply(_MATMUL, sides, (*turned, *setting.attrs))
 
 
 def _is_transposed(t: Tensor) -> bool:
@@ -126,7 +133,7 @@ def tensordot(x1: Tensor, x2: Tensor, /, *, axes: Any = 2) -> Tensor:
         left, right = (tuple(e.normal_axis(i, r) for i in side) for side, r in zip(axes, ranks))
     if len(left) != len(right):
         raise ValueError(f"tensordot: axes name {len(left)} axes on the left and {len(right)} on the right")
-    return apply(_DOT, (a, b), ((), (), left, right))
+    return apply(_DOT, (a, b), ((), (), left, right, *setting.attrs))
 
 
 def vecdot(x1: Tensor, x2: Tensor, /, *, axis: int = -1) -> Tensor:
@@ -138,7 +145,7 @@ def vecdot(x1: Tensor, x2: Tensor, /, *, axis: int = -1) -> Tensor:
     a, b = (moveaxis(broadcast_to(t, shape), axis, -1) for t in (a, b))
     last = len(shape) - 1
     batch = tuple(range(last))
-    return apply(_DOT, (a, b), (batch, batch, (last,), (last,)))
+    return apply(_DOT, (a, b), (batch, batch, (last,), (last,), *setting.attrs))
 
 
 def outer(x1: Tensor, x2: Tensor, /) -> Tensor:
@@ -193,7 +200,7 @@ def _contract_pair(a: str, x: Tensor, b: str, y: Tensor, later: set[str]) -> tup
     places = (tuple(a.index(c) for c in batch), tuple(b.index(c) for c in batch))
     contracted = (tuple(a.index(c) for c in gone), tuple(b.index(c) for c in gone))
     names = "".join(batch) + "".join(c for c in a if c not in b) + "".join(c for c in b if c not in a)
-    return names, apply(_DOT, (x, y), (*places, *contracted))
+    return names, apply(_DOT, (x, y), (*places, *contracted, *setting.attrs))
 
 
 __all__ = ["einsum", "matmul", "matrix_transpose", "outer", "tensordot", "vecdot"]

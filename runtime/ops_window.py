@@ -13,6 +13,7 @@ from graphc.ir.types import Dim
 from graphc.runtime import emission as e
 from graphc.runtime.core import Tensor
 from graphc.runtime.dispatch import Op, apply, apply_many, operand_of
+from graphc.runtime.precision import attribute, setting
 from graphc.runtime.spec import promote_all
 
 Attrs = tuple[Any, ...]
@@ -21,7 +22,8 @@ Attrs = tuple[Any, ...]
 def _emit_conv(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: Attrs) -> Value:
     dtype = promote_all([v.type.dtype for v in values], list(weak))
     names = ("strides", "padding", "lhs_dilation", "rhs_dilation", "groups")
-    result: Value = b.emit("conv", *(e.cast(b, v, dtype) for v in values), **dict(zip(names, attrs)))
+    said = {**dict(zip(names, attrs)), **attribute(attrs[len(names) :], dtype)}
+    result: Value = b.emit("conv", *(e.cast(b, v, dtype) for v in values), **said)
     return result
 
 
@@ -74,6 +76,7 @@ def conv(
         _ints(lhs_dilation or one),
         _ints(rhs_dilation or one),
         groups,
+        *setting.attrs,
     )
     return apply(_CONV, (a, k), attrs)
 

@@ -75,7 +75,7 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
     narrow = is_narrow(group, sizes)
     rows, columns = dim_value(c.left.size, sizes), dim_value(c.right.size, sizes)
     depth, batches = dim_value(size_of(c.depth), sizes), dim_value(size_of(c.batch), sizes)
-    if depth < MIN_DEPTH or rows * columns <= 16 and depth <= BLOCK or c.root.name == "conv" and rows <= 2 and depth <= BLOCK:
+    if depth < MIN_DEPTH or (rows * columns <= 16 and depth <= BLOCK) or (c.root.name == "conv" and rows <= 2 and depth <= BLOCK):
         return Choice("contract direct", (("example", example),), divides, narrow)
     tile, split = _fma_tile(c, rows, columns, depth, batches, target)
     if split and -(-depth // BLOCK) * batches * rows * columns >= 1 << 31:

@@ -97,7 +97,7 @@ class FmaProduct:
     def kernels(self) -> list[Kernel]:
         p = self.p
         body: Body = [*self.left.allocs, *self.right.allocs, Alloc(self.acc, self.size)]
-        if self.deep and not self.split or self.total.kind == "shared":
+        if (self.deep and not self.split) or self.total.kind == "shared":
             body.append(Alloc(self.total, self.size * (self.threads if self.total.kind == "shared" else 1)))
         parts = ceil_div(p.depth, BLOCK) if self.split else index(1)
         grid = tile_grid(p, body, self.rows, self.columns, parts)

@@ -10,6 +10,7 @@ batch_groups: output channel o reads the examples of part o // (O / batch_groups
     grouped convolution is a convolution; one of the two counts is 1.
 
 The k of the bit contract runs over (input channel of the group, kernel position row-major).
+`precision` is a wish that the interpreter and CPUs do not need: docs/ir.md.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ import numpy as np
 from graphc.ir.function import Attrs, Builder, Operation, Value
 from graphc.ir.ops.fma import contract
 from graphc.ir.ops.layout import is_negative
-from graphc.ir.ops.rules import KIND_NAMES, check_count, check_ints, check_same_dtype, type_error
+from graphc.ir.ops.rules import (
+    KIND_NAMES,
+    check_count,
+    check_ints,
+    check_precision,
+    check_same_dtype,
+    type_error,
+)
 from graphc.ir.registry import REQUIRED, Array, OpDef, register
 from graphc.ir.types import BOOL, Dim, DimExpr, TensorType
 
@@ -68,6 +76,7 @@ def _infer(types: Types, attrs: Attrs) -> Types:
     padding = check_pairs("conv", types, attrs["padding"], rank)
     lhs_dilation = check_ints("conv", types, "lhs_dilation", attrs["lhs_dilation"], rank, least=1)
     rhs_dilation = check_ints("conv", types, "rhs_dilation", attrs["rhs_dilation"], rank, least=1)
+    check_precision("conv", types, attrs["precision"])
     groups, batch_groups = attrs["groups"], attrs["batch_groups"]
     check_ints("conv", types, "groups and batch_groups", (groups, batch_groups), 2, least=1)
     if groups > 1 and batch_groups > 1:
@@ -182,6 +191,7 @@ def _vjp(b: Builder, op: Operation, cotangents: tuple[Value | None, ...]) -> Seq
         rhs_dilation=rhs_dilation,
         groups=groups * parts,
         batch_groups=1,
+        precision=op.attrs["precision"],
     )
     if parts > 1:
         dx = _channels_to_batch(b, dx, parts)
@@ -197,6 +207,7 @@ def _vjp(b: Builder, op: Operation, cotangents: tuple[Value | None, ...]) -> Seq
         rhs_dilation=strides,
         groups=parts,
         batch_groups=groups,
+        precision=op.attrs["precision"],
     )
     return (dx, _swapped(b, dw))
 
@@ -244,6 +255,7 @@ register(
             "rhs_dilation": REQUIRED,
             "groups": 1,
             "batch_groups": 1,
+            "precision": "",
         },
         reads=("operand0", "operand1"),
     )

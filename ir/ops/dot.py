@@ -1,7 +1,7 @@
 """The general product `dot`: batch dimensions, contracted dimensions, free dimensions.
 
 The contracted dimensions count as one, row-major in the order in which `lhs_contract` names them; it
-is the k of the bit contract.
+is the k of the bit contract. `precision` is a wish that the interpreter and CPUs do not need: docs/ir.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ from typing import Any
 
 from graphc.ir.function import Attrs, Builder, Operation, Value
 from graphc.ir.ops.fma import contract
-from graphc.ir.ops.rules import KIND_NAMES, check_count, check_ints, check_same_dtype, type_error
+from graphc.ir.ops.rules import (
+    KIND_NAMES,
+    check_count,
+    check_ints,
+    check_precision,
+    check_same_dtype,
+    type_error,
+)
 from graphc.ir.registry import REQUIRED, Array, OpDef, register
 from graphc.ir.types import BOOL, TensorType
 
@@ -50,6 +57,7 @@ def _infer(types: Types, attrs: Attrs) -> Types:
                 what = "contracted" if kind == "contract" else "batch"
                 rule = f"{what} dimensions must agree, but lhs dimension {i} is {lhs.shape[i]} and rhs dimension {j} is {rhs.shape[j]}"
                 raise type_error("dot", types, rule, "transpose or reshape an operand")
+    check_precision("dot", types, attrs["precision"])
     free = [lhs.shape[i] for i in free_axes(lhs.rank, attrs["lhs_batch"], attrs["lhs_contract"])]
     free += [rhs.shape[i] for i in free_axes(rhs.rank, attrs["rhs_batch"], attrs["rhs_contract"])]
     return (lhs.with_shape([lhs.shape[i] for i in attrs["lhs_batch"]] + free),)
@@ -87,14 +95,17 @@ def _vjp(b: Builder, op: Operation, cotangents: tuple[Value | None, ...]) -> Seq
     left = tuple(range(len(batch), len(batch) + len(lhs_free)))
     right = tuple(range(len(batch) + len(lhs_free), g.type.rank))
 
+    same = {"precision": op.attrs["precision"]}
     # batch, lhs free, then the contracted dimensions in the order of rhs.
     dl = b.emit(
-        "dot", g, rhs, lhs_batch=batch, rhs_batch=rhs_batch, lhs_contract=right, rhs_contract=rhs_free
+        "dot", g, rhs, lhs_batch=batch, rhs_batch=rhs_batch, lhs_contract=right, rhs_contract=rhs_free, **same
     )
     by_rhs = sorted(range(len(rhs_contract)), key=rhs_contract.__getitem__)
     dl = _permuted(b, dl, lhs_batch + lhs_free + tuple(lhs_contract[i] for i in by_rhs))
     # batch, the contracted dimensions in the order of lhs, rhs free.
-    dr = b.emit("dot", lhs, g, lhs_batch=lhs_batch, rhs_batch=batch, lhs_contract=lhs_free, rhs_contract=left)
+    dr = b.emit(
+        "dot", lhs, g, lhs_batch=lhs_batch, rhs_batch=batch, lhs_contract=lhs_free, rhs_contract=left, **same
+    )
     by_lhs = sorted(range(len(lhs_contract)), key=lhs_contract.__getitem__)
     dr = _permuted(b, dr, rhs_batch + tuple(rhs_contract[i] for i in by_lhs) + rhs_free)
     return (dl, dr)
@@ -118,7 +129,7 @@ register(
         "The product of two tensors summed over the contracted dimensions; the result has the batch dimensions, "
         "then the free dimensions of lhs, then those of rhs (XLA DotGeneral).",
         _vjp,
-        {"lhs_batch": (), "rhs_batch": (), "lhs_contract": REQUIRED, "rhs_contract": REQUIRED},
+        {"lhs_batch": (), "rhs_batch": (), "lhs_contract": REQUIRED, "rhs_contract": REQUIRED, "precision": ""},
         reads=("operand0", "operand1"),
     )
 )

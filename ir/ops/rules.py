@@ -12,7 +12,7 @@ from typing import Any
 
 from graphc.ir.function import Attrs
 from graphc.ir.registry import Infer, IRTypeError
-from graphc.ir.types import BOOL, Dim, DimExpr, DType, Shape, TensorType
+from graphc.ir.types import BOOL, F32, Dim, DimExpr, DType, Shape, TensorType
 
 KIND_NAMES = {"b": "bool", "i": "signed integer", "u": "unsigned integer", "f": "floating point"}
 
@@ -142,3 +142,22 @@ def _is_dim(d: Dim) -> bool:
 def removed(shape: Shape, axes: Sequence[int]) -> Shape:
     """`shape` without `axes`."""
     return tuple(d for i, d in enumerate(shape) if i not in axes)
+
+
+# precision of a product -> what is done to its operands (docs/ir.md)
+PRECISIONS = {
+    "": "as the target does it best",
+    "exact": "chains of fma on every target",
+    "tf32": "float32 operands rounded to 11 bits",
+    "bf16": "float32 operands rounded to bfloat16",
+}
+
+
+def check_precision(name: str, types: tuple[TensorType, ...], value: object) -> None:
+    """Raises `IRTypeError` unless `value` is a precision that a product of these operands can have."""
+    if value not in PRECISIONS:
+        known = ", ".join(f'"{p}"' for p in PRECISIONS)
+        raise type_error(name, types, f"precision must be one of {known}, not {value!r}")
+    if value in ("tf32", "bf16") and types[0].dtype is not F32:
+        rule = f'precision "{value}" says how float32 operands are rounded, and these are {types[0].dtype}'
+        raise type_error(name, types, rule, 'leave precision "", or cast the operands to f32')

@@ -18,6 +18,9 @@ from graphc.ir.types import DimExpr, DType
 
 IDENTIFIER = re.compile(r"[A-Za-z_][\w.]*")
 
+# Attributes that are written only where they differ from this, their default.
+UNSAID = {"precision": ""}
+
 FunctionName = Callable[[Function], str]
 
 
@@ -66,9 +69,9 @@ def function_lines(function: Function, name_of: FunctionName | None = None, locs
         line = f"  {', '.join(stated)} = {op.name}" if stated else f"  {op.name}"
         if operands:
             line = f"{line} {operands}"
-        if op.attrs:
-            attrs = ", ".join([f"{k}={attribute_text(v, name_of)}" for k, v in op.attrs.items()])
-            line = f"{line} {{{attrs}}}"
+        said = [f"{k}={attribute_text(v, name_of)}" for k, v in op.attrs.items() if k not in UNSAID or UNSAID[k] != v]
+        if said:
+            line = f"{line} {{{', '.join(said)}}}"
         if locs and op.loc is not None:
             line = f"{line} loc({json.dumps(op.loc.file)}:{op.loc.line})"
         lines.append(line)
