@@ -20,6 +20,7 @@ from graphc.codegen.loops import (
     Report,
     Stmt,
     Store,
+    TensorMap,
     Transpose,
     Vector,
 )
@@ -370,6 +371,8 @@ def buffers_used(body: Sequence[Stmt]) -> set[Buffer]:
                 if isinstance(a, Place):
                     found.add(a.buffer)
                     roots.append(a.index)
+                elif isinstance(a, TensorMap):
+                    found.add(a.buffer)
                 else:
                     roots.append(a)
         elif isinstance(s, Transpose):
