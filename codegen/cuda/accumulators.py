@@ -26,7 +26,7 @@ from graphc.codegen.lower.row_group import (
     same_value,
 )
 from graphc.ir.function import Operation
-from graphc.ir.types import BOOL, I32, I64, DType
+from graphc.ir.types import BOOL, I64, DType
 
 POSITIONAL = ("argmax", "argmin")
 
@@ -124,7 +124,7 @@ class Extremum:
         names = self.row.names
         x = ordered(self.op.name, self.row.element(self.op, i))
         checks = self.row.pull.take_reports()
-        element, is_better = names.fresh("x", self.dtype), names.fresh("better", BOOL)
+        element, is_better = names.fresh("element", self.dtype), names.fresh("better", BOOL)
         best, where = load(self.best, slot), load(self.where, slot)
         return [
             *checks,

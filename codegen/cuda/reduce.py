@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
-from graphc.codegen.cuda.rows import Rows
+from graphc.codegen.cuda.columns import Columns
+from graphc.codegen.cuda.rows import WARP, Rows
 from graphc.codegen.cuda.sweeps import domain_of, held_values, most_live
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.lower.index import dim_expr
@@ -31,21 +32,21 @@ Sizes = Mapping[str, int]
 ACCESS = 16  # bytes of the widest load
 # Registers of a thread that may hold elements; a wide access asks for more of them at once.
 MOST_HELD, MOST_WIDE = 96, 48
+MOST_DOWN = 32  # threads that share a column
 
 
 def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
     """The schedule of a row group for these sizes."""
     shape, axes = domain_of(group)
-    length, rows = _value(tuple(shape[a] for a in axes), sizes), _value(tuple(d for i, d in enumerate(shape) if i not in axes), sizes)
+    if is_columns(shape, axes):
+        return _choose_columns(group, sizes, target)
+    length = _value(tuple(shape[a] for a in axes), sizes)
     narrow = is_narrow(group, sizes)
     held = held_values(group)
     live = max(1, most_live(held))
-    lanes = LANES
-    while lanes > 1 and lanes // 2 >= length:
-        lanes //= 2
+    lanes = _power(length, LANES)
     lines = max(1, -(-length // lanes))
-    widest = max((v.type.dtype.itemsize for v in (*group.params, *group.results) if v.type.shape == shape), default=4)
-    wide = max(1, min(ACCESS // widest, lanes))
+    wide = max(1, min(ACCESS // _widest(group, shape), lanes))
     while wide > 1 and (length % wide or length == 0 or lines * wide * live > MOST_WIDE):
         wide //= 2
     divides = _useful(group, sizes, shape, axes, wide)
@@ -64,6 +65,55 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
     return Choice("rows loop", numbers, (), narrow)
 
 
+def _choose_columns(group: Function, sizes: Sizes, target: Target) -> Choice:
+    shape, axes = domain_of(group)
+    kept = [i for i in range(len(shape)) if i not in axes]
+    lane_dim = max(i for i in kept if shape[i] != 1)
+    length, n = _value(tuple(shape[a] for a in axes), sizes), _value((shape[lane_dim],), sizes)
+    rows = _value(tuple(shape[i] for i in kept if i != lane_dim), sizes)
+    lanes = _power(length, LANES)
+    wide = ACCESS // _widest(group, shape)
+    live = max(1, most_live(held_values(group)))
+    lines = max(1, -(-length // lanes))
+
+    def blocks(wide: int, across: int) -> int:
+        return rows * -(-n // (across * wide))
+
+    # As many columns a thread as fill the device, and whole sectors of memory for a line of a block.
+    while wide > 1 and (n % wide or blocks(wide, WARP) < 2 * target.multiprocessors):
+        wide //= 2
+    across = min(WARP, _power(-(-n // wide), WARP))
+    while across > 8 and blocks(wide, across) < target.multiprocessors:
+        across //= 2
+    down = min(lanes, MOST_DOWN)
+    while down > 1 and across * down > 512 and lines * (lanes // down) * wide * live * 2 <= MOST_WIDE:
+        down //= 2  # fewer threads with more in flight each
+    while across * down > 1024:
+        down //= 2
+    items = max(1, 128 // (across * down))
+    held = lines * (lanes // down) * wide * live
+    numbers = (("lanes", lanes), ("wide", wide), ("across", across), ("down", down), ("items", items))
+    even = int(n % (across * wide) == 0 and rows % items == 0)
+    divides = _useful(group, sizes, shape, (lane_dim,), wide)
+    if held <= MOST_WIDE:
+        numbers = (*numbers, ("even", even), ("lines", lines), ("full", int(lines * lanes == length)))
+        return Choice("columns registers", numbers, divides, is_narrow(group, sizes))
+    return Choice("columns loop", (*numbers, ("even", even)), divides, is_narrow(group, sizes))
+
+
+def _power(n: int, most: int) -> int:
+    """The least power of two that is at least `n`, up to `most`."""
+    p = 1
+    while p < n and p < most:
+        p *= 2
+    return p
+
+
+def _widest(group: Function, shape: Shape) -> int:
+    """Bytes of the widest element of a parameter or result of the full shape."""
+    return max((v.type.dtype.itemsize for v in (*group.params, *group.results) if v.type.shape == shape), default=4)
+
+
 def lower(group: Function, choice: Choice, target: Target) -> Lowered:
     """The kernels of a row group under a schedule."""
     params, results = group_buffers(group)
@@ -72,7 +122,8 @@ def lower(group: Function, choice: Choice, target: Target) -> Lowered:
     row = RowGroup(group, pull, Names(), shape, axes)
     targets = list(zip(group.results, results, strict=True))
     extents, work = group_extents(group), dim_expr(size_of(shape)) * work_of(group)
-    kernel = Rows(row, targets, choice).kernel((*params, *results), extents, work)
+    form = Columns if choice.form.startswith("columns") else Rows
+    kernel = form(row, targets, choice).kernel((*params, *results), extents, work)
     return Lowered((kernel,), params, results, sites=tuple(pull.sites))
 
 
@@ -88,4 +139,4 @@ def _useful(group: Function, sizes: Sizes, shape: Shape, axes: tuple[int, ...], 
     return tuple((n, min(d, wide)) for n, d in divisors(group, sizes) if n in names) if wide > 1 else ()
 
 
-__all__ = ["choose", "is_columns", "lower"]
+__all__ = ["choose", "lower"]

@@ -16,13 +16,27 @@ from collections.abc import Sequence
 from graphc.codegen.cuda.accumulators import POSITIONAL, Extremum, Plain
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.sweeps import Held, Sweep, Sweeps
-from graphc.codegen.expr import Expr, const, equal, index, load, logical_and, select, var
-from graphc.codegen.loops import Alloc, Assign, Barrier, Buffer, Declare, For, Grid, If, Kernel, Let, Stmt, Store, Vector
+from graphc.codegen.expr import Expr, equal, index, load, logical_and, select, var
+from graphc.codegen.loops import (
+    Alloc,
+    Assign,
+    Barrier,
+    Buffer,
+    Declare,
+    For,
+    Grid,
+    If,
+    Kernel,
+    Let,
+    Stmt,
+    Store,
+    Vector,
+)
 from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.nest import ceil_div, minimum, split_coords
 from graphc.codegen.lower.row_group import CHUNK, LANES, RowGroup, combine
 from graphc.ir.function import Value
-from graphc.ir.types import BOOL, I32, I64, size_of
+from graphc.ir.types import I32, I64, size_of
 
 WARP = 32
 # Lines of a rolled loop that are written out, so that so many loads are in flight.
@@ -76,7 +90,8 @@ class Rows:
         shared_warp = team < WARP
         # A warp of several rows runs whole: threads beyond the last row repeat it, and store nothing.
         out.append(Let(item, minimum(first, rows - 1) if shared_warp else first))
-        self.sweeps.guard = first < rows if shared_warp else None
+        if shared_warp:
+            self.sweeps.guard = first < rows
         self.sweeps.hold(self._place)
         stmts, row.kept = split_coords(item, row.kept_shape, names)
         inside = [*stmts, *self.sweeps.name_kept(0)]
@@ -86,7 +101,7 @@ class Rows:
         kept = row.store_kept([t for t in self.targets if not row.is_full(t[0]) or not row.axes])
         if kept:
             lead = equal(self.t, 0) if self.parts == 1 else equal(thread, 0)
-            inside.append(If(logical_and(lead, self.sweeps.guard or const(BOOL, True)), tuple(kept)))
+            inside.append(If(logical_and(lead, self.sweeps.guard), tuple(kept)))
         if self.parts > 1:
             return [*self.allocs, *out, *inside]  # one row a block
         whole = block * self.rows_a_block + thread // WARP * (WARP // team) < rows

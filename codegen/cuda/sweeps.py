@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from graphc.codegen.expr import Expr, load
+from graphc.codegen.expr import Expr, const, load
 from graphc.codegen.fuse import FREE
 from graphc.codegen.loops import Buffer, If, Let, Stmt, Store
 from graphc.codegen.lower.index import Position
 from graphc.codegen.lower.row_group import REDUCE, RowGroup
 from graphc.ir.function import Function, Operation, Value
-from graphc.ir.types import DType, Shape, size_of
+from graphc.ir.types import BOOL, DType, Shape, size_of
 
 # Worth keeping rather than computing twice. Division and square root are sequences of ten instructions.
 HEAVY = frozenset(
@@ -130,13 +130,13 @@ def most_live(held: Sequence[Held]) -> int:
 class Sweeps:
     """The sweeps of `row`, and the statements of each at one element.
 
-    guard: where it does not hold, a thread computes but must not store (None: it always holds).
+    guard: where it does not hold, a thread computes but must not store.
     """
 
     def __init__(self, row: RowGroup, targets: Sequence[tuple[Value, Buffer]]) -> None:
         self.row = row
         self.held = held_values(row.group)
-        self.guard: Expr | None = None
+        self.guard: Expr = const(BOOL, True)
         self.memory: dict[Held, Buffer] = {}
         self._at: tuple[Expr, ...] = ()
         depth = max(row.levels[op.results[0]] for op in row.reductions)
@@ -197,14 +197,22 @@ class Sweeps:
         reports = row.pull.take_reports()
         lets: list[Stmt] = [Let(name, value) for name, _, value in named]
         stores: list[Stmt] = [Store(b, place.flat, name) for name, b, _ in named]
-        if stores and self.guard is not None:
+        if stores and self.guard.op != "const":
             stores = [If(self.guard, tuple(stores))]
         return [*reports, *lets, *stores]
 
-    def name_kept(self, level: int) -> list[Stmt]:
-        """Names for what costs much and is the same for the whole row, once reductions of `level` are known."""
+    def name_kept(self, level: int, name: Callable[[Expr], tuple[list[Stmt], Expr]] | None = None) -> list[Stmt]:
+        """Names for what costs much and is the same for the whole row, once reductions of `level` are known.
+
+        name: makes one (statements, the expression that reads it); a `Let`, if None.
+        """
         row, pull = self.row, self.row.pull
         out: list[Stmt] = []
+
+        def let(value: Expr) -> tuple[list[Stmt], Expr]:
+            k = row.names.fresh("k", value.dtype)
+            return [Let(k, value)], k
+
         for op in row.group.ops:
             v = op.results[0]
             if op.name not in HEAVY or row.levels[v] != level or row.is_full(v):
@@ -212,10 +220,9 @@ class Sweeps:
             if size_of(v.type.shape) != size_of(row.kept_shape) or not self._spread(v):
                 continue
             at = Position(row.kept_shape, row.kept).reshaped(v.type.shape)
-            name = row.names.fresh("k", v.type.dtype)
-            value = pull.at(v, at)
-            out += [*pull.take_reports(), Let(name, value)]
-            pull.bind(v, self._kept_rule(v, name, at.key()))
+            stmts, known = (name or let)(pull.at(v, at))
+            out += [*pull.take_reports(), *stmts]
+            pull.bind(v, self._kept_rule(v, known, at.key()))
         return out
 
     def _spread(self, value: Value) -> bool:
