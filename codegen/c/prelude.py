@@ -19,15 +19,20 @@ _WORD = re.compile(r"\b[A-Za-z_]\w*\b")
 
 
 @functools.cache
+def header_functions(header: str) -> dict[str, str]:
+    """name -> text of every function of one header."""
+    parts = _MARK.split((FOLDER / header).read_text())
+    return {name: text.strip() + "\n" for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+@functools.cache
 def sections(dialect: str) -> dict[str, str]:
     """name -> text of every function of a dialect ("c99" or "cuda"), in the order of the headers."""
     if dialect not in HEADERS:
         raise ValueError(f"there is no prelude for the dialect {dialect!r}; there is one for {', '.join(HEADERS)}")
     found: dict[str, str] = {}
     for header in HEADERS[dialect]:
-        parts = _MARK.split((FOLDER / header).read_text())
-        for name, text in zip(parts[1::2], parts[2::2], strict=True):
-            found[name] = text.strip() + "\n"
+        found.update(header_functions(header))
     return found
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from graphc.codegen.c.prelude import FOLDER
+from graphc.codegen.c.prelude import FOLDER, header_functions
 from graphc.codegen.cuda.compiler import CompileError, CompilerMissing, excerpt
 
 SOURCE = "kernels.cu"
@@ -32,6 +32,7 @@ _CHECKS = (
     "-fsanitize-undefined-trap-on-error",
 )  # fmt: skip
 _KERNEL = re.compile(r'^extern "C" __global__', re.MULTILINE)
+_WORD = re.compile(r"\b[A-Za-z]\w*\b")
 _NAME = re.compile(r"\b(?!__)(\w+)\s*\(")
 
 
@@ -63,7 +64,10 @@ def kernel_names(text: str) -> list[str]:
 
 def source(text: str) -> str:
     """The C++ of a translation unit: the header, the kernels with their lines, a launcher for each."""
-    out = ['#include "simulate.h"', f'#line 1 "{SOURCE}"']
+    out = ['#include "simulate.h"']
+    if set(_WORD.findall(text)) & header_functions("hopper.h").keys():
+        out.append('#include "simulate_hopper.h"')
+    out.append(f'#line 1 "{SOURCE}"')
     names = iter(kernel_names(text))
     for number, line in enumerate(text.splitlines(), 1):
         if _KERNEL.match(line):
