@@ -192,11 +192,14 @@ SMALL_IMAGE = 32
 
 
 def _keep_windows(group: Function) -> set[Dim]:
-    """Kernel windows of convolutions stay literal: they are unrolled; so do small images in pooling."""
+    """Kernel windows of convolutions stay literal: they are unrolled; so do small images in pooling, and head sizes."""
     keep: set[Dim] = {0, 1}
     for op in group.ops:
         if op.name == "conv":
             keep |= set(op.operands[1].type.shape[2:])
+        if lookup(op.name).family == "attention":
+            # Head sizes decide the registers and the memory that kernels need.
+            keep |= {op.operands[1].type.shape[3], op.operands[2].type.shape[3]}
         if lookup(op.name).family in ("conv", "pool"):
             count = len(op.attrs["window"] if "window" in op.attrs else op.attrs["strides"])
             sides = [d for v in (*op.operands, *op.results) for d in v.type.shape[-count:]]

@@ -8,7 +8,7 @@ from typing import Any
 from graphc.codegen.donation import InPlace
 from graphc.codegen.fuse import ALONE, CONTRACT, REDUCE
 from graphc.codegen.llvm.target import Target
-from graphc.codegen.lower import pool, random  # noqa: F401  (register their pull rules)
+from graphc.codegen.lower import attention, pool, random  # noqa: F401  (the last two register their pull rules)
 from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.map import lower_map, streams
 from graphc.codegen.lower.reduce import lower_reduce, partitioned
@@ -37,6 +37,8 @@ def variant(group: Function, target: Target, hint: dict[str, int], stream: bool 
         return f"contract {_schedule(group, target, tuple(sorted(hint.items())))}"
     if kind == "row":
         return "row partitioned" if partitioned(group, hint) else "row"
+    if kind == "alone" and (op := attention.attention_of(group)) is not None:
+        return attention.variant(op, hint)
     return "map stream" if kind == "map" and stream and streams(group, hint) else kind
 
 
@@ -61,4 +63,6 @@ def lower(
         return lower_reduce(group, hint)
     if kind == "map":
         return lower_map(group, choice.startswith("map stream"), in_place)
+    if (op := attention.attention_of(group)) is not None:
+        return attention.lower_attention(group, op, target.vector_bits, choice or attention.variant(op, hint))
     return lower_scan(group) if any(op.name == "linear_scan" for op in group.ops) else lower_scatter(group)

@@ -1,0 +1,247 @@
+"""The steps of attention on one block of queries and one block of keys, in memory of the thread's own.
+
+Every array is [rows][lanes] or [rows][size], with rows padded to a multiple of the register tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from graphc.codegen.elementwise import convert
+from graphc.codegen.expr import Expr, cast, const, fma, index, load, select, var
+from graphc.codegen.loops import Alloc, Assign, Buffer, Declare, For, If, Stmt, Store, Transpose, Vector
+from graphc.codegen.lower.affine import least_of, tidy
+from graphc.codegen.lower.index import Position, dim_expr
+from graphc.codegen.lower.pull import Pull
+from graphc.ir.function import Operation, Value
+from graphc.ir.ops.attention import KEYS, LANES, accumulator
+from graphc.ir.types import BOOL, I64, Dim, DType, Shape, size_of
+
+Lane = Callable[[Expr], list[Stmt]]
+
+
+class Where(NamedTuple):
+    """The pairs in hand: batch, query head, first query and how many, first key of the block and how many."""
+
+    b: Expr
+    h: Expr
+    first: Expr
+    count: Expr
+    start: Expr
+    keys: Expr
+
+
+class Blocks:
+    """Builds the statements. queries: lanes of a block of queries."""
+
+    def __init__(self, pull: Pull, op: Operation, vector_bits: int, queries: int) -> None:
+        self.pull, self.op, self.queries = pull, op, queries
+        self.wide = accumulator(op.operands[0].type.dtype)
+        self.vector = max(4, vector_bits // self.wide.bits)  # lanes of a vector
+        # Two vectors of lanes, and as many rows as leave registers for them.
+        self.tile_rows = 8 if vector_bits >= 512 else 4
+        self.tile_lanes = 2 * self.vector
+        self.turned = 8  # side of the squares that are transposed
+        self.allocations: list[Stmt] = []
+        self._count = 0
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Head sizes: of queries and keys, and of values."""
+        depth, width = (v.type.shape[3] for v in self.op.operands[1:3])
+        assert isinstance(depth, int) and isinstance(width, int)
+        return depth, width
+
+    def key_head(self, h: Expr) -> Expr:
+        """The head of keys and values that query head `h` reads."""
+        heads, key_heads = (v.type.shape[1] for v in self.op.operands[:2])
+        return h if heads == key_heads else h // (dim_expr(heads) // dim_expr(key_heads))
+
+    def name(self, stem: str, dtype: DType = I64) -> Expr:
+        self._count += 1
+        return var(f"{stem}_{self._count}", dtype)
+
+    def array(self, name: str, size: int) -> Buffer:
+        buffer = Buffer(name, self.wide, "local")
+        self.allocations.append(Alloc(buffer, size))
+        return buffer
+
+    @staticmethod
+    def least(a: Expr, b: Expr) -> Expr:
+        return least_of(a, b)
+
+    @staticmethod
+    def padded(size: int) -> int:
+        """A head size as arrays have it: a multiple of every tile."""
+        return -(-size // 8) * 8
+
+    def lanes(self, count: int, body: Lane, width: int = 64) -> list[Stmt]:
+        """`body` for lanes 0 .. count - 1, `width` at a time."""
+        width = min(width, count)
+        lane = self.name("lane")
+        if width == count:
+            return [Vector(lane, width, tuple(body(lane)))]
+        at = self.name("at")
+        return [For(at, index(0), index(count), (Vector(lane, width, tuple(body(at + lane))),), index(width))]
+
+    # Memory
+
+    def copy(self, target: Buffer, x: Value, outer: tuple[Expr, Expr], first: Expr, count: Expr, rows: int) -> list[Stmt]:
+        """target[r][d] = x[.., first + r, d] for all rows below `count`, in the accumulator's dtype; -0.0 elsewhere."""
+        size = x.type.shape[3]
+        assert isinstance(size, int)
+        step = self.padded(size)
+        r, r2, d, d2 = (self.name(s) for s in ("r", "r", "d", "d"))
+        width = min(16, step)
+        lane, lane2 = self.name("lane"), self.name("lane")
+        empty = const(self.wide, -0.0)
+
+        def element(at: Expr, lane: Expr, row: Expr, loops: Sequence[Expr]) -> Expr:
+            value = self.pull.at(x, Position(x.type.shape, (*outer, first + row, at + lane)))
+            return cast(tidy(value, [*outer, first, row, *loops, lane]), self.wide)
+
+        whole = size // width * width
+        line: list[Stmt] = []
+        if whole:
+            put = Store(target, r * step + d + lane, element(d, lane, r, [d]))
+            line.append(For(d, index(0), index(whole), (Vector(lane, width, (put,)),), index(width)))
+        if whole < step:
+            tail = self.name("lane")
+            narrow = 8 if step - whole <= 8 else 16
+            at = index(whole)
+            line.append(Vector(tail, narrow, (If(tail < size - whole, (
+                Store(target, r * step + at + tail, element(at, tail, r, [])),
+            ), (If(tail < step - whole, (Store(target, r * step + at + tail, empty),)),)),)))  # fmt: skip
+        clear = For(d2, index(0), index(step), (Vector(lane2, 8, (Store(target, r2 * step + d2 + lane2, empty),)),), index(8))
+        return [
+            For(r, index(0), count, tuple(line), index(1)),
+            For(r2, count, index(rows), (clear,), index(1)),
+        ]
+
+    def turn(self, target: Buffer, source: Buffer, rows: int, columns: int) -> list[Stmt]:
+        """target[columns][rows] = source[rows][columns]."""
+        i, j, n = self.name("i"), self.name("j"), self.turned
+        square = Transpose(target, j * rows + i, index(rows), source, i * columns + j, index(columns), n)
+        return [For(i, index(0), index(rows), (For(j, index(0), index(columns), (square,), index(n)),), index(n))]
+
+    def put(
+        self, target: Buffer, shape: Shape, rows: Buffer, outer: tuple[Expr, Expr], first: Expr, count: Expr
+    ) -> list[Stmt]:
+        """target[.., first + r, d] = rows[r][d], rounded, for the rows below `count`."""
+        size = shape[3]
+        assert isinstance(size, int)
+        step = self.padded(size)
+        r, d, lane, tail = (self.name(s) for s in ("r", "d", "lane", "lane"))
+
+        def store(at: Expr, lane: Expr) -> Stmt:
+            place = Position(shape, (*outer, first + r, at + lane)).flat
+            return Store(target, place, convert(load(rows, r * step + at + lane), target.dtype))
+
+        width = min(16, step)
+        whole = size // width * width
+        line: list[Stmt] = []
+        if whole:
+            line.append(For(d, index(0), index(whole), (Vector(lane, width, (store(d, lane),)),), index(width)))
+        if whole < size:
+            line.append(Vector(tail, 16, (If(tail < size - whole, (store(index(whole), tail),)),)))
+        return [For(r, index(0), count, tuple(line), index(1))]
+
+    # Arithmetic
+
+    def product(
+        self,
+        rows: int,
+        lanes: int,
+        depth: Expr,
+        row: Callable[[Expr, Expr], Expr],
+        lane_of: Callable[[Expr, Expr], Expr],
+        start: Callable[[Expr, Expr], Expr],
+        finish: Callable[[Expr, Expr, Expr], list[Stmt]],
+    ) -> list[Stmt]:
+        """For every row and lane the chain of fma(row(r, k), lane_of(lane, k), .) over ascending k from start(r, lane)."""
+        width = min(self.tile_lanes, lanes)
+        height = self.tile_rows
+        n0, r0, k, lane = (self.name(s) for s in ("n", "r", "k", "lane"))
+        sums = [self.name("sum", self.wide) for _ in range(height)]
+        body: list[Stmt] = [Declare(s, start(r0 + i, n0 + lane)) for i, s in enumerate(sums)]
+        step = [Assign(s, fma(row(r0 + i, k), lane_of(n0 + lane, k), s)) for i, s in enumerate(sums)]
+        body.append(For(k, index(0), depth, tuple(step), index(1)))
+        for i, s in enumerate(sums):
+            body += finish(r0 + i, n0 + lane, s)
+        tile = For(r0, index(0), index(rows), (Vector(lane, width, tuple(body)),), index(height))
+        return [For(n0, index(0), index(lanes), (tile,), index(width))]
+
+    def block_sum(self, p: Buffer, lane: Expr) -> Expr:
+        """The sum over the rows of p[64][queries]: 16 lanes of rows, then halving."""
+        parts = []
+        for r in range(LANES):
+            part = load(p, index(r * self.queries) + lane)
+            for s in range(r + LANES, KEYS, LANES):
+                part = part + load(p, index(s * self.queries) + lane)
+            parts.append(part)
+        while len(parts) > 1:
+            half = len(parts) // 2
+            parts = [a + b for a, b in zip(parts[:half], parts[half:], strict=True)]
+        return parts[0]
+
+    def scored(
+        self, total: Expr, scale: Expr, masks: Sequence[Value], at: tuple[Expr, Expr, Expr, Expr], inside: Expr
+    ) -> Expr:
+        """A score from its product; the mask is read only where `inside`. at: batch, head, query, key."""
+        if not masks:
+            return total * scale
+        (mask,) = masks
+        place = Position(mask.type.shape, [index(0) if d == 1 else c for d, c in zip(mask.type.shape, at, strict=True)])
+        value = self.pull.at_if(mask, place, inside)
+        if mask.type.dtype is BOOL:
+            return select(value, total * scale, const(self.wide, float("-inf")))
+        return fma(total, scale, cast(value, self.wide))
+
+    def scores(
+        self, target: Buffer, key_block: Buffer, columns: Buffer, depth: int, scale: Expr, masks: Sequence[Value],
+        at: Where,
+    ) -> list[Stmt]:  # fmt: skip
+        """target[j][query] = the score, [64][queries]."""
+        step = self.padded(depth)
+
+        def finish(j: Expr, lane: Expr, total: Expr) -> list[Stmt]:
+            inside = (lane < at.count) & (j < at.keys)
+            score = self.scored(total, scale, masks, (at.b, at.h, at.first + lane, at.start + j), inside)
+            return [Store(target, j * self.queries + lane, score)]
+
+        return self.product(
+            KEYS, self.queries, index(depth),
+            lambda j, d: load(key_block, j * step + d),
+            lambda lane, d: load(columns, d * self.queries + lane),
+            lambda j, lane: const(self.wide, 0.0),
+            finish,
+        )  # fmt: skip
+
+    def hide(self, scores: Buffer, at: Where) -> list[Stmt]:
+        """Scores of keys that do not exist, or that causality hides, become -inf."""
+        lowest = const(self.wide, float("-inf"))
+        out = self.clear(scores, at.keys, index(KEYS), self.queries, lowest)
+        if self.op.attrs["causal"]:
+            j = self.name("j")
+
+            def above(lane: Expr) -> list[Stmt]:
+                return [If(at.first + lane < at.start + j, (Store(scores, j * self.queries + lane, lowest),))]
+
+            crossing = For(j, index(0), index(KEYS), tuple(self.lanes(self.queries, above)), index(1))
+            out.append(If(at.start + KEYS > at.first, (crossing,)))
+        return out
+
+    def clear(self, target: Buffer, first: Expr, stop: Expr, lanes: int, value: Expr | None = None) -> list[Stmt]:
+        """Rows first .. stop - 1 of target[..][lanes] become `value`, or zero."""
+        r, filler = self.name("r"), const(self.wide, 0.0) if value is None else value
+        return [For(r, first, stop, tuple(self.lanes(lanes, lambda lane: [Store(target, r * lanes + lane, filler)])), index(1))]
+
+
+def work_of(op: Operation, sizes: int) -> Dim:
+    """Elementary operations where a pair of query and key takes `sizes` multiplications."""
+    total = size_of(op.operands[0].type.shape[:3]) * op.operands[1].type.shape[2] * sizes
+    return total if op.attrs["causal"] else total * 2
+
+
+__all__ = ["KEYS", "Blocks", "Where", "work_of"]
