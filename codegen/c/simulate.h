@@ -502,8 +502,12 @@ static void pick_order(long long n, long long *start, long long *step) {
     } while (a != 1);
 }
 
+/* What simulate_hopper.h has to do about it. */
+static void (*at_block_begin)(), (*at_block_end)();
+
 static void run_block(long long number) {
     blockIdx.x = (unsigned)number;
+    at_block_begin();
     if (at.shared_start) memset(at.shared_start, 0xFF, (size_t)(at.shared_stop - at.shared_start));
     if (at.dynamic_bytes) memset(at.dynamic, 0xFF, at.dynamic_bytes);
     at.head = at.count = at.polls = at.idles = at.stacks = 0;
@@ -526,6 +530,7 @@ static void run_block(long long number) {
     next_thread();
     at.starting = new_stack();
     jump(&at.home, at.starting);
+    at_block_end();
 }
 
 /* Dynamic shared memory ends at a page that must not be touched. */
@@ -781,3 +786,5 @@ SIMULATED_VECTOR(char, signed char, 4)
 SIMULATED_VECTOR(double, double, 16)
 SIMULATED_VECTOR(longlong, long long, 16)
 SIMULATED_VECTOR(ulonglong, unsigned long long, 16)
+
+#include "simulate_hopper.h"
