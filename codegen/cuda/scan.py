@@ -127,7 +127,7 @@ class _Scan:
                 else:
                     named.append(self.names.fresh(stem, e.dtype))
                     ahead += [*self.pull.take_reports(), Let(named[-1], e)]
-            advance += self.advance(*named, equal(first, 0) if j == 0 else None)
+            advance += self.advance(named[0], named[1], equal(first, 0) if j == 0 else None)
             advance += done(first + j)
         a, b = step(i)
         reports = self.pull.take_reports()
