@@ -8,6 +8,8 @@ lanes by halving, the chunks ascending. That order was made for warps, so no for
 | rows registers | rows that a warp can hold | registers |
 | rows shared | longer rows that a block can hold | shared memory |
 | rows loop | any | nothing |
+| columns registers, columns loop | kept dimensions further in than the reduced ones | registers, nothing |
+| partials rows, partials columns | few and long ones: chunks over the device, then their combination | |
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Mapping
 
 from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
 from graphc.codegen.cuda.columns import Columns
+from graphc.codegen.cuda.partials import divisible, lower_partials
 from graphc.codegen.cuda.rows import WARP, Rows
 from graphc.codegen.cuda.sweeps import domain_of, held_values, most_live
 from graphc.codegen.cuda.target import Target
@@ -32,6 +35,7 @@ Sizes = Mapping[str, int]
 ACCESS = 16  # bytes of the widest load
 # Registers of a thread that may hold elements; a wide access asks for more of them at once.
 MOST_HELD, MOST_WIDE = 96, 48
+FEW_CHUNKS = 4  # fewer are not worth a second kernel
 MOST_DOWN = 32  # threads that share a column
 
 
@@ -54,6 +58,13 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
         numbers = (("lanes", lanes), ("wide", wide), ("lines", lines), ("full", int(lines * lanes == length)), ("parts", 1), ("warps", 4))
         return Choice("rows registers", numbers, divides, narrow)
     chunks = -(-length // CHUNK)
+    rows = _value(tuple(d for i, d in enumerate(shape) if i not in axes), sizes)
+    if chunks >= FEW_CHUNKS and rows < target.multiprocessors and divisible(group):
+        wide = min(ACCESS // _widest(group, shape), 4)
+        while wide > 1 and (length % wide or rows * chunks // wide < target.multiprocessors * 8):
+            wide //= 2
+        numbers = (("lanes", LANES), ("wide", wide), ("parts", 1), ("warps", 4), ("together", _power(rows, WARP)))
+        return Choice("partials rows", numbers, _useful(group, sizes, shape, axes, wide), narrow)
     parts = min(chunks, 16)
     once = int(chunks <= parts)
     room = -(-length // 256) * 256
@@ -98,6 +109,10 @@ def _choose_columns(group: Function, sizes: Sizes, target: Target) -> Choice:
     if held <= MOST_WIDE:
         numbers = (*numbers, ("even", even), ("lines", lines), ("full", int(lines * lanes == length)))
         return Choice("columns registers", numbers, divides, is_narrow(group, sizes))
+    tiles = -(-rows // items) * -(-n // (across * wide))
+    if length > CHUNK and tiles < target.multiprocessors and divisible(group):
+        numbers = (*numbers, ("even", even), ("together", _power(rows * n, WARP)))
+        return Choice("partials columns", numbers, divides, is_narrow(group, sizes))
     return Choice("columns loop", (*numbers, ("even", even)), divides, is_narrow(group, sizes))
 
 
@@ -122,6 +137,8 @@ def lower(group: Function, choice: Choice, target: Target) -> Lowered:
     row = RowGroup(group, pull, Names(), shape, axes)
     targets = list(zip(group.results, results, strict=True))
     extents, work = group_extents(group), dim_expr(size_of(shape)) * work_of(group)
+    if choice.form.startswith("partials"):
+        return lower_partials(row, params, results, targets, choice)
     form = Columns if choice.form.startswith("columns") else Rows
     kernel = form(row, targets, choice).kernel((*params, *results), extents, work)
     return Lowered((kernel,), params, results, sites=tuple(pull.sites))

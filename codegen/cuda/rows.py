@@ -123,12 +123,16 @@ class Rows:
 
     # ---- a sweep
 
-    def _sweep(self, sweep: Sweep) -> list[Stmt]:
+    def accumulators(self, sweep: Sweep) -> tuple[list[Plain], list[Extremum]]:
         plain = [Plain(self.row, op, self.wide) for op in sweep.ops if op.name not in POSITIONAL]
         places = I32 if self.choice.narrow else I64
         found = [Extremum(self.row, op, self.wide, places) for op in sweep.ops if op.name in POSITIONAL]
         for a in (*plain, *found):
             self.allocs += a.declare()
+        return plain, found
+
+    def _sweep(self, sweep: Sweep) -> list[Stmt]:
+        plain, found = self.accumulators(sweep)
         if self.form == "rows registers":
             return self._written_out(sweep, plain, found)
         return self._rolled(sweep, plain, found)
