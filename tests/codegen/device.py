@@ -322,18 +322,18 @@ def explain(p: Prepared) -> str:
 def check_compiles(
     texts: Mapping[str, str] | Sequence[str], archs: Sequence[str] = ("sm_80", "sm_90a"), hot: Collection[str] = ()
 ) -> dict[str, Any]:
-    """nvcc takes every text, in one call; the kernels whose names start with one of `hot` spill no register.
+    """The CUDA compiler takes every text; the kernels whose names start with one of `hot` spill no register.
 
     Gives {(kernel, arch): Usage}. Skips, visibly, where there is no compiler.
     """
-    from graphc.codegen.cuda.compiler import CompilerMissing, check_with_nvcc
+    from graphc.codegen.cuda.compiler import CompilerMissing, usage
 
     listed = list(texts.values()) if isinstance(texts, Mapping) else list(texts)
     try:
-        usage = check_with_nvcc(listed, archs)
+        found = usage(listed, archs)
     except CompilerMissing as missing:
         pytest.skip(f"CUDA C is not compiled here: {missing}")
-    for (kernel, arch), u in usage.items():
+    for (kernel, arch), u in found.items():
         if any(kernel.startswith(h) for h in hot):
             assert u.spill_stores == 0 and u.spill_loads == 0, f"{kernel} spills registers on {arch}: {u}"
-    return usage
+    return found
