@@ -7,6 +7,9 @@ so that a product has the same bits whatever its sizes and wherever it is fused;
 | --- | --- | --- |
 | direct | direct.py | fma, one thread an element: depthwise convolution, outer products |
 | fma | fma.py | fma in tiles; blocks of k over the grid where tiles are few |
+| tensor | tensor.py | mma.sync: 16-bit floats, and float32 where `precision` allows |
+
+Convolutions of groups with fewer than 16 output channels are done by fma: a group would leave most of a tensor core idle.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from graphc.codegen.cuda.direct import lower_direct
 from graphc.codegen.cuda.fma import BLOCK, lower_fma
 from graphc.codegen.cuda.product import contraction_of, dim_value
 from graphc.codegen.cuda.target import Target
+from graphc.codegen.cuda.tensor import lower_tensor, operand_type
 from graphc.codegen.lower.contraction import Contraction
 from graphc.codegen.lower.lowered import Lowered
 from graphc.ir.function import Function
@@ -59,6 +63,35 @@ FMA_TILES = (
     Tile(1, 128, 32, 1, 1, 3, 0.05),
     Tile(128, 1, 32, 1, 1, 3, 0.05),
 )
+@dataclass(frozen=True)
+class TensorTile:
+    """A tile of the table of tensor-core products; tall x wide: of a warp."""
+
+    rows: int
+    columns: int
+    tall: int
+    wide: int
+    stages: int
+    speed: float
+
+    @property
+    def threads(self) -> int:
+        return 32 * (self.rows // self.tall) * (self.columns // self.wide)
+
+
+TENSOR_TILES = (
+    TensorTile(128, 128, 64, 32, 4, 1.0),
+    TensorTile(128, 64, 32, 32, 4, 0.85),
+    TensorTile(64, 128, 32, 32, 4, 0.85),
+    TensorTile(64, 64, 32, 32, 4, 0.7),
+    TensorTile(32, 64, 16, 32, 4, 0.5),
+    TensorTile(64, 32, 32, 16, 4, 0.5),
+    TensorTile(32, 32, 16, 16, 4, 0.35),
+    TensorTile(16, 128, 16, 32, 4, 0.3),
+    TensorTile(128, 16, 32, 16, 4, 0.3),
+    TensorTile(16, 64, 16, 16, 4, 0.25),
+)
+MIN_ROWS = 16  # output channels of a group that tensor cores are worth
 MIN_DEPTH = 4  # shallower sums have nothing to gain from shared memory
 
 
@@ -75,12 +108,49 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
     narrow = is_narrow(group, sizes)
     rows, columns = dim_value(c.left.size, sizes), dim_value(c.right.size, sizes)
     depth, batches = dim_value(size_of(c.depth), sizes), dim_value(size_of(c.batch), sizes)
+    if engine(c, target) == "tensor":
+        return tensor_choice(_tensor_tile(rows, columns, batches, target), example, divides, narrow)
     if depth < MIN_DEPTH or (rows * columns <= 16 and depth <= BLOCK) or (c.root.name == "conv" and rows <= 2 and depth <= BLOCK):
         return Choice("contract direct", (("example", example),), divides, narrow)
     tile, split = _fma_tile(c, rows, columns, depth, batches, target)
     if split and -(-depth // BLOCK) * batches * rows * columns >= 1 << 31:
         narrow = False
     return fma_choice(tile, depth > BLOCK, split, example, divides, narrow)
+
+
+def engine(c: Contraction, target: Target) -> str:
+    """ "fma" or "tensor": which arithmetic a product gets. A function of the operation and the target, never of sizes."""
+    root = c.root
+    if not target.tensor_cores or operand_type(root.operands[0].type.dtype, root.attrs.get("precision", "")) is None:
+        return "fma"
+    if root.name == "conv" and max(root.attrs["groups"], root.attrs["batch_groups"]) > 1:
+        rows = c.left.size
+        return "tensor" if isinstance(rows, int) and rows >= MIN_ROWS else "fma"
+    return "tensor"
+
+
+def tensor_choice(tile: TensorTile, example: int, divides: tuple[tuple[str, int], ...], narrow: bool) -> Choice:
+    numbers = {
+        "rows": tile.rows,
+        "columns": tile.columns,
+        "tall": tile.tall,
+        "wide": tile.wide,
+        "stages": tile.stages,
+        "example": example,
+    }
+    return Choice("contract tensor", tuple(numbers.items()), divides, narrow)
+
+
+def _tensor_tile(rows: int, columns: int, batches: int, target: Target) -> TensorTile:
+    """The tile of the table with the least estimated time."""
+
+    def cost(tile: TensorTile) -> float:
+        blocks = batches * -(-rows // tile.rows) * -(-columns // tile.columns)
+        resident = max(1, min(4, 512 // tile.threads))
+        waves = -(-blocks // (target.multiprocessors * resident))
+        return waves * tile.rows * tile.columns * resident / tile.speed
+
+    return min(TENSOR_TILES, key=cost)
 
 
 def fma_choice(
@@ -125,4 +195,4 @@ def lower(group: Function, choice: Choice, target: Target) -> Lowered:
     """The kernels of a group under a choice."""
     if choice.form == "contract direct":
         return lower_direct(group, choice)
-    return lower_fma(group, choice)
+    return lower_tensor(group, choice) if choice.form == "contract tensor" else lower_fma(group, choice)

@@ -122,7 +122,7 @@ class FmaProduct:
             )  # fmt: skip
             first = p.kernel("contract", body, grid.blocks, self.threads, self._resident())
             return [first, self._finish(sums)]
-        body += self._each(m0, n0, lambda row, column, lane, value: self._store(grid.batch, row, column, lane, value))
+        body += self._each(m0, n0, lambda row, column, lane, value: p.store(grid.batch, row, column, lane, self.run, value))
         return [p.kernel("contract", body, grid.blocks, self.threads, self._resident())]
 
     def _resident(self) -> int:
@@ -269,14 +269,6 @@ class FmaProduct:
         unroll = source.kind == "local"
         out.append(For(i, index(0), index(self.tall * runs), tuple(inner), index(1), unroll=unroll))
         return out
-
-    def _store(self, batch: list[Expr], row: Expr, column: Expr, lane: Expr, value: Expr) -> Body:
-        p = self.p
-        out: Body = []
-        rows = p.coords(out, "m", row, p.c.left.free)
-        columns = p.column_coords(out, column, lane, self.run)
-        loops = [*batch, *rows, column]
-        return [*out, *p.finish(value, batch, rows, columns, [*loops, lane] if lane.op == "var" else loops)]
 
     def _finish(self, sums: Buffer) -> Kernel:
         """The kernel that adds the sums of the blocks of k in order, an element a thread."""

@@ -14,7 +14,7 @@ from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.expr import Expr, cast, fma, index, var
 from graphc.codegen.loops import Buffer, Grid, Kernel, Let, Report, Stmt, Store
 from graphc.codegen.lower.affine import Levels, logical_and, normal, terms, tidy
-from graphc.codegen.lower.contraction import Contraction, Operand
+from graphc.codegen.lower.contraction import Contraction
 from graphc.codegen.lower.conv import conv_contraction
 from graphc.codegen.lower.dot import dot_contraction
 from graphc.codegen.lower.index import Position, delinearise, dim_expr
@@ -149,6 +149,15 @@ class Product:
         return [*out, *stores]
 
 
+    def store(self, batch: Sequence[Expr], row: Expr, column: Expr, lane: Expr, width: int, value: Expr) -> Body:
+        """The results of the element at `row` and `column` + `lane`, one of `width` neighbours, whose sum is `value`."""
+        out: Body = []
+        rows = self.coords(out, "m", row, self.c.left.free)
+        columns = self.column_coords(out, column, lane, width)
+        loops = [*batch, *rows, column, *([lane] if lane.op == "var" else [])]
+        return [*out, *self.finish(value, batch, rows, columns, loops)]
+
+
 def divisor(e: Expr, known: Mapping[str, int]) -> int:
     """A number that surely divides an I64 expression whose variables are multiples of the known divisors.
 
@@ -162,10 +171,6 @@ def divisor(e: Expr, known: Mapping[str, int]) -> int:
             product *= known.get(str(atom.data), 1) if atom.op == "var" else 1
         found = gcd(found, product)
     return found or 1 << 30
-
-
-def operand_size(side: Operand) -> Dim:
-    return side.size
 
 
 def dim_value(d: Dim, sizes: Mapping[str, int]) -> int:
