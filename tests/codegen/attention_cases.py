@@ -1,0 +1,54 @@
+"""Attention of many kinds for the tests of its kernels: operands, and the function of one operation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from graphc.ir.function import Builder, Function
+from graphc.ir.types import TensorType, dtype
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes as in ir/ops/attention.py. mask: "bool" or "added" with its dimensions, or None."""
+
+    shape: tuple[int, int, int, int, int, int, int]  # B, H, Hk, T, S, D, E
+    causal: bool = False
+    mask: tuple[str, tuple[int, ...]] | None = None
+    kind: str = "float32"
+    precision: str = ""
+
+    def __str__(self) -> str:
+        parts = ["x".join(map(str, self.shape)), self.kind, self.precision, "causal" * self.causal]
+        return " ".join(filter(None, [*parts, f"{self.mask[0]} {self.mask[1]}" if self.mask else ""]))
+
+    def args(self, gradient: bool, seed: int = 0) -> list[Array]:
+        """Operands of attention, or of attention_grad; the first query of a bool mask sees nothing."""
+        random = np.random.default_rng(seed)
+        b, h, hk, t, s, d, e = self.shape
+        kind = dtype(self.kind).numpy
+        wide = np.dtype(np.float64 if self.kind == "float64" else np.float32)
+
+        def normal(*shape: int) -> Array:
+            return np.asarray(random.standard_normal(shape) * 1.5).astype(kind)
+
+        args = [normal(b, h, t, d), normal(b, hk, s, d), normal(b, hk, s, e), np.asarray(0.37, wide)]
+        if gradient:
+            rows = [random.standard_normal((b, h, t)) + shift for shift in (3, 0)]
+            args += [*(np.asarray(r).astype(wide) for r in rows), normal(b, h, t, e)]
+        if self.mask is not None:
+            drawn = random.standard_normal(self.mask[1])
+            if self.mask[0] == "bool":
+                drawn[:, :, :1] = -1
+            args.append(drawn > 0.2 if self.mask[0] == "bool" else drawn.astype(kind))
+        return args
+
+    def function(self, gradient: bool) -> Function:
+        b = Builder("attention")
+        params = [b.param(TensorType(dtype(a.dtype), a.shape)) for a in self.args(gradient)]
+        name = "attention_grad" if gradient else "attention"
+        return b.build(b.emit_op(name, *params, causal=self.causal, precision=self.precision).results)

@@ -1,0 +1,131 @@
+"""Attention on the CPU: every kernel gives the interpreter's bits, whatever the sizes, masks and threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from graphc.codegen.canonical import canonicalise
+from graphc.codegen.fuse import fuse
+from graphc.codegen.llvm.target import Target, host_target
+from graphc.codegen.lower.lower import lower, variant
+from graphc.codegen.stages import stage_text
+from graphc.ir.function import Builder, Function, Value
+from graphc.ir.interpret import interpret
+from graphc.ir.types import TensorType
+
+from tests.codegen.attention_cases import Case
+from tests.codegen.compiled import run
+from tests.codegen.run_kernels import Native
+from tests.ir.exact import assert_equal_bits
+
+Array = np.ndarray[Any, Any]
+
+CASES = [
+    # B, H, Hk, T, S, D, E
+    Case((1, 1, 1, 1, 1, 1, 1)),
+    Case((2, 4, 2, 65, 67, 5, 8)),
+    Case((1, 2, 1, 70, 130, 17, 3), causal=True),
+    Case((1, 2, 2, 130, 70, 16, 24), causal=True, kind="bfloat16"),
+    Case((2, 3, 3, 16, 63, 64, 64), kind="float16"),
+    Case((1, 1, 1, 7, 65, 33, 9), mask=("bool", (1, 1, 7, 65)), kind="float64"),
+    Case((1, 2, 1, 20, 40, 8, 8), mask=("added", (1, 2, 1, 40)), kind="float16"),
+    Case((2, 2, 2, 66, 31, 4, 7), mask=("bool", (2, 1, 66, 1)), causal=True),
+    Case((1, 2, 2, 5, 64, 3, 1), mask=("added", (1, 1, 5, 64))),
+    Case((1, 1, 1, 3, 4, 256, 200)),
+    Case((1, 2, 2, 3, 0, 4, 4)),
+]
+
+
+def native(f: Function, args: list[Array], parts: int = 1, target: Target | None = None) -> list[Array]:
+    """The results of the group `f` by its kernels, launched in `parts` parts."""
+    canonical = canonicalise(f)
+    extents = {name: int(d) for name, d in canonical.extents}  # type: ignore[call-overload]
+    host = target or host_target()
+    lowered = lower(canonical.function, host, extents, variant(canonical.function, host, extents))
+    types = [r.type for r in canonical.function.results]
+    flat = [np.ascontiguousarray(a).ravel() for a in args]
+    results = Native(lowered, host).run(flat, types, extents, parts)
+    return [a.reshape(r.type.shape) for a, r in zip(results, f.results, strict=True)]
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernels_give_the_interpreters_bits(case: Case, gradient: bool) -> None:
+    f, args = case.function(gradient), case.args(gradient)
+    want = interpret(f, args)
+    for parts in (1, 3):
+        for a, b in zip(native(f, args, parts), want, strict=True):
+            assert_equal_bits(a, b)
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
+def test_infinities_and_nan(gradient: bool) -> None:
+    case = Case((1, 2, 2, 66, 70, 4, 4), causal=True)
+    args = case.args(gradient)
+    args[0][0, 0, 3, 1], args[1][0, 0, 9, 2], args[2][0, 1, 60, 0], args[2][0, 0, 69, 1] = np.inf, np.nan, -np.inf, np.inf
+    if gradient:
+        args[6][0, 1, 65, 2], args[4][0, 1, 2], args[5][0, 1, 50] = np.inf, -np.inf, np.nan
+    f = case.function(gradient)
+    for a, b in zip(native(f, args), interpret(f, args), strict=True):
+        assert_equal_bits(a, b)
+
+
+def test_narrow_vectors_give_the_same_bits() -> None:
+    """The tiles of a processor with vectors of 256 bits."""
+    host = host_target()
+    if host.vector_bits != 512:
+        pytest.skip("this processor has one width of vectors")
+    narrow = Target(**{**vars(host), "vector_bits": 256})
+    case = Case((1, 2, 1, 67, 70, 12, 20), causal=True)
+    for gradient in (False, True):
+        f, args = case.function(gradient), case.args(gradient)
+        for a, b in zip(native(f, args, target=narrow), interpret(f, args), strict=True):
+            assert_equal_bits(a, b)
+
+
+def projected(b: Builder, x: Value) -> Any:
+    """Self-attention of x[B, T, 3*H*D], as a layer has it: layout in front and behind."""
+    size, length, width = (int(d) for d in x.type.shape)  # type: ignore[call-overload]
+    heads, depth = 3, width // 9
+    split = b.permute(b.reshape(x, shape=(size, length, 3, heads, depth)), axes=(2, 0, 3, 1, 4))
+    parts = []
+    for i in range(3):
+        part = b.slice(split, start=(i, 0, 0, 0, 0), limit=(i + 1, size, heads, length, depth), stride=(1,) * 5)
+        parts.append(b.reshape(part, shape=(size, heads, length, depth)))
+    out, _ = b.attention(*parts, b.constant(value=np.asarray(0.5, np.float32)), causal=True)
+    return b.reshape(b.permute(out, axes=(0, 2, 1, 3)), shape=(size, length, heads * depth))
+
+
+def test_layout_in_front_is_read_through() -> None:
+    b = Builder("projected")
+    x = b.param(TensorType.parse("f32[2, 70, 72]"))
+    f = b.build([projected(b, x)])
+    calls = fuse(f).entry.ops
+    names = [{op.name for op in c.attrs["function"].ops} for c in calls]
+    assert len(calls) == 2 and "attention" in names[0] and names[1] == {"permute", "reshape"}
+    assert [p.type.shape for p in calls[0].attrs["function"].params] == [(2, 70, 72)]
+    value = np.random.default_rng(1).standard_normal((2, 70, 72)).astype(np.float32)
+    assert_equal_bits(run(f, value)[0], interpret(f, [value])[0])
+
+
+def test_nothing_is_as_large_as_the_scores() -> None:
+    f = Case((1, 1, 1, 1000, 1000, 8, 8)).function(False)
+    canonical = canonicalise(f)
+    extents = {name: int(d) for name, d in canonical.extents}  # type: ignore[call-overload]
+    assert lower(canonical.function, host_target(), extents).scratch == ()
+
+
+def test_one_kernel_serves_all_lengths() -> None:
+    keys = {
+        canonicalise(Case((b, h, h, t, s, 16, 16)).function(False)).function.key()
+        for b, h, t, s in ((2, 3, 70, 80), (5, 7, 100, 20), (4, 6, 33, 65))
+    }
+    assert len(keys) == 1
+
+
+def test_stages_are_printed() -> None:
+    f = Case((2, 2, 2, 70, 70, 8, 8), causal=True).function(True)
+    assert "attention_grad" in stage_text(f, "loops")
+    assert "kernel @attention_grad_kv" in stage_text(f, "scheduled")
