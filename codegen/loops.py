@@ -189,6 +189,9 @@ class Grid:
     narrow: every index, and every product of extents, fits 32 bits.
     resident: blocks that should fit on one multiprocessor (0: the compiler decides the registers).
     maps: the kernel's first arguments, in front of its buffers.
+    members: if not 0, one launch runs the kernel for so many sets of buffers and extents; `block` and `blocks` count
+        within a member. Its only argument is a table of 8-byte words: for each member its buffers, its extents and the end
+        of its blocks (the blocks of all members up to it); then the address of the error words and the launch's number.
     """
 
     blocks: Expr
@@ -197,6 +200,7 @@ class Grid:
     narrow: bool = False
     resident: int = 0
     maps: tuple[TensorMap, ...] = ()
+    members: int = 0
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,7 @@ def print_kernel(kernel: Kernel) -> str:
         g = kernel.grid
         bound = f"blocks {show(g.blocks)} of {g.threads} threads" + (" narrow" if g.narrow else "")
         bound += "".join(f", {name} % {d} == 0" for name, d in g.divides)
+        bound += f", {g.members} members" if g.members else ""
         bound += "".join(f",\n    {_show_map(m)}" for m in g.maps)
     lines = [f"kernel @{kernel.name}({head})", f"    {bound} {{"]
     lines += _print_block(kernel.body, "  ")
