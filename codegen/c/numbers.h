@@ -245,3 +245,54 @@ INLINE unsigned long long f64_to_u64(double x) {
     if (x >= 18446744073709551616.0) return 18446744073709551615ull;
     return (unsigned long long)x;
 }
+
+// function add_i32
+/* Signed arithmetic that wraps, which C leaves undefined. */
+INLINE int add_i32(int a, int b) {
+    return (int)((unsigned)a + (unsigned)b);
+}
+
+// function sub_i32
+INLINE int sub_i32(int a, int b) {
+    return (int)((unsigned)a - (unsigned)b);
+}
+
+// function mul_i32
+INLINE int mul_i32(int a, int b) {
+    return (int)((unsigned)a * (unsigned)b);
+}
+
+// function neg_i32
+INLINE int neg_i32(int a) {
+    return (int)(0u - (unsigned)a);
+}
+
+// function shl_i32
+INLINE int shl_i32(int a, int b) {
+    return (int)((unsigned)a << b);
+}
+
+// function add_i64
+INLINE long long add_i64(long long a, long long b) {
+    return (long long)((unsigned long long)a + (unsigned long long)b);
+}
+
+// function sub_i64
+INLINE long long sub_i64(long long a, long long b) {
+    return (long long)((unsigned long long)a - (unsigned long long)b);
+}
+
+// function mul_i64
+INLINE long long mul_i64(long long a, long long b) {
+    return (long long)((unsigned long long)a * (unsigned long long)b);
+}
+
+// function neg_i64
+INLINE long long neg_i64(long long a) {
+    return (long long)(0ull - (unsigned long long)a);
+}
+
+// function shl_i64
+INLINE long long shl_i64(long long a, long long b) {
+    return (long long)((unsigned long long)a << b);
+}

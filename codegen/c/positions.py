@@ -1,0 +1,197 @@
+"""How wide the 64-bit integers of a kernel need to be: positions, and data.
+
+The loop language has one type, I64, for positions and for 64-bit data. A position (what stands in an index, a bound, the
+address of a `Place`) never leaves its buffer: its arithmetic does not overflow, and where the grid is narrow it fits
+`int`. Data (an iota, an index read from memory, a counter that is stored) wraps at 64 bits. One expression can be both,
+so it is looked at under a role; names get the roles of all their uses.
+
+Comparisons have positions as operands if both are plainly so: names, extents and their products, and whatever
+also stands in an index; otherwise they compare data, which is always right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from graphc.codegen.c.dialect import COMPARISONS
+from graphc.codegen.expr import Expr, children_first
+from graphc.codegen.loops import (
+    Assign,
+    Call,
+    Declare,
+    For,
+    If,
+    Kernel,
+    Let,
+    Place,
+    Report,
+    Stmt,
+    Store,
+    Transpose,
+    Vector,
+)
+from graphc.ir.types import I64
+
+POSITION, DATA = "position", "data"
+Role = str | None  # None: not a 64-bit integer
+
+_SAME = frozenset(("add", "sub", "mul", "neg", "select"))
+_BITS = frozenset(("and", "or", "xor", "not", "shl"))
+_EXACT = frozenset(("idiv", "irem", "shr"))  # what they give depends on all bits of their operands
+SLACK = 1 << 20  # how far a position may overhang (cuda/choice.py)
+
+
+def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
+    """All statements of a block, outer ones first."""
+    for s in body:
+        yield s
+        if isinstance(s, (For, Vector)):
+            yield from statements(s.body)
+        elif isinstance(s, If):
+            yield from statements(s.then)
+            yield from statements(s.orelse)
+
+
+def roots(s: Stmt) -> list[tuple[Expr, Role]]:
+    """What a statement itself needs, whoever reads the names it gives."""
+    if isinstance(s, For):
+        return [(s.start, POSITION), (s.stop, POSITION), (s.step, POSITION)]
+    if isinstance(s, If):
+        return [(s.cond, None)]
+    if isinstance(s, Store):
+        return [(s.index, POSITION), (s.value, DATA)]
+    if isinstance(s, Report):
+        return [(s.cond, None), (s.value, DATA)]
+    if isinstance(s, Transpose):
+        return [(e, POSITION) for e in (s.target_at, s.target_step, s.source_at, s.source_step)]
+    if isinstance(s, Call):
+        return [(a.index if isinstance(a, Place) else a, POSITION) for a in s.args]
+    return []
+
+
+def expressions(s: Stmt) -> list[Expr]:
+    """All expressions of a statement itself, without those of its blocks."""
+    if isinstance(s, (Let, Assign)):
+        return [s.value]
+    return [s.init] if isinstance(s, Declare) else [e for e, _ in roots(s)]
+
+
+class Positions:
+    """The roles in a kernel whose names are unique.
+
+    needs: name -> the roles under which it is read; a name that is missing is not read at all.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.narrow = kernel.grid is not None and kernel.grid.narrow
+        self.extents = frozenset(kernel.extents)
+        self.definitions: dict[Expr, list[Expr]] = {}
+        self.registers: set[Expr] = set()
+        everything = list(statements(kernel.body))
+        for s in everything:
+            if isinstance(s, (Let, Assign)):
+                self.definitions.setdefault(s.var, []).append(s.value)
+            elif isinstance(s, Declare):
+                self.definitions.setdefault(s.var, []).append(s.init)
+                self.registers.add(s.var)
+        self.foreign = self._foreign()
+        self._data_leaf: dict[Expr, bool] = {}
+        start = [r for s in everything for r in roots(s)]
+        self.indices: set[Expr] = set()
+        self.needs: dict[Expr, set[Role]] = {}
+        self._visit(start, compare=False)
+        self.indices = {e for e, role in self._seen if role == POSITION}
+        self.needs = {}
+        self._visit(start, compare=True)
+
+    def _foreign(self) -> set[Expr]:
+        """The 64-bit names that may hold more than positions: what reaches them from memory or another type."""
+        found: set[Expr] = set()
+        while True:
+            self._data_leaf = {}
+            self.foreign = found
+            more = {
+                v for v, values in self.definitions.items() if v.dtype is I64 and v not in found and any(map(self.is_data, values))
+            }
+            if not more:
+                return found
+            found = found | more
+
+    def is_data(self, e: Expr) -> bool:
+        """Whether a 64-bit expression depends on more than positions."""
+        known = self._data_leaf.get(e)
+        if known is None:
+            if e.op == "var":
+                known = e in self.foreign
+            elif e.op == "const":
+                known = abs(e.data) >= 1 << 31
+            elif e.op in _SAME or e.op in _BITS or e.op in _EXACT:
+                known = any(self.is_data(a) for a in e.args if a.dtype is I64)
+            else:
+                known = True
+            self._data_leaf[e] = known
+        return known
+
+    def _plain(self, e: Expr) -> bool:
+        """Whether a comparison may take this operand for a position."""
+        if e.op in ("var", "const"):
+            return True
+        if e in self.indices:
+            return True
+        if e.op == "mul" and all(self._plain(a) for a in e.args):
+            # Products of extents, and the start of a block.
+            return all(
+                a.op == "const" or (a.op == "var" and (a.data in self.extents or a.data == "block")) or a.op == "mul" for a in e.args
+            )
+        if e.op in ("idiv", "irem"):
+            return all(self._plain(a) for a in e.args)
+        if e.op in ("add", "sub"):
+            near = [a for a in e.args if (a.op == "const" and abs(a.data) <= SLACK) or (a.op == "var" and a.data == "thread")]
+            return bool(near) and all(self._plain(a) for a in e.args)
+        return False
+
+    def is_position(self, e: Expr) -> bool:
+        """Whether a 64-bit operand of a comparison is computed as a position."""
+        return not self.is_data(e) and self._plain(e)
+
+    def operands(self, e: Expr, role: Role) -> list[Role]:
+        """The role of each operand of `e`, which is needed under `role`."""
+        found: list[Role] = [DATA if a.dtype is I64 else None for a in e.args]
+        if e.op == "load" or (e.op == "shuffle" and e.args[1].dtype is I64):
+            found[e.op == "shuffle"] = POSITION
+        elif e.op in COMPARISONS and e.args[0].dtype is I64:
+            if all(map(self.is_position, e.args)):
+                return [POSITION] * 2
+        elif e.dtype is I64 and role == POSITION:
+            same = e.op in _SAME or (self.narrow and e.op in _BITS)
+            if same or (e.op in _EXACT and not any(map(self.is_data, e.args))):
+                return [POSITION if a.dtype is I64 else None for a in e.args]
+        return found
+
+    def _visit(self, start: list[tuple[Expr, Role]], compare: bool) -> None:
+        self._seen: set[tuple[Expr, Role]] = set()
+        stack = list(start)
+        while stack:
+            e, role = stack.pop()
+            if e.dtype is not I64:
+                role = None
+            if (e, role) in self._seen:
+                continue
+            self._seen.add((e, role))
+            if e.op == "var":
+                self.needs.setdefault(e, set()).add(role)
+                stack += [(value, role) for value in self.definitions.get(e, ())]
+                continue
+            if not compare and e.op in COMPARISONS and e.args[0].dtype is I64:
+                continue
+            stack += zip(e.args, self.operands(e, role), strict=True)
+
+    def small(self, v: Expr) -> bool:
+        """Whether a register is an `int` in a narrow grid: it never holds data, and nobody reads it as data."""
+        return self.narrow and v not in self.foreign and DATA not in self.needs.get(v, ())
+
+
+def depends(e: Expr) -> frozenset[Any]:
+    """The names and buffers that an expression reads."""
+    return frozenset(n if n.op == "var" else n.data for n in children_first((e,)) if n.op in ("var", "load"))
