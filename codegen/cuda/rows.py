@@ -207,7 +207,9 @@ class Rows:
         else:
             out.append(For(base, index(0), row.length, tuple(body), index(CHUNK * self.parts)))
         for t, p in zip(totals, plain, strict=True):
-            row.bind(p.op, p.total(t))
+            known = names.fresh("value", p.dtype)
+            out.append(Let(known, p.total(t)))
+            row.bind(p.op, known)
         for e in found:
             out += self._winner(e)
         return out

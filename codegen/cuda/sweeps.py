@@ -202,9 +202,9 @@ class Sweeps:
         return [*reports, *lets, *stores]
 
     def name_kept(self, level: int, name: Callable[[Expr], tuple[list[Stmt], Expr]] | None = None) -> list[Stmt]:
-        """Names for what costs much and is the same for the whole row, once reductions of `level` are known.
+        """Names for what every element of a row reads and is the same for all, once reductions of `level` are known.
 
-        name: makes one (statements, the expression that reads it); a `Let`, if None.
+        name: makes one (statements, the expression that reads it); a `Let`, if None. Checks are done here, once a row.
         """
         row, pull = self.row, self.row.pull
         out: list[Stmt] = []
@@ -213,9 +213,9 @@ class Sweeps:
             k = row.names.fresh("k", value.dtype)
             return [Let(k, value)], k
 
-        for op in row.group.ops:
-            v = op.results[0]
-            if op.name not in HEAVY or row.levels[v] != level or row.is_full(v):
+        values = [(v, "") for v in row.group.params] + [(op.results[0], op.name) for op in row.group.ops]
+        for v, made in values:
+            if row.levels[v] != level or made in FREE or made in REDUCE or row.is_full(v):
                 continue
             if size_of(v.type.shape) != size_of(row.kept_shape) or not self._spread(v):
                 continue
@@ -226,13 +226,13 @@ class Sweeps:
         return out
 
     def _spread(self, value: Value) -> bool:
-        """Whether every element of the row reads `value`."""
+        """Whether the elements of a row read `value`, repeated along the row."""
         row = self.row
         seen, stack = {value}, [value]
         while stack:
             v = stack.pop()
             for op in row.group.ops:
-                if v in op.operands and op.name not in REDUCE:
+                if v in op.operands and op.name in FREE:
                     if row.is_full(op.results[0]):
                         return True
                     stack += [r for r in op.results if r not in seen]
