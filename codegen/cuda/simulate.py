@@ -65,7 +65,7 @@ def kernel_names(text: str) -> list[str]:
 def source(text: str) -> str:
     """The C++ of a translation unit: the header, the kernels with their lines, a launcher for each."""
     out = ['#include "simulate.h"']
-    if set(_WORD.findall(text)) & header_functions("hopper.h").keys():
+    if set(_WORD.findall(text)) & (header_functions("hopper.h").keys() - header_functions("prelude.cuh").keys()):
         out.append('#include "simulate_hopper.h"')
     out.append(f'#line 1 "{SOURCE}"')
     names = iter(kernel_names(text))
