@@ -123,8 +123,7 @@ def access(c: Contraction, side: Operand) -> Access:
     batch = [var(f"batch{i}") for i in range(len(c.batch))]
     free, depth = var("free"), var("depth")
     e = tidy(element(c, side, batch, free, depth), [*batch, free, depth])
-    checked = bool(c.pull.reports)
-    c.pull.reports.clear()
+    checked = bool(c.pull.take_reports())
     used = tuple(i for i, b in enumerate(batch) if depends(e, b))
     while e.op == "cast":
         e = e.args[0]
