@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from graphc.codegen.c import prelude
 from graphc.codegen.c.dialect import ATOM, CUDA, Text
-from graphc.codegen.c.emit import Emitter, prune
-from graphc.codegen.c.positions import DATA, POSITION, Positions, statements
-from graphc.codegen.c.unique import unique
+from graphc.codegen.c.emit import Emitter
+from graphc.codegen.c.positions import DATA, POSITION, statements
+from graphc.codegen.c.unique import prepared
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.expr import var
 from graphc.codegen.loops import Alloc, Buffer, Call, Kernel, Place
@@ -21,14 +21,17 @@ MOST_STATIC = 48 << 10  # bytes; more must be asked for at the launch
 
 def _shared(kernel: Kernel) -> list[tuple[Alloc, int]]:
     """The shared arrays of a kernel with their alignment, each once."""
-    addressed: set[Buffer] = set()
+    addressed: dict[Buffer, int] = {}
     found: dict[Buffer, Alloc] = {}
     for s in statements(kernel.body):
         if isinstance(s, Call):
-            addressed |= {a.buffer for a in s.args if isinstance(a, Place)}
+            # The tiles of wgmma are swizzled by the bits of their addresses.
+            align = 1024 if s.name.startswith("wgmma") else 128
+            for b in (a.buffer for a in s.args if isinstance(a, Place)):
+                addressed[b] = max(align, addressed.get(b, 0))
         elif isinstance(s, Alloc) and s.buffer.kind == "shared":
             found[s.buffer] = s
-    return [(s, 128 if b in addressed else 16) for b, s in found.items()]
+    return [(s, addressed.get(b, 16)) for b, s in found.items()]
 
 
 def _layout(kernel: Kernel) -> tuple[list[tuple[Alloc, int, int]], int]:
@@ -51,12 +54,14 @@ def emit_kernel(kernel: Kernel, note: str = "") -> str:
     """The text of one kernel, without the prelude. note: lines of a comment above it."""
     if kernel.grid is None:
         raise TypeError(f"kernel {kernel.name} has no grid: it is scheduled for the CPU, and codegen/c/c99.py writes it")
-    kernel = unique(kernel)
+    kernel, positions = prepared(kernel)
     assert kernel.grid is not None
-    positions = Positions(kernel)
     w = Emitter(CUDA, kernel, positions)
     index = "int" if kernel.grid.narrow else CUDA.index
     arguments = []
+    for m in kernel.grid.maps:
+        name = w.maps[m] = w.name(m.name)
+        arguments.append(f"const __grid_constant__ TensorMap {name}")
     for b in kernel.buffers:
         name = w.buffers[b] = w.name(b.name)
         const = "const " if b.kind == "in" else ""
@@ -68,7 +73,6 @@ def emit_kernel(kernel: Kernel, note: str = "") -> str:
         for role in (POSITION, DATA):
             w.define(var(extent), role, Text(name, ATOM, False, 1 << 31 if kernel.grid.narrow else None, kernel.grid.narrow))
     arguments += ["long long *error", "int launch"]
-    body = prune(kernel.body, positions)
     for v, source, bound in (
         ("block", "blockIdx.x", None),
         ("blocks", "gridDim.x", None),
@@ -81,7 +85,7 @@ def emit_kernel(kernel: Kernel, note: str = "") -> str:
         for role in (POSITION, DATA):
             w.define(var(v), role, Text(name, ATOM, False, bound or (1 << 31), True))
     _declare_shared(w, kernel)
-    w.block(body)
+    w.block(kernel.body)
     resident = f", {kernel.grid.resident}" if kernel.grid.resident else ""
     head = f'extern "C" __global__ void __launch_bounds__({kernel.grid.threads}{resident}) {kernel.name}({", ".join(arguments)}) {{'
     comment = [f"// {x}".rstrip() for x in note.splitlines()]

@@ -7,11 +7,10 @@ cutting of vector regions in regions.py; here both meet.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace as changed
 from typing import Any
 
 from graphc.codegen.c.alignment import divisor
-from graphc.codegen.c.dialect import ATOM, C99, Dialect, Text, combine, convert, zero
+from graphc.codegen.c.dialect import ATOM, C99, Dialect, Text, combine, convert
 from graphc.codegen.c.expressions import Scope, Writer
 from graphc.codegen.c.positions import DATA, POSITION, Positions, expressions, statements
 from graphc.codegen.c.regions import Branch, Combined, Item, Lanes, Loop, Run, Wide, crossing, plan, wide
@@ -31,30 +30,13 @@ from graphc.codegen.loops import (
     Report,
     Stmt,
     Store,
+    TensorMap,
     Transpose,
     Vector,
 )
 from graphc.ir.types import I64
 
 _SMALL_LOOP = 1 << 20  # bounds of loops whose variable is an int
-
-
-def prune(body: tuple[Stmt, ...], positions: Positions) -> tuple[Stmt, ...]:
-    """The statements that anything depends on."""
-    kept: list[Stmt] = []
-    for s in body:
-        if isinstance(s, (Let, Declare, Assign)) and s.var not in positions.needs:
-            continue
-        if isinstance(s, (For, Vector)):
-            s = changed(s, body=prune(s.body, positions))
-            if not s.body:
-                continue
-        if isinstance(s, If):
-            s = If(s.cond, prune(s.then, positions), prune(s.orelse, positions))
-            if not s.then and not s.orelse:
-                continue
-        kept.append(s)
-    return tuple(kept)
 
 
 def written(body: Iterable[Stmt]) -> frozenset[Any]:
@@ -210,21 +192,19 @@ class Emitter(Writer):
         self.lane = s.var
         self.open("")
         self.items(items)
-        self._close_plain(s)
+        self._close_plain()
         self.lanes, self.width, self.crossing = None, 0, set()
 
-    def _close_plain(self, s: Vector) -> None:
+    def _close_plain(self) -> None:
         """The braces of a region are only kept where it declares something."""
         scope = self.scopes.pop()
         lines, pad = self.scope.lines, "    " * self.scope.pad
-        start = max(i for i, x in enumerate(lines) if x == pad + " {")
-        inner = lines[start + 1 :]
-        del lines[start:]
-        declares = any(len(x) - len(x.lstrip()) == 4 * scope.pad and _is_declaration(x) for x in inner)
-        if declares:
+        inner = lines[scope.start :]
+        del lines[scope.start - 1 :]
+        if any(len(x) - len(x.lstrip()) == 4 * scope.pad and _is_declaration(x) for x in inner):
             lines += [pad + "{", *inner, pad + "}"]
         else:
-            lines += [x[4:] if x.startswith("    ") else x for x in inner]
+            lines += [x[4:] for x in inner]
 
     def items(self, items: list[Item]) -> None:
         self.count(e for item in items if not isinstance(item, (Run, Combined, Loop, Branch)) for e in expressions(item))
@@ -442,9 +422,6 @@ class Emitter(Writer):
             self.line("}")
             self.mask, self.any_mask = outer_mask, outer_any
             self.forget(written((item.head,)))
-        for i, x in enumerate(self.scope.lines):
-            if x.endswith("     {"):
-                self.scope.lines[i] = x[:-2] + "{"
 
     def any_lane(self, mask: str, body: list[Item]) -> str:
         bool_type = self.dialect.types["bool"]
@@ -558,14 +535,15 @@ def _report(w: Emitter, s: Report) -> None:
     if s.value.dtype.kind == "f":
         raise TypeError(f"Report at site {s.site} gives a {s.value.dtype}; cast it to an integer, which is what an error holds")
     cond, value = w.value(s.cond), w.value(s.value, DATA if s.value.dtype is I64 else None)
-    text = f"{w.mask} && {cond:5}" if w.mask is not None and w.run is not None else f"{cond}"
+    guards = [w.mask] if w.mask is not None and w.run is not None else []
     if w.dialect is C99:
-        w.open(f"if (error[0] == 0 && {text})" if "&&" in text or cond.level >= 5 else f"if (error[0] == 0 && ({text}))")
+        w.open(f"if ({' && '.join(['error[0] == 0', *guards, f'{cond:5}'])})")
         w.line(f"error[0] = {s.site};")
         w.line(f"error[1] = {convert(w.dialect, value, s.value.dtype, I64)};")
         w.close()
     else:
-        w.line(f"if ({text}) report_error(error, launch, {s.site}, {value});")
+        question = " && ".join([*guards, f"{cond:5}"]) if guards else cond.text
+        w.line(f"if ({question}) report_error(error, launch, {s.site}, {value});")
 
 
 def _barrier(w: Emitter, s: Barrier) -> None:
@@ -579,6 +557,8 @@ def _call(w: Emitter, s: Call) -> None:
         if isinstance(a, Place):
             at = w.position(a.index)
             args.append(w.pointer(a.buffer) if at.text == "0" else f"{w.pointer(a.buffer)} + {at:13}")
+        elif isinstance(a, TensorMap):
+            args.append(f"&{w.maps[a]}")
         else:
             args.append(w.position(a).text if a.dtype is I64 else w.value(a).text)
     w.line(f"{s.name}({', '.join(args)});")
@@ -600,4 +580,4 @@ STATEMENTS: dict[type, Callable[[Emitter, Any], None]] = {
     Call: _call,
 }
 
-__all__ = ["Emitter", "prune", "zero"]
+__all__ = ["Emitter"]

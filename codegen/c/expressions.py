@@ -27,7 +27,7 @@ from graphc.codegen.c.dialect import (
 from graphc.codegen.c.positions import DATA, POSITION, Positions, Role, depends
 from graphc.codegen.c.unique import base_name
 from graphc.codegen.expr import Expr, children_first
-from graphc.codegen.loops import Buffer
+from graphc.codegen.loops import Buffer, TensorMap
 from graphc.ir.types import BOOL, I64
 
 LONGEST = 80  # characters of text that is written inside other text
@@ -49,6 +49,7 @@ class Scope:
 
     def __init__(self, lines: list[str], pad: int) -> None:
         self.lines, self.pad = lines, pad
+        self.start = len(lines)
         self.known: dict[Key, Text] = {}
         self.names: set[str] = set()
         self.uses: Counter[Expr] = Counter()
@@ -62,6 +63,7 @@ class Writer:
         self.narrow = positions.narrow
         self.scopes: list[Scope] = [Scope([], 1)]
         self.buffers: dict[Buffer, str] = {}
+        self.maps: dict[TensorMap, str] = {}
         self.temporaries = 0
         # Inside a run over lanes: the lane variable's scope, and who varies; see regions.py.
         self.run: int | None = None
@@ -83,7 +85,7 @@ class Writer:
 
     def open(self, head: str) -> None:
         """A block `head {`."""
-        self.line(head + " {")
+        self.line(f"{head} {{" if head else "{")
         self.scopes.append(Scope(self.scope.lines, self.scope.pad + 1))
 
     def close(self, tail: str = "}") -> None:
@@ -237,9 +239,9 @@ class Writer:
         if op == "select":
             for i in (1, 2):
                 # What is chosen from is read first: the choice is between values.
-                if args[i].loads and keys[i][0].args and not args[i].text.startswith("("):
-                    if not (keys[i][0].op == "load" and len(keys[i][0].args) == 2):
-                        args[i] = self.give_name(*keys[i], args[i])
+                guarded = keys[i][0].op == "load" and len(keys[i][0].args) == 2
+                if args[i].loads and not guarded:
+                    args[i] = self.give_name(*keys[i], args[i])
             return self._select(e, args)
         if op == "shuffle":
             how, width = e.data

@@ -28,6 +28,7 @@ from graphc.codegen.loops import (
     Report,
     Stmt,
     Store,
+    TensorMap,
     Transpose,
     Vector,
 )
@@ -66,7 +67,8 @@ def roots(s: Stmt) -> list[tuple[Expr, Role]]:
     if isinstance(s, Transpose):
         return [(e, POSITION) for e in (s.target_at, s.target_step, s.source_at, s.source_step)]
     if isinstance(s, Call):
-        return [(a.index if isinstance(a, Place) else a, POSITION) for a in s.args]
+        given = [a for a in s.args if not isinstance(a, TensorMap)]
+        return [(a.index if isinstance(a, Place) else a, POSITION) for a in given]
     return []
 
 
@@ -80,7 +82,7 @@ def expressions(s: Stmt) -> list[Expr]:
 class Positions:
     """The roles in a kernel whose names are unique.
 
-    needs: name -> the roles under which it is read; a name that is missing is not read at all.
+    needs: name -> the roles under which it is read; a name that is missing is not read at all. read: the buffers that are read.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -97,7 +99,20 @@ class Positions:
                 self.registers.add(s.var)
         self.foreign = self._foreign()
         self._data_leaf: dict[Expr, bool] = {}
-        start = [r for s in everything for r in roots(s)]
+        # What is stored in a private array counts once the array is read.
+        self.read: set[Buffer] = set()
+        self.kept: dict[Buffer, list[tuple[Expr, Role]]] = {}
+        start = []
+        for s in everything:
+            if isinstance(s, Store) and s.buffer.kind == "local":
+                self.kept.setdefault(s.buffer, []).extend(roots(s))
+            else:
+                start += roots(s)
+            if isinstance(s, Call):
+                self.read |= {a.buffer for a in s.args if isinstance(a, Place)}
+            elif isinstance(s, Transpose):
+                self.read |= {s.source, s.target}
+        start += [r for b in self.read for r in self.kept.pop(b, ())]
         self.indices: set[Expr] = set()
         self.needs: dict[Expr, set[Role]] = {}
         self._visit(start, compare=False)
@@ -171,7 +186,7 @@ class Positions:
 
     def _visit(self, start: list[tuple[Expr, Role]], compare: bool) -> None:
         self._seen: set[tuple[Expr, Role]] = set()
-        stack = list(start)
+        stack, kept = list(start), dict(self.kept)
         while stack:
             e, role = stack.pop()
             if e.dtype is not I64:
@@ -183,6 +198,9 @@ class Positions:
                 self.needs.setdefault(e, set()).add(role)
                 stack += [(value, role) for value in self.definitions.get(e, ())]
                 continue
+            if e.op == "load":
+                self.read.add(e.data)
+                stack += kept.pop(e.data, ())
             if not compare and e.op in COMPARISONS and e.args[0].dtype is I64:
                 continue
             stack += zip(e.args, self.operands(e, role), strict=True)

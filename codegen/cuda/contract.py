@@ -8,6 +8,7 @@ so that a product has the same bits whatever its sizes and wherever it is fused;
 | direct | direct.py | fma, one thread an element: depthwise convolution, outer products |
 | fma | fma.py | fma in tiles; blocks of k over the grid where tiles are few |
 | tensor | tensor.py | mma.sync: 16-bit floats, and float32 where `precision` allows |
+| wgmma | hopper.py | the same on sm_90a: wgmma on tiles that the bulk copy engine brings |
 
 Convolutions of groups with fewer than 16 output channels are done by fma: a group would leave most of a tensor core idle.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from graphc.codegen.cuda import hopper
 from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
 from graphc.codegen.cuda.direct import lower_direct
 from graphc.codegen.cuda.fma import BLOCK, lower_fma
@@ -109,6 +111,8 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
     rows, columns = dim_value(c.left.size, sizes), dim_value(c.right.size, sizes)
     depth, batches = dim_value(size_of(c.depth), sizes), dim_value(size_of(c.batch), sizes)
     if engine(c, target) == "tensor":
+        if target.tensor_cores == "wgmma":
+            return hopper.choose(group, c, sizes, target, divides, narrow, example)
         return tensor_choice(_tensor_tile(rows, columns, batches, target), example, divides, narrow)
     if depth < MIN_DEPTH or (rows * columns <= 16 and depth <= BLOCK) or (c.root.name == "conv" and rows <= 2 and depth <= BLOCK):
         return Choice("contract direct", (("example", example),), divides, narrow)
@@ -193,6 +197,8 @@ def _fma_tile(
 
 def lower(group: Function, choice: Choice, target: Target) -> Lowered:
     """The kernels of a group under a choice."""
+    if choice.form == hopper.FORM:
+        return hopper.lower(group, choice, target)
     if choice.form == "contract direct":
         return lower_direct(group, choice)
     return lower_tensor(group, choice) if choice.form == "contract tensor" else lower_fma(group, choice)

@@ -14,8 +14,8 @@ from graphc.codegen.expr import Expr, index, var
 from graphc.codegen.loops import Buffer, Call, Place, TensorMap
 from graphc.codegen.lower.affine import Levels, linear, normal, terms
 from graphc.codegen.lower.contraction import Operand
-from graphc.codegen.lower.index import delinearise, dim_expr
-from graphc.ir.types import F32, Dim, DType, size_of
+from graphc.codegen.lower.index import delinearise, dim_expr, linearise
+from graphc.ir.types import F32, Dim, DType, Shape, size_of
 
 ROW = 128  # bytes along the innermost dimension of a box: a row of a tile
 MOST_BATCH = 3  # of the five dimensions that a view can have
@@ -27,6 +27,7 @@ class View:
 
     sizes, strides, start: of the neighbours' dimension, the other one, and the batch dimensions named in `batch`, in
     elements; `start` is the coordinate of index 0. The stride of the neighbours' dimension is 1 and is left out.
+    merged: the batch dimensions whose row-major position is the one batch coordinate, in place of `batch`.
     """
 
     buffer: Buffer
@@ -35,12 +36,19 @@ class View:
     strides: tuple[Expr, ...]
     start: tuple[Expr, ...]
     batch: tuple[int, ...]
+    merged: tuple[int, ...] = ()
 
     def map(self, name: str, rows: int, rounded: bool) -> TensorMap:
         """The tensor map for tiles of `rows` free indices."""
         unit = ROW // self.buffer.dtype.itemsize
         box = (unit, rows) if self.along_k else (unit, unit)
-        return TensorMap(name, self.buffer, self.sizes, self.strides, (*box, *(1 for _ in self.batch)), rounded)
+        return TensorMap(name, self.buffer, self.sizes, self.strides, (*box, *(1 for _ in self.sizes[2:])), rounded)
+
+    def outer(self, batch: Sequence[Expr], shape: Shape) -> list[Expr]:
+        """The coordinates of the view behind the first two, for batch coordinates in `shape`."""
+        if self.merged:
+            return [linearise([batch[i] for i in self.merged], tuple(shape[i] for i in self.merged))]
+        return [batch[i] for i in self.batch]
 
 
 def view_of(p: Product, side: Operand, element: DType) -> View | None:
@@ -112,7 +120,7 @@ def _split(offset: Expr, strides: Sequence[Expr]) -> list[Expr] | None:
             if left is not None and c >= scale:
                 found = (len(left), c // scale, i + 1, scale, left)
                 best = found if best is None else min(best, found, key=lambda t: t[:3])
-        if c < 0 or best is None and monomial:
+        if c < 0 or (best is None and monomial):
             return None
         if best is None:
             coordinates[0] = coordinates[0] + c
@@ -140,8 +148,8 @@ def _without(monomial: Sequence[Expr], factors: Sequence[Expr]) -> list[Expr] | 
 class Copies:
     """The bulk copies of one operand's tiles of `rows` free indices."""
 
-    def __init__(self, view: View, name: str, rows: int, ring: Buffer, rounded: bool) -> None:
-        self.view, self.ring, self.rows = view, ring, rows
+    def __init__(self, view: View, name: str, rows: int, ring: Buffer, rounded: bool, batch: Shape) -> None:
+        self.view, self.ring, self.rows, self.batch = view, ring, rows, batch
         self.unit = ROW // ring.dtype.itemsize
         self.map = view.map(f"{name}_map", min(rows, 256), rounded)
 
@@ -149,7 +157,7 @@ class Copies:
         """Copy depth k .. of the free indices from `first` into `stage`, counted on `barrier`."""
         v = self.view
         tile = stage * (self.rows * self.unit)
-        outer = [batch[b] for b in v.batch]
+        outer = v.outer(batch, self.batch)
         boxes = [(k, first)] if v.along_k else [(first + i, k) for i in range(0, self.rows, self.unit)]
         out: Body = []
         for i, inner in enumerate(boxes):

@@ -1,0 +1,77 @@
+"""An operand of a tensor-core product that the producing threads compute, element by element, into swizzled shared memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graphc.codegen.cuda.product import Body, Product, divisor
+from graphc.codegen.cuda.swizzle import rounded
+from graphc.codegen.expr import Expr, binary, const, index, select, var
+from graphc.codegen.loops import Buffer, For, Let, Store, Vector
+from graphc.codegen.lower.affine import least_of, split_lanes, tidy
+from graphc.codegen.lower.contraction import Operand
+from graphc.codegen.lower.index import delinearise, dim_expr
+from graphc.ir.types import size_of
+
+THREADS = 128
+ROW = 128  # bytes
+UNITS = 8  # of 16 bytes in a row
+
+
+class Gather:
+    """Tiles of `rows` free indices and 128 bytes of depth, in a ring of stages.
+
+    Neighbouring threads take neighbouring free indices: the rows of 8 of them fall into different banks, as unit u of row r lies
+    at u xor (r mod 8). Free indices beyond the operand repeat the last one; k beyond the depth is zero.
+    """
+
+    def __init__(self, p: Product, side: Operand, rows: int, ring: Buffer) -> None:
+        self.p, self.side, self.rows, self.ring = p, side, rows, ring
+        self.width = 16 // ring.dtype.itemsize
+        self.line = ROW // ring.dtype.itemsize
+        self.along = min(rows, THREADS)
+
+    def prepare(self, body: Body, batch: Sequence[Expr], first: Expr) -> list[tuple[Expr, list[Expr]]]:
+        """For each of a thread's free indices its row in the tile, and its coordinates."""
+        p, last = self.p, dim_expr(self.side.size) - 1
+        places = []
+        for start in range(0, self.rows, self.along):
+            row = p.let(body, "row", var("thread") % self.along + start)
+            free = p.let(body, "free", least_of(first + row, last))
+            places.append((row, p.coords(body, "f", free, self.side.free)))
+        return places
+
+    def issue(
+        self, stage: Expr, k: Expr, batch: Sequence[Expr], places: Sequence[tuple[Expr, list[Expr]]]
+    ) -> Body:
+        """Compute depth k .. of this thread's rows into `stage`."""
+        p, c = self.p, self.p.c
+        depth = dim_expr(size_of(c.depth))
+        whole = divisor(depth, p.divides) % self.line == 0
+        apart = THREADS // self.along  # threads that share a row
+        out: Body = []
+        for row, coords in places:
+            unit, lane = p.name("unit"), p.name("lane")
+            inner: Body = []
+            start = p.let(inner, "start", k + unit * self.width)
+            place = stage * (self.rows * self.line) + row * self.line + binary("xor", unit, row % 8) * self.width
+            at = p.let(inner, "at", place)
+            here = start + lane
+            if whole:
+                position = split_lanes(start, lane, self.width, c.depth)
+            else:
+                position = delinearise(least_of(here, depth - 1), c.depth)
+            value = rounded(self.side.at(batch, coords, position), self.ring.dtype)
+            inside = None if whole else here < depth
+            if inside is not None:
+                value = select(inside, value, const(self.ring.dtype, 0))
+            loops = [e for e in (*batch, *coords, start, lane) if e.op == "var"]
+            named = p.name("value", self.ring.dtype)
+            each: Body = [*p.checks(inside), Let(named, tidy(value, loops)), Store(self.ring, at + lane, named)]
+            inner.append(Vector(lane, self.width, tuple(each)))
+            begin = var("thread") // self.along if apart > 1 else index(0)
+            out.append(For(unit, begin, index(UNITS), tuple(inner), index(apart)))
+        return out
+
+
+__all__ = ["Gather"]

@@ -1,0 +1,353 @@
+"""Products on the tensor cores of sm_90a: wgmma on tiles that the bulk copy engine brings into shared memory.
+
+A block stays on its multiprocessor and takes one tile of the result after another. Its first warpgroup produces: it fills a
+ring of stages, each a row of tiles of 128 bytes of depth, ahead of the others; the other warpgroups consume: each multiplies
+its rows of 64, then passes its sums through the epilogue. `full[stage]` counts the bytes of a stage, `empty[stage]` the
+warps that have done with it; a stage's n-th use waits for the phase of parity n mod 2.
+
+An operand is copied as it lies in memory (operand_view.py), or packed into such a form first (pack.py), or computed element
+by element by the producing threads ("gather": patches of a convolution, which would be large in memory).
+
+The definition, the same for all tiles and ways: products of elements rounded to the element type, added to a float32 sum
+from +0.0 by wgmma over blocks of 64 k (32 of tf32) in ascending order, the last block filled with zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from graphc.codegen.cuda.choice import Choice
+from graphc.codegen.cuda.gather import Gather
+from graphc.codegen.cuda.operand_view import ROW, Copies, view_of
+from graphc.codegen.cuda.pack import pack
+from graphc.codegen.cuda.product import Body, Product, dim_value
+from graphc.codegen.cuda.target import Target
+from graphc.codegen.cuda.tensor import operand_type
+from graphc.codegen.expr import Expr, const, equal, index, load, select, var
+from graphc.codegen.loops import (
+    Alloc,
+    Assign,
+    Barrier,
+    Buffer,
+    Call,
+    Declare,
+    For,
+    If,
+    Kernel,
+    Let,
+    Place,
+    Store,
+    Vector,
+)
+from graphc.codegen.lower.affine import ceil_div, least_of, logical_and
+from graphc.codegen.lower.contraction import Contraction, Operand
+from graphc.codegen.lower.lowered import Lowered
+from graphc.ir.function import Function
+from graphc.ir.types import BF16, F16, F32, U64, DType, size_of
+
+Sizes = Mapping[str, int]
+FORM = "contract wgmma"
+GROUP = 128  # threads of a warpgroup
+CHUNK = 32  # columns that pass through shared memory at a time, in rows of
+PITCH = 40  # floats: the 8-byte stores of half a warp meet no bank twice
+SUPER = 2048  # rows of the result that blocks running together share, so that what they read stays in the L2 cache
+VIEW, PACK, GATHER = 0, 1, 2
+TYPES = {BF16: "bf16", F16: "f16", F32: "tf32"}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """rows = 64 * tall * consumers. resident: blocks on a multiprocessor. speed: of products, relative to the best."""
+
+    rows: int
+    columns: int
+    consumers: int
+    stages: int
+    resident: int
+    speed: float
+
+    @property
+    def tall(self) -> int:
+        return self.rows // (64 * self.consumers)
+
+    @property
+    def sums(self) -> int:
+        """Accumulators of a thread."""
+        return self.tall * self.columns // 2
+
+
+TILES = (
+    Tile(128, 256, 2, 4, 1, 1.0),
+    Tile(256, 128, 2, 4, 1, 0.98),
+    Tile(128, 128, 2, 6, 1, 0.85),
+    Tile(128, 64, 2, 3, 2, 0.65),
+    Tile(64, 128, 1, 3, 2, 0.65),
+    Tile(64, 64, 1, 5, 2, 0.5),
+)
+
+
+def element_type(c: Contraction) -> DType | None:
+    """What the tensor cores are given; float32 means tf32. None: this product is not theirs."""
+    return operand_type(c.root.operands[0].type.dtype, c.root.attrs.get("precision", ""))
+
+
+def choose(
+    group: Function, c: Contraction, sizes: Sizes, target: Target, divides: tuple[tuple[str, int], ...], narrow: bool,
+    example: int,
+) -> Choice:
+    """The schedule of a product of tensor cores for a launch of these sizes.
+
+    c, divides, narrow, example: as contract.py found them, which also decides that this is one.
+    """
+    element = element_type(c)
+    assert element is not None
+    p = Product(group, Choice(FORM, (("example", example),), divides, narrow))
+    ways = tuple(_way(p, side, element) for side in (p.c.left, p.c.right))
+    rows, columns = dim_value(c.left.size, sizes), dim_value(c.right.size, sizes)
+    batches = dim_value(size_of(c.batch), sizes)
+    best: tuple[float, Tile] | None = None
+    for tile in TILES:
+        if GATHER in ways and tile.sums > 64:
+            continue
+        tiles = batches * -(-rows // tile.rows) * -(-columns // tile.columns)
+        waves = -(-tiles // (target.multiprocessors * tile.resident))
+        cost = waves * tile.resident * tile.rows * tile.columns / tile.speed
+        if best is None or cost < best[0]:
+            best = cost, tile
+    assert best is not None
+    return tile_choice(best[1], ways, example, divides, narrow)
+
+
+def tile_choice(
+    tile: Tile, ways: tuple[int, ...], example: int, divides: tuple[tuple[str, int], ...], narrow: bool
+) -> Choice:
+    numbers = {
+        "rows": tile.rows, "columns": tile.columns, "consumers": tile.consumers, "stages": tile.stages,
+        "resident": tile.resident, "left": ways[0], "right": ways[1], "example": example,
+    }  # fmt: skip
+    return Choice(FORM, tuple(numbers.items()), divides, narrow)
+
+
+def _way(p: Product, side: Operand, element: DType) -> int:
+    if view_of(p, side, element) is not None:
+        return VIEW
+    return GATHER if p.c.root.name == "conv" and side is p.c.right else PACK
+
+
+def lower(group: Function, choice: Choice, target: Target) -> Lowered:
+    """The kernels of a product under a choice: what is packed first, then the product."""
+    product = WgmmaProduct(group, choice, target)
+    return product.p.lowered(product.kernels())
+
+
+class WgmmaProduct:
+    def __init__(self, group: Function, choice: Choice, target: Target) -> None:
+        self.p = Product(group, choice)
+        n = choice.number
+        self.tile = Tile(n("rows"), n("columns"), n("consumers"), n("stages"), n("resident"), 1.0)
+        element = element_type(self.p.c)
+        assert element is not None
+        self.element, self.target = element, target
+        self.unit = ROW // element.itemsize  # k of a stage
+        self.threads = GROUP * (1 + self.tile.consumers)
+        self.rings = (Buffer("left", element, "shared"), Buffer("right", element, "shared"))
+        self.staged = Buffer("staged", F32, "shared")
+        self.full, self.empty = Buffer("full", U64, "shared"), Buffer("empty", U64, "shared")
+        self.sums = Buffer("sums", F32, "local")
+        self.packing: list[Kernel] = []
+        self.sides = tuple(self._side(i, choice.number(name)) for i, name in enumerate(("left", "right")))
+        self.gathers = [s for s in self.sides if isinstance(s, Gather)]
+        self.copies = [s for s in self.sides if isinstance(s, Copies)]
+
+    def _side(self, i: int, way: int) -> Copies | Gather:
+        p, tile = self.p, self.tile
+        name, side, rows = (("left", p.c.left, tile.rows), ("right", p.c.right, tile.columns))[i]
+        if way == GATHER:
+            return Gather(p, side, rows, self.rings[i])
+        view = view_of(p, side, self.element) if way == VIEW else None
+        if way == PACK:
+            kernel, view = pack(p, side, self.element, f"packed_{name}")
+            self.packing.append(kernel)
+        assert view is not None
+        return Copies(view, name, rows, self.rings[i], self.element is F32, p.c.batch)
+
+    def kernels(self) -> list[Kernel]:
+        p, tile = self.p, self.tile
+        body: Body = [
+            Alloc(self.rings[0], tile.stages * tile.rows * self.unit),
+            Alloc(self.rings[1], tile.stages * tile.columns * self.unit),
+            Alloc(self.staged, tile.consumers * 64 * PITCH),
+            Alloc(self.full, tile.stages),
+            Alloc(self.empty, tile.stages),
+        ]
+        down, across = ceil_div(p.rows, tile.rows), ceil_div(p.columns, tile.columns)
+        blocks = least_of(down * across * p.batches, index(self.target.multiprocessors * tile.resident))
+        self.down, self.across = p.let(body, "down", down), p.let(body, "across", across)
+        self.each = p.let(body, "each", self.down * self.across)
+        self.tiles = p.let(body, "tiles", self.each * p.batches)
+        self.steps = p.let(body, "steps", ceil_div(p.depth, self.unit))
+        thread = var("thread")
+        first: Body = []
+        for s in range(tile.stages):
+            arrivals = GROUP if self.gathers else 1
+            first.append(Call("mbarrier_init", (Place(self.full, index(s)), index(arrivals)), (self.full,)))
+            first.append(Call("mbarrier_init", (Place(self.empty, index(s)), index(4 * tile.consumers)), (self.empty,)))
+        first.append(Call("mbarrier_init_done", ()))
+        first += [Call("bulk_prefetch_map", (c.map,)) for c in self.copies]
+        body += [If(equal(thread, 0), tuple(first)), Barrier()]
+        body.append(If(thread < GROUP, tuple(self._produce()), tuple(self._consume())))
+        kernel = p.kernel("contract", body, blocks, self.threads, tile.resident)
+        maps = tuple(c.map for c in self.copies)
+        assert kernel.grid is not None
+        return [*self.packing, replace(kernel, grid=replace(kernel.grid, maps=maps))]
+
+    def _tile(self, body: Body, tile: Expr) -> tuple[list[Expr], Expr, Expr]:
+        """The batch coordinates, first row and first column of a tile; `SUPER` rows follow each other column by column."""
+        p = self.p
+        if p.batches.op == "const" and p.batches.data == 1:
+            inside, batch_flat = tile, index(0)
+        else:
+            batch_flat = p.let(body, "batch", tile // self.each)
+            inside = p.let(body, "inside", tile - batch_flat * self.each)
+        high = SUPER // self.tile.rows
+        band = p.let(body, "band", inside // (self.across * high))
+        rest = p.let(body, "rest", inside - band * self.across * high)
+        height = p.let(body, "height", least_of(self.down - band * high, index(high)))
+        column = p.let(body, "column", rest // height)
+        row = p.let(body, "row", band * high + (rest - column * height))
+        batch = p.coords(body, "b", batch_flat, p.c.batch)
+        return batch, p.let(body, "m0", row * self.tile.rows), p.let(body, "n0", column * self.tile.columns)
+
+    def _ring(self) -> tuple[Body, Expr, Expr, Body]:
+        """Declarations of a place in the ring (stage, and parity of its use), and the step to the next one."""
+        stage, parity = self.p.name("stage"), self.p.name("parity")
+        last = equal(stage, self.tile.stages - 1)
+        step: Body = [
+            Assign(parity, select(last, parity ^ 1, parity)),
+            Assign(stage, select(last, index(0), stage + 1)),
+        ]
+        return [Declare(stage, index(0)), Declare(parity, index(0))], stage, parity, step
+
+    @property
+    def _many_registers(self) -> bool:
+        """Whether consumers need more registers than an even share; the producer then gives up some of its own."""
+        return self.tile.sums > 64 and not self.gathers
+
+    def _produce(self) -> Body:
+        p = self.p
+        declare, stage, parity, step = self._ring()
+        tile, block = p.name("tile"), p.name("step")
+        here: Body = []
+        batch, m0, n0 = self._tile(here, tile)
+        starts = (m0, n0)
+        prepared = [s.prepare(here, batch, starts[self.sides.index(s)]) for s in self.gathers]
+        k = p.name("k")
+        fill: Body = [
+            Let(k, block * self.unit),
+            Call("mbarrier_wait", (Place(self.empty, stage), parity ^ 1), (self.empty,)),
+        ]
+        barrier = Place(self.full, stage)
+        expected = sum(c.rows * ROW for c in self.copies)
+        copy: Body = [Call("mbarrier_arrive_expect", (barrier, index(expected)), (self.full,))] if self.copies else []
+        for c in self.copies:
+            copy += c.issue(stage, barrier, k, starts[self.sides.index(c)], batch)
+        if self.gathers:
+            for g, places in zip(self.gathers, prepared, strict=True):
+                fill += g.issue(stage, k, batch, places)
+            # Ordinary stores become visible to wgmma, then the barrier hears of them.
+            fill.append(Call("async_proxy_fence", ()))
+            plain = (Call("mbarrier_arrive", (barrier,), (self.full,)),)
+            fill += [If(equal(var("thread"), 0), tuple(copy), plain)] if copy else [*plain]
+        else:
+            fill += copy
+        loop = For(block, index(0), self.steps, (*fill, *step), index(1))
+        tiles = For(tile, var("block"), self.tiles, (*here, loop), var("blocks"))
+        out: Body = [Call("registers_decrease_40", ())] if self._many_registers else []
+        work = (*declare, tiles)
+        return [*out, *(work if self.gathers else (If(equal(var("thread"), 0), work),))]
+
+    def _consume(self) -> Body:
+        p, t = self.p, self.tile
+        declare, stage, parity, step = self._ring()
+        out: Body = [Call("registers_increase_232", ())] if self._many_registers else []
+        consumer = p.let(out, "consumer", var("thread") // GROUP - 1)
+        out += [Alloc(self.sums, t.sums), *declare]
+        tile, block, i, last = p.name("tile"), p.name("step"), p.name("i"), p.name("last")
+        here: Body = []
+        batch, m0, n0 = self._tile(here, tile)
+        here.append(For(i, index(0), index(t.sums), (Store(self.sums, i, const(F32, 0.0)),), index(1), unroll=True))
+        here.append(Declare(last, index(0)))
+        major = "".join("m" if isinstance(s, Copies) and not s.view.along_k else "k" for s in self.sides)
+        name = f"wgmma_{TYPES[self.element]}_n{t.columns}_{major}"
+        multiply: Body = [
+            Call("mbarrier_wait", (Place(self.full, stage), parity), (self.full,)),
+            Call("wgmma_fence", ()),
+        ]
+        for m in range(t.tall):
+            rows = stage * t.rows + (consumer * t.tall + m) * 64
+            left = Place(self.rings[0], rows * self.unit)
+            right = Place(self.rings[1], stage * (t.columns * self.unit))
+            multiply.append(Call(name, (Place(self.sums, index(m * t.columns // 2)), left, right), (self.sums,)))
+        one = equal(var("thread") % 32, 0)
+        done = Call("mbarrier_arrive", (Place(self.empty, last),), (self.empty,))
+        multiply += [
+            Call("wgmma_commit", ()),
+            # The stage before this one has been read.
+            Call("wgmma_wait_1", ()),
+            If(logical_and(one, block > 0), (done,)),
+            Assign(last, stage),
+            *step,
+        ]
+        here.append(For(block, index(0), self.steps, tuple(multiply), index(1)))
+        here += [Call("wgmma_wait_0", ()), If(logical_and(one, self.steps > 0), (done,))]
+        here += self._epilogue(consumer, batch, m0, n0)
+        return [*out, For(tile, var("block"), self.tiles, tuple(here), var("blocks"))]
+
+    def _epilogue(self, consumer: Expr, batch: list[Expr], m0: Expr, n0: Expr) -> Body:
+        """The sums of a warpgroup through shared memory, `CHUNK` columns at a time, so that threads have neighbours."""
+        p, t = self.p, self.tile
+        thread, lane = var("thread"), p.name("lane")
+        out: Body = []
+        mine = p.let(out, "mine", consumer * (64 * PITCH))
+        row = p.let(out, "row", thread % GROUP // 32 * 16 + thread % 32 // 4)
+        at = p.let(out, "at", mine + row * PITCH + thread % 4 * 2)
+        meet = Call("named_barrier", (consumer + 1, index(GROUP)), (self.staged,))
+        for m in range(t.tall):
+            first_row = p.let(out, "first", m0 + (consumer * t.tall + m) * 64)
+            chunk = p.name("chunk")
+            write: Body = [meet]
+            for j in range(CHUNK // 8):
+                for h in range(2):
+                    sums = chunk * (CHUNK // 2) + (m * t.columns // 2 + 4 * j + 2 * h)
+                    place = at + (h * 8 * PITCH + 8 * j)
+                    value = load(self.sums, sums + lane)
+                    write.append(Vector(lane, 2, (Store(self.staged, place + lane, value),)))
+            write += [meet, *self._rows(mine, batch, first_row, p.let(write, "n", n0 + chunk * CHUNK))]
+            here = (If(n0 + chunk * CHUNK < p.columns, tuple(write)),)
+            out.append(For(chunk, index(0), index(t.columns // CHUNK), here, index(1), unroll=True))
+        return out
+
+    def _rows(self, mine: Expr, batch: list[Expr], first_row: Expr, first_column: Expr) -> Body:
+        """Results of 64 rows of a chunk: a thread takes 4 neighbours, or 1 where the columns are no multiple of 4."""
+        p = self.p
+        width = 4 if p.divisor(p.c.right.size) % 4 == 0 else 1
+        across = CHUNK // width
+        turn, lane, thread = p.name("turn"), p.name("lane"), var("thread") % GROUP
+        body: Body = []
+        row = p.let(body, "r", turn * (GROUP // across) + thread // across)
+        column = p.let(body, "c", thread % across * width)
+        m, n = p.let(body, "m", first_row + row), p.let(body, "n", first_column + column)
+        inner: Body = []
+        rows = p.coords(inner, "m", m, p.c.left.free)
+        columns = p.column_coords(inner, n, lane, width)
+        value = p.name("sum", F32)
+        loops = [*batch, *rows, n, lane]
+        each: Body = [Let(value, load(self.staged, mine + row * PITCH + column + lane))]
+        each += p.finish(value, batch, rows, columns, [e for e in loops if e.op == "var"])
+        inner.append(Vector(lane, width, tuple(each)))
+        body.append(If(logical_and(m < p.rows, n < p.columns), tuple(inner)))
+        return [For(turn, index(0), index(64 * across // GROUP), tuple(body), index(1))]
+
+
+__all__ = ["FORM", "TILES", "Tile", "choose", "element_type", "lower", "tile_choice"]
