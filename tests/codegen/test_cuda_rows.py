@@ -1,0 +1,199 @@
+"""Rows on a device: every reduction and length, fused rows, and what the kernels cost; to the bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from graphc.codegen.cuda.choice import Choice
+from graphc.ir.function import Function
+from graphc.ir.types import ALL_DTYPES, BF16, BOOL, F16, F32, F64, I8, I32, I64, U16, U64, DType
+from graphc.runtime.nn import functional
+
+from tests.codegen.device import Case, check_compiles, check_groups, cuda_text, prepare
+from tests.codegen.row_groups import chosen, gradient, groups_of, kinds, reduction_case, reductions, row_cases, traced
+from tests.codegen.values import plain
+
+LENGTHS = (1, 2, 3, 5, 16, 31, 32, 33, 64, 127, 1000, 2048, 4095, 4096, 4097, 9000)
+
+
+def rows_of(length: int) -> int:
+    return 2 if length > 2048 else 9
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_reductions_of_every_length(dtype: DType) -> None:
+    check_groups([reduction_case(dtype, (rows_of(n), n), (1,)) for n in LENGTHS])
+
+
+def test_reductions_of_every_type() -> None:
+    check_groups([reduction_case(d, (5, n), (1,)) for d in (F16, F64, I8, I32, I64, U16, U64, BOOL) for n in (33, 4100)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+def test_every_reduction_of_every_type_and_length(dtype: DType) -> None:
+    check_groups([reduction_case(dtype, (rows_of(n), n), (1,)) for n in LENGTHS])
+
+
+def test_empty_rows_give_the_identity() -> None:
+    check_groups([reduction_case(d, (3, 0), (1,), names=("sum", "prod")) for d in (F32, BF16, I32)])
+
+
+def test_a_single_row_and_several_kept_dimensions() -> None:
+    cases = [reduction_case(F32, (70,), (0,)), reduction_case(F32, (2, 3, 5, 40), (3,)), reduction_case(F32, (7, 3, 5), (1, 2))]
+    check_groups([*cases, reduction_case(F32, (3, 1, 33, 1), (2,)), reduction_case(F32, (6, 5), ())])
+
+
+@pytest.mark.parametrize("name", ["argmax", "argmin"])
+def test_ties_and_nan(name: str) -> None:
+    """The first of equals (+0 and -0 are), the first NaN; rows of the least value, of infinities and of NaN only."""
+    cases = []
+    for n in (7, 100, 5000):
+        rng = np.random.default_rng(n)
+        x = rng.integers(0, 3, (8, n)).astype(np.float32)
+        x[1] = 0.0
+        x[2] = np.where(rng.random(n) < 0.5, 0.0, -0.0)
+        x[3], x[4], x[5] = np.nan, -np.inf, np.inf
+        x[6, n // 2 :] = np.nan
+        x[7, n - 1] = np.nan
+        cases.append(Case(reductions(F32, (8, n), (1,), (name,)), [x]))
+        info = np.iinfo(np.int32)
+        y = np.stack([np.full(n, info.min), np.full(n, info.max), rng.integers(0, 2, n)]).astype(np.int32)
+        cases.append(Case(reductions(I32, (3, n), (1,), (name,)), [y]))
+    check_groups(cases)
+
+
+def test_signs_of_zero() -> None:
+    cases = []
+    for n in (8, 40, 300, 5000):
+        for d in (F32, F16):
+            x = np.where(np.random.default_rng(n).random((6, n)) < 0.5, 0.0, -0.0).astype(d.numpy)
+            x[0], x[1] = 0.0, -0.0
+            cases.append(Case(reductions(d, (6, n), (1,), ("sum", "max", "min")), [x]))
+    check_groups(cases)
+
+
+# ------------------------------------------------------------------------------ fused
+
+
+def softmax(n: int, rows: int = 5, dtype: str = "f32") -> Function:
+    return traced(lambda x: functional.softmax(x), f"{dtype}[{rows}, {n}]")
+
+
+def log_softmax(n: int, rows: int = 5, dtype: str = "f32") -> Function:
+    return traced(lambda x: functional.log_softmax(x), f"{dtype}[{rows}, {n}]")
+
+
+def layer_norm(n: int, rows: int = 5, dtype: str = "f32") -> Function:
+    types = (f"{dtype}[{rows}, {n}]", f"{dtype}[{n}]", f"{dtype}[{n}]")
+    return traced(lambda x, w, b: functional.layer_norm(x, (n,), w, b), *types)
+
+
+def rms_norm(n: int, rows: int = 5, dtype: str = "f32") -> Function:
+    return traced(lambda x, w: functional.rms_norm(x, (n,), w), f"{dtype}[{rows}, {n}]", f"{dtype}[{n}]")
+
+
+def cross_entropy(n: int, rows: int = 5, dtype: str = "f32") -> Function:
+    return traced(lambda x, t: functional.cross_entropy(x, t), f"{dtype}[{rows}, {n}]", f"i64[{rows}]")
+
+
+FUSED = {"softmax": softmax, "log_softmax": log_softmax, "layer_norm": layer_norm, "rms_norm": rms_norm, "cross_entropy": cross_entropy}
+
+
+def arguments(f: Function) -> list[Any]:
+    """Plain values; class numbers for integers."""
+    out: list[Any] = []
+    for i, p in enumerate(f.params):
+        shape = tuple(map(int, p.type.shape))
+        x = plain(p.type.dtype, shape, i)
+        if p.type.dtype is I64:
+            x = np.random.default_rng(i).integers(0, int(f.params[0].type.shape[1]), shape)
+            x[0] = -100  # ignored
+        out.append(x)
+    return out
+
+
+def test_softmax_layer_norm_and_cross_entropy_are_one_group_each() -> None:
+    assert kinds(softmax(50)) == kinds(log_softmax(50)) == kinds(layer_norm(50)) == kinds(rms_norm(50)) == ["row"]
+    assert kinds(gradient(softmax(50))) == kinds(gradient(log_softmax(50))) == ["row"]
+    # The rows, and the mean of their losses; the number of targets, and the rows.
+    assert kinds(cross_entropy(50)) == kinds(gradient(cross_entropy(50))) == ["row", "row"]
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_rows(name: str) -> None:
+    """Odd lengths, short ones, those of wide accesses, and longer ones than registers hold."""
+    cases = []
+    for n, dtype in ((7, "f32"), (50, "f32"), (256, "bf16"), (256, "f32"), (1000, "f32"), (3100, "f32"), (4360, "bf16")):
+        f = FUSED[name](n, 5, dtype)
+        cases += row_cases(f, arguments(f))
+        g = gradient(f)
+        cases += row_cases(g, arguments(g))
+    check_groups(cases)
+
+
+def rolled(n: int, held: bool, parts: int, itemsize: int = 4) -> Choice:
+    """A schedule of long rows for a row that `choose` would give to registers."""
+    once = int(parts * 4096 >= n)
+    room = -(-n // 256) * 256
+    numbers = (("lanes", 32), ("wide", 1), ("parts", parts), ("warps", max(parts, 2)), ("once", once), ("room", room))
+    return Choice("rows shared" if held else "rows loop", numbers, (), True)
+
+
+def test_every_form_gives_the_same_bits() -> None:
+    cases = []
+    for n in (33, 4100):
+        for make in (softmax, layer_norm):
+            f = make(n, 3)
+            for parts in (1, 2, 3):
+                forms = [rolled(n, False, parts)]
+                if parts * 4096 >= n:
+                    forms.append(rolled(n, True, parts))
+                for form in forms:
+                    cases += row_cases(f, arguments(f), lambda *_, form=form: form)
+        cases.append(reduction_case(F32, (3, n), (1,), rolled(n, False, 2)))
+        cases.append(reduction_case(F32, (3, n), (1,), rolled(n, False, 1)))
+    check_groups(cases)
+
+
+def test_an_error_in_a_row_is_reported() -> None:
+    f = cross_entropy(50, 4)
+    (group,) = [g for g in groups_of(f) if any(op.name == "check_index" for op in g.ops)]
+    x, t = plain(F32, (4, 50), 1), np.array([1, 2, 50, 3])
+    inputs = [t if p.type.dtype is I64 else x for p in group.params]
+    from tests.codegen.device import Reported, run_group
+
+    with pytest.raises(Reported, match="check_index"):
+        run_group(group, inputs)
+
+
+# ------------------------------------------------------------------------------ what is chosen, and what it costs
+
+
+def test_which_form_is_chosen() -> None:
+    def form(f: Function) -> str:
+        return str(chosen(groups_of(f)[0]))
+
+    assert form(softmax(256)).startswith("rows registers lanes=32 wide=4 lines=8")
+    assert form(softmax(1024)).startswith("rows registers lanes=32 wide=1 lines=32")
+    assert form(softmax(8000)).startswith("rows shared")
+    assert form(softmax(200000, 140)).startswith("rows loop")
+
+
+def test_kernels_do_not_spill() -> None:
+    texts = {}
+    for name, make in FUSED.items():
+        for n, dtype in ((1024, "f32"), (1000, "f32"), (256, "f32"), (1024, "bf16"), (5000, "f32")):
+            for which, f in (("", make(n, 64, dtype)), ("_grad", gradient(make(n, 64, dtype)))):
+                for i, g in enumerate(groups_of(f)):
+                    p = prepare(Case(g, []))
+                    label = f"{name}{which}_{dtype}_{n}_{i}"
+                    from graphc.codegen.kernels import rename
+
+                    texts[label] = cuda_text(rename(p.lowered.kernels, label))
+    usage = check_compiles(texts, hot=tuple(texts))
+    assert usage
+
+
