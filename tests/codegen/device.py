@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 from graphc.codegen.canonical import canonicalise
-from graphc.codegen.cuda import simulate
+from graphc.codegen.cuda import simulate, tensormap
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.lower import choose, lower
 from graphc.codegen.cuda.target import HOPPER, Target
 from graphc.codegen.donation import InPlace
 from graphc.codegen.kernels import evaluate_size, rename, size_text
-from graphc.codegen.loops import Buffer, Kernel
+from graphc.codegen.loops import Buffer, Kernel, TensorMap
 from graphc.codegen.lower.lowered import Lowered
 from graphc.ir.function import Function, Operation
 from graphc.ir.text import print_function
@@ -143,6 +143,14 @@ def cuda_text(kernels: Sequence[Kernel], target: Target = HOPPER) -> str:
     return emit_kernels(kernels, target)
 
 
+def _map_argument(m: TensorMap, address: int, extents: Mapping[str, int]) -> Any:
+    data = tensormap.simulated(address, tensormap.encoding_of(m, extents))
+    room = bytearray(len(data) + tensormap.ALIGNMENT)
+    start = -ctypes.addressof((ctypes.c_uint8 * 1).from_buffer(room)) % tensormap.ALIGNMENT
+    room[start : start + len(data)] = data
+    return (ctypes.c_uint8 * len(data)).from_buffer(room, start)
+
+
 def launch(
     built: simulate.Library, kernel: Kernel, memory: Mapping[Buffer, Memory], extents: Mapping[str, int], seed: int,
     number: int = 1,
@@ -155,7 +163,11 @@ def launch(
     if blocks == 0:
         return 0, 0
     error = (ctypes.c_longlong * 3)()
-    arguments: list[Any] = [ctypes.c_void_p(memory[b].address) for b in kernel.buffers]
+    arguments: list[Any] = [
+        ctypes.create_string_buffer(tensormap.simulated(memory[m.buffer].address, tensormap.encoding_of(m, extents)), tensormap.BYTES)
+        for m in kernel.grid.maps
+    ]
+    arguments += [ctypes.c_void_p(memory[b].address) for b in kernel.buffers]
     integer = ctypes.c_int if kernel.grid.narrow else ctypes.c_longlong
     arguments += [integer(extents[name]) for name in kernel.extents]
     arguments += [ctypes.c_void_p(ctypes.addressof(error)), ctypes.c_int(number)]
