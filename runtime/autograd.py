@@ -13,7 +13,7 @@ from typing import Any
 from graphc.ir.function import Builder, Value
 from graphc.runtime import emission as e
 from graphc.runtime.core import ABSTRACT, Meta, Tensor, alias
-from graphc.runtime.dispatch import Entry, apply_entry, operand_of, remember
+from graphc.runtime.dispatch import Entry, apply_entry, device_of, operand_of, remember
 from graphc.runtime.errors import describe, here, loc_of
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.node import Node
@@ -180,7 +180,12 @@ class Plan:
         for t in zero:
             spec = _spec_of(t)
             cotangents[t] = e.filled(b, 0, spec.dtype, spec.shape)
-        return Entry("backward", b.build([cotangents[t] for t in graph.targets]))
+        operands = [t._spec for t in self.inputs]
+        operands += [_spec_of(t) for t, seed in zip(graph.outputs, self.seeds) if seed is not None]
+        specs = [_spec_of(t) for t in graph.targets]
+        device = device_of("backward", [*operands, *specs])
+        function = b.build([cotangents[t] for t in graph.targets])
+        return Entry("backward", function, operands=operands, device=device, specs=specs)
 
     def connected(self) -> set[Target]:
         """The targets that gradients reach."""
@@ -294,7 +299,12 @@ _node_entries: dict[Any, Entry] = {}
 def _node_entry(node: Node) -> Entry:
     entry = _node_entries.get(node.back)
     if entry is None:
-        entry = Entry(f"{node.name}_backward", node.back.function)
+        assert node.saved is not None
+        operands = [t._spec for t in node.saved] + [node.entry.specs[j] for j in node.entry.float_outputs]
+        specs = [_spec_of(_target(m)) for m in node.edges]
+        name = f"{node.name}_backward"
+        device = device_of(name, [*operands, *specs])
+        entry = Entry(name, node.back.function, operands=operands, device=device, specs=specs)
         remember(_node_entries, node.back, entry)
     return entry
 
@@ -311,13 +321,13 @@ def _plus(a: Tensor, b: Tensor, create_graph: bool) -> Tensor:
 def _zeros(spec: Spec) -> Tensor:
     from graphc.runtime.creation import filled
 
-    return filled(spec.shape, 0, spec.dtype)
+    return filled(spec.shape, 0, spec.dtype, spec.device)
 
 
 def _one(spec: Spec) -> Tensor:
     from graphc.runtime.creation import filled
 
-    return filled(spec.shape, 1, spec.dtype)
+    return filled(spec.shape, 1, spec.dtype, spec.device)
 
 
 def _apply_hooks(meta: Meta | None, g: Tensor) -> Tensor:
@@ -345,7 +355,9 @@ def _seed(output: Tensor, gradient: Any, name: str) -> Tensor | None:
                 f"example with sum() or mean(), or pass its gradient\n  at {here()}"
             )
         return None if not spec.shape else _one(spec)
-    g = operand_of(gradient, name)
+    from graphc.runtime.interop import to_device
+
+    g = to_device(operand_of(gradient, name), spec.device)
     if g._spec.shape != spec.shape and not g._spec.shape:
         g = broadcast_to(g, spec.shape)
     if g._spec.shape != spec.shape:

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from graphc.ir.function import Function
 from graphc.ir.types import TensorType
-from graphc.runtime.errors import internal_error
+from graphc.runtime.device import CPU, Device
+from graphc.runtime.errors import CompilerMissing, internal_error
+from graphc.runtime.spec import Spec
 
 Donate = Sequence[tuple[int, int]]
 
@@ -58,9 +60,27 @@ def backend() -> str:
     return os.environ.get("GRAPHC_BACKEND", "compiled")
 
 
-def compile_function(function: Function, donate: Donate = ()) -> Program:
-    """Make a function executable. Pairs in `donate` (input, output) may share memory; see `Program.donated`."""
+def compile_function(
+    function: Function,
+    donate: Donate = (),
+    device: Device = CPU,
+    operands: Sequence[Spec] = (),
+    results: Sequence[Spec] = (),
+) -> Program:
+    """Make a function executable. Pairs in `donate` (input, output) may share memory; see `Program.donated`.
+
+    operands, results: the types of inputs and outputs, where the device is not the CPU.
+    """
     global _compiler
+    if device is not CPU:
+        from graphc.runtime.cuda.execute import executable
+
+        try:
+            return executable(function, donate, device, operands, results)
+        except (MemoryError, CompilerMissing):
+            raise
+        except Exception as error:
+            raise internal_error(function, error) from error
     if backend() == "interpret":
         return Interpreted(function, donate)
     if _compiler is None:

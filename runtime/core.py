@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from graphc.ir.types import DType
 from graphc.runtime import memory
+from graphc.runtime.device import CPU, Device
 from graphc.runtime.errors import AbstractValueError, here
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.spec import Spec
@@ -72,6 +73,16 @@ class Tensor(Methods):
     def dtype(self) -> DType:
         """The element type."""
         return self._spec.dtype
+
+    @property
+    def device(self) -> Device:
+        """Where the memory is."""
+        return self._spec.device
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether the memory is on a CUDA device."""
+        return self._spec.device is not CPU
 
     @property
     def ndim(self) -> int:
@@ -165,7 +176,7 @@ def empty(spec: Spec) -> Tensor:
     try:
         block = spec.free.pop()
     except IndexError:
-        block = memory.obtain(spec.nbytes)
+        block = spec.obtain(spec.nbytes)
     buffer = _new(memory.Buffer)
     buffer.block = block
     return make(spec, buffer, block[0])
@@ -227,7 +238,10 @@ def make_contiguous(t: Tensor) -> None:
             "use tensor operations (where, select by index) instead of its value, or do not keep it after tracing"
         )
     fresh = empty(t._spec)
-    np.copyto(view_of(fresh, writable=True), view_of(t))
+    if t._spec.device is CPU:
+        np.copyto(view_of(fresh, writable=True), view_of(t))
+    else:
+        t._spec.device.context.pack(fresh._address, t._address, t._spec, t._strides)
     t._buffer, t._address, t._strides = fresh._buffer, fresh._address, None
 
 
@@ -242,10 +256,15 @@ class _Memory:
 
 
 def view_of(t: Tensor, writable: bool = False) -> np.ndarray[Any, Any]:
-    """The memory of a tensor as a NumPy array, without a copy. Raises for a tensor without a value."""
+    """The memory of a tensor as a NumPy array, without a copy. Raises for a tensor without a value or on a GPU."""
     if t._strides is ABSTRACT:
         make_contiguous(t)
     spec = t._spec
+    if spec.device is not CPU:
+        raise TypeError(
+            f"a tensor {spec} cannot become a NumPy array, because its memory is on {spec.device}; "
+            f"use x.cpu() to copy it first\n  at {here()}"
+        )
     dtype = spec.dtype.numpy
     # NumPy reads bfloat16 from the interface as raw bytes only.
     code = dtype.str if dtype.kind != "V" and spec.dtype.name != "bfloat16" else "<u2"
@@ -260,9 +279,34 @@ def view_of(t: Tensor, writable: bool = False) -> np.ndarray[Any, Any]:
     return array if array.dtype == dtype else array.view(dtype)
 
 
+def values_of(t: Tensor) -> np.ndarray[Any, Any]:
+    """The values of a tensor as a NumPy array: its memory, or, on a GPU, a copy, once what computes it is done."""
+    if t._strides is ABSTRACT:
+        make_contiguous(t)
+    spec = t._spec
+    if spec.device is CPU:
+        return view_of(t)
+    if t._strides is not None:
+        make_contiguous(t)
+    raw: np.ndarray[Any, Any] = spec.device.context.read(t._address, spec.nbytes)
+    return raw.view(spec.dtype.numpy).reshape(spec.shape)  # type: ignore[arg-type]
+
+
 def write_bytes(t: Tensor, data: bytes) -> None:
     """Fill the memory of a fresh contiguous tensor."""
-    ctypes.memmove(t._address, data, len(data))
+    if t._spec.device is CPU:
+        ctypes.memmove(t._address, data, len(data))
+    else:
+        t._spec.device.context.write(t._address, data)
+
+
+def copy_bytes(target: Tensor, source: Tensor) -> None:
+    """Give a fresh contiguous tensor the bytes of a contiguous one on the same device."""
+    spec = target._spec
+    if spec.device is CPU:
+        ctypes.memmove(target._address, source._address, spec.nbytes)
+    else:
+        spec.device.context.copy(target._address, source._address, spec.nbytes)
 
 
 def set_requires_grad(t: Tensor, value: bool) -> None:

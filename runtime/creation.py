@@ -15,7 +15,7 @@ from graphc.ir.types import BOOL, F64, I64, DimExpr, DType, Shape
 from graphc.ir.types import dtype as as_dtype
 from graphc.runtime import emission as e
 from graphc.runtime.core import Tensor, empty, set_requires_grad, view_of
-from graphc.runtime.device import check_device
+from graphc.runtime.device import CPU, Device, resolve
 from graphc.runtime.dispatch import Op, apply, operand_of
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.spec import DEFAULT_FLOAT, DEFAULT_INT, spec_of
@@ -24,7 +24,7 @@ Attrs = tuple[Any, ...]
 
 
 def _emit_full(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: Attrs) -> Value:
-    shape, dtype = attrs
+    shape, dtype, *_ = attrs
     if values[0].type.rank:
         raise ValueError(f"the fill value must be a number or a rank-0 tensor, not {values[0].type}; use broadcast_to")
     scalar = e.cast(b, values[0], dtype)
@@ -33,7 +33,7 @@ def _emit_full(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs:
 
 
 def _emit_arange(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: Attrs) -> Value:
-    shape, dtype = attrs
+    shape, dtype, *_ = attrs
     # Integers in int64, floats in float64, rounded once to the element type.
     wide = F64 if any(v.type.dtype.is_float for v in values) else I64
     i = b.emit("iota", shape=shape, axis=0, dtype=wide)
@@ -42,7 +42,7 @@ def _emit_arange(b: Builder, values: Sequence[Value], weak: Sequence[bool], attr
 
 
 def _emit_positions(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: Attrs) -> Value:
-    start, stop, dtype = attrs
+    start, stop, dtype, *_ = attrs
     shape = (stop - start,)
     i = b.emit("iota", shape=shape, axis=0, dtype=I64)
     if start != 0:
@@ -51,7 +51,7 @@ def _emit_positions(b: Builder, values: Sequence[Value], weak: Sequence[bool], a
 
 
 def _emit_linspace(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: Attrs) -> Value:
-    shape, dtype, intervals = attrs
+    shape, dtype, intervals, *_ = attrs
     start, stop = (e.cast(b, v, F64) for v in values)
     step = b.emit("div", b.emit("sub", stop, start), e.constant(b, max(intervals, 1), F64))
     i = b.emit("iota", shape=shape, axis=0, dtype=F64)
@@ -65,7 +65,7 @@ def _emit_linspace(b: Builder, values: Sequence[Value], weak: Sequence[bool], at
 
 
 def _emit_eye(b: Builder, values: Sequence[Value], weak: Sequence[bool], attrs: Attrs) -> Value:
-    shape, dtype, k = attrs
+    shape, dtype, k, *_ = attrs
     row = b.emit("iota", shape=shape, axis=0, dtype=I64)
     column = b.emit("iota", shape=shape, axis=1, dtype=I64)
     return e.cast(b, b.emit("eq", column, b.emit("add", row, e.filled(b, k, I64, shape))), dtype)
@@ -89,8 +89,13 @@ _EYE = Op("eye", _emit_eye)
 _ONE_HOT = Op("one_hot", _emit_one_hot)
 
 
-def _finish(t: Tensor, device: Any, requires_grad: bool) -> Tensor:
-    check_device(device)
+def _there(device: Any) -> tuple[Any, ...]:
+    """The attribute that says where an operation without tensors runs; none for the CPU."""
+    place = resolve(device)
+    return () if place is CPU else (place,)
+
+
+def _finish(t: Tensor, requires_grad: bool) -> Tensor:
     if requires_grad:
         set_requires_grad(t, True)
     return t
@@ -102,18 +107,23 @@ def full(
     """A tensor of `shape` with `fill_value` everywhere. The element type is float32, int64 or bool by default."""
     kind = _dtype_for(fill_value) if dtype is None else as_dtype(dtype)
     size = e.normal_shape(shape)
-    return _finish(filled(size, fill_value, kind), device, requires_grad)
+    place = fill_value._spec.device if device is None and isinstance(fill_value, Tensor) else resolve(device)
+    return _finish(filled(size, fill_value, kind, place), requires_grad)
 
 
-def filled(shape: Shape, value: Any, dtype: DType) -> Tensor:
+def filled(shape: Shape, value: Any, dtype: DType, device: Device = CPU) -> Tensor:
     """As `full`, with everything given."""
     if isinstance(value, Tensor) or (state.active and local.tracer is not None):
-        return apply(_FULL, (operand_of(value, "full"),), (shape, dtype))
+        return apply(_FULL, (operand_of(value, "full"),), (shape, dtype) if device is CPU else (shape, dtype, device))
     for d in shape:
         if not isinstance(d, int) or d < 0:
             raise ValueError(f"full: sizes are integers >= 0, not {d}; shape {list(shape)}")
-    t = empty(spec_of(dtype, shape))
-    view_of(t, writable=True).fill(value)
+    t = empty(spec_of(dtype, shape, False, device))
+    if device is CPU:
+        view_of(t, writable=True).fill(value)
+        return t
+    if t._spec.size and not device.context.fill(t._address, t._spec, value):
+        return apply(_FULL, (operand_of(value, "full"),), (shape, dtype, device))
     return t
 
 
@@ -127,12 +137,12 @@ def _dtype_for(value: Any) -> DType:
 
 def zeros(*shape: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of zeros, float32 by default. `zeros(2, 3)` and `zeros((2, 3))` are the same."""
-    return _finish(filled(_shape_of(shape), 0, _float_or(dtype)), device, requires_grad)
+    return _finish(filled(_shape_of(shape), 0, _float_or(dtype), resolve(device)), requires_grad)
 
 
 def ones(*shape: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of ones, float32 by default. `ones(2, 3)` and `ones((2, 3))` are the same."""
-    return _finish(filled(_shape_of(shape), 1, _float_or(dtype)), device, requires_grad)
+    return _finish(filled(_shape_of(shape), 1, _float_or(dtype), resolve(device)), requires_grad)
 
 
 def empty_tensor(*shape: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
@@ -153,18 +163,19 @@ def _float_or(dtype: Any) -> DType:
 def full_like(
     x: Tensor, /, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
-    """As `full`, with the shape and, by default, the element type of `x`."""
+    """As `full`, with the shape and, by default, the element type and the device of `x`."""
     kind = x._spec.dtype if dtype is None else as_dtype(dtype)
-    return _finish(filled(x._spec.shape, fill_value, kind), device, requires_grad)
+    place = x._spec.device if device is None else resolve(device)
+    return _finish(filled(x._spec.shape, fill_value, kind, place), requires_grad)
 
 
 def zeros_like(x: Tensor, /, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """Zeros with the shape and, by default, the element type of `x`."""
+    """Zeros with the shape and, by default, the element type and the device of `x`."""
     return full_like(x, 0, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
 def ones_like(x: Tensor, /, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """Ones with the shape and, by default, the element type of `x`."""
+    """Ones with the shape and, by default, the element type and the device of `x`."""
     return full_like(x, 1, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
@@ -191,14 +202,14 @@ def arange(
                 "compute start + step * arange(size)"
             )
         kind = DEFAULT_INT if dtype is None else as_dtype(dtype)
-        return _finish(apply(_POSITIONS, (), (start, stop, kind)), device, requires_grad)
+        return _finish(apply(_POSITIONS, (), (start, stop, kind, *_there(device))), requires_grad)
     if step == 0:
         raise ValueError("arange: the step must not be 0")
     whole = all(isinstance(v, int) for v in (start, stop, step))
     count = max(0, -((start - stop) // step) if whole else math.ceil((stop - start) / step))
     kind = (DEFAULT_INT if whole else DEFAULT_FLOAT) if dtype is None else as_dtype(dtype)
     inputs = (operand_of(start, "arange"), operand_of(step, "arange"))
-    return _finish(apply(_ARANGE, inputs, ((count,), kind)), device, requires_grad)
+    return _finish(apply(_ARANGE, inputs, ((count,), kind, *_there(device))), requires_grad)
 
 
 def linspace(
@@ -206,9 +217,9 @@ def linspace(
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """`num` numbers evenly spaced from `start` to `stop`, which is included if `endpoint`."""
-    attrs = ((int(num),), _float_or(dtype), num - 1 if endpoint else num)
+    attrs = ((int(num),), _float_or(dtype), num - 1 if endpoint else num, *_there(device))
     inputs = (operand_of(float(start), "linspace"), operand_of(float(stop), "linspace"))
-    return _finish(apply(_LINSPACE, inputs, attrs), device, requires_grad)
+    return _finish(apply(_LINSPACE, inputs, attrs), requires_grad)
 
 
 def eye(
@@ -217,7 +228,7 @@ def eye(
 ) -> Tensor:  # fmt: skip
     """A matrix with ones on diagonal `k` and zeros elsewhere."""
     shape = (int(n_rows), int(n_rows if n_cols is None else n_cols))
-    return _finish(apply(_EYE, (), (shape, _float_or(dtype), int(k))), device, requires_grad)
+    return _finish(apply(_EYE, (), (shape, _float_or(dtype), int(k), *_there(device))), requires_grad)
 
 
 def one_hot(index: Tensor, num_classes: int, *, dtype: Any = None) -> Tensor:

@@ -16,8 +16,9 @@ from graphc.ir.function import Builder, Function, Value
 from graphc.ir.types import BOOL, F64, I64, U64, DType
 from graphc.runtime import memory
 from graphc.runtime.backend import compile_function
-from graphc.runtime.core import ABSTRACT, Tensor, _new, empty, make_contiguous, write_bytes
-from graphc.runtime.errors import explain
+from graphc.runtime.core import ABSTRACT, Tensor, _new, copy_bytes, empty, make_contiguous, write_bytes
+from graphc.runtime.device import CPU, Device
+from graphc.runtime.errors import explain, here
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.node import Backward, backward_of, float_outputs, record
 from graphc.runtime.spec import DEFAULT_FLOAT, Spec, of_type, spec_of
@@ -29,7 +30,6 @@ Emit = Callable[[Builder, Sequence[Value], Sequence[bool], tuple[Any, ...]], Any
 View = Callable[[Tensor, Spec, tuple[Any, ...]], "tuple[int, tuple[int, ...] | None] | None"]
 
 Buffer = memory.Buffer
-obtain = memory.obtain
 
 
 class Op:
@@ -39,7 +39,7 @@ class Op:
     weak: whether the result for Python numbers only is itself a Python number.
     """
 
-    __slots__ = ("cache", "emit", "name", "view", "weak")
+    __slots__ = ("cache", "emit", "name", "on_device", "view", "weak")
 
     def __init__(self, name: str, emit: Emit, view: View | None = None, weak: bool = False) -> None:
         self.name = name
@@ -47,22 +47,41 @@ class Op:
         self.view = view
         self.weak = weak
         self.cache: dict[Any, Entry] = {}
+        # The entries of other devices than the CPU, apart, so that they cost the CPU nothing.
+        self.on_device: dict[Any, Entry] = {}
 
     def __repr__(self) -> str:
         return f"<operation {self.name}>"
 
 
 class Entry:
-    """An operation for given attributes and operand types: its function, and its program once it ran."""
+    """An operation for given attributes and operand types: its function, and its program once it ran.
 
-    __slots__ = ("attrs", "backwards", "float_outputs", "function", "name", "run", "spec", "specs", "view")
+    device: where the program runs. operands: the types of the operands, which may be on the CPU where the device is another.
+    """
 
-    def __init__(self, name: str, function: Function, weak: bool = False, view: View | None = None, attrs: Any = ()) -> None:
+    __slots__ = (
+        "attrs", "backwards", "device", "float_outputs", "function", "name", "operands", "run", "spec", "specs", "view",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        function: Function,
+        weak: bool = False,
+        view: View | None = None,
+        attrs: Any = (),
+        operands: Sequence[Spec] = (),
+        device: Device = CPU,
+        specs: Sequence[Spec] | None = None,
+    ) -> None:
         self.name = name
         self.function = function
-        self.specs = tuple(of_type(t, weak) for t in function.result_types)
-        # The result of an operation that has one.
-        self.spec = self.specs[0] if len(self.specs) == 1 else None
+        self.specs = tuple(of_type(t, weak, device) for t in function.result_types) if specs is None else tuple(specs)
+        self.operands = tuple(operands)
+        self.device = device
+        # The result of an operation that has one, where the CPU runs it.
+        self.spec = self.specs[0] if len(self.specs) == 1 and device is CPU else None
         self.float_outputs = float_outputs(function)
         self.view = view
         self.attrs = attrs
@@ -71,8 +90,25 @@ class Entry:
         self.backwards: dict[int, Backward] = {}
 
     def _first_run(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        self.run = compile_function(self.function).run
+        self.run = compile_function(self.function, (), self.device, self.operands, self.specs).run
         self.run(inputs, outputs)
+
+    def execute(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Run on a device that is not the CPU."""
+        addresses = []
+        for t in inputs:
+            if t._strides is not None:
+                make_contiguous(t)
+            if t._address & ALIGNED and t._spec.device is not CPU:
+                align(t)
+            addresses.append(t._address)
+        outputs = [empty(s) for s in self.specs]
+        try:
+            self.run(addresses, [t._address for t in outputs])
+        except Exception as error:
+            told = explain(error, self.name, [t._spec for t in inputs])
+            raise told from told.__cause__
+        return outputs
 
     def backward(self, wrt: int) -> Backward:
         """The gradient with respect to a set of inputs."""
@@ -84,6 +120,7 @@ class Entry:
 def build(op: Op, attrs: tuple[Any, ...], inputs: Sequence[Tensor]) -> Entry:
     """The entry for operands of these types. Raises the rule that they break, at the user's line."""
     specs = [t._spec for t in inputs]
+    device = _device_for(op.name, specs, attrs)
     b = Builder(op.name)
     weak = [s.weak for s in specs]
     operands = [b.param(s.type) for s in specs]
@@ -100,16 +137,57 @@ def build(op: Op, attrs: tuple[Any, ...], inputs: Sequence[Tensor]) -> Entry:
         told = explain(error, op.name, specs)
         raise told from told.__cause__
     function = b.build(results if isinstance(results, (tuple, list)) else (results,))
-    return Entry(op.name, function, op.weak and bool(weak) and all(weak), view, attrs)
+    return Entry(op.name, function, op.weak and bool(weak) and all(weak), view, attrs, specs, device)
+
+
+def _device_for(name: str, specs: Sequence[Spec], attrs: tuple[Any, ...]) -> Device:
+    """Where an operation runs: where its operands are, numbers and tensors of rank 0 on the CPU apart.
+
+    Raises `RuntimeError` for operands on two devices.
+    """
+    device = next((a for a in attrs if a.__class__ is Device), CPU)
+    for s in specs:
+        if s.device is not device and s.device is not CPU:
+            if device is not CPU:
+                raise two_devices(name, specs)
+            device = s.device
+    if device is not CPU and any(s.device is CPU and s.shape for s in specs):
+        raise two_devices(name, specs)
+    return device
+
+
+def two_devices(name: str, specs: Sequence[Spec]) -> RuntimeError:
+    """What to say of operands on two devices."""
+    places = list(dict.fromkeys(s.device for s in specs if s.shape or s.device is not CPU))
+    target = next((d for d in places if d is not CPU), CPU)
+    types = ", ".join(str(s) if s.weak or s.device is not CPU else f"{s} on cpu" for s in specs)
+    return RuntimeError(
+        f"{name}({types}): the operands are on {' and '.join(map(str, places))}, and an operation works on one device; "
+        f'move one of them, as in x.to("{target}")\n  at {here(3)}'
+    )
+
+
+def device_of(name: str, specs: Sequence[Spec]) -> Device:
+    """Where a traced function runs whose values have these types: on the one device besides the CPU, if there is any.
+
+    Raises `RuntimeError` if there are two.
+    """
+    found = {s.device for s in specs if s.device is not CPU}
+    if len(found) > 1:
+        raise RuntimeError(
+            f"{name}: a function that runs as one program works on one CUDA device, not on "
+            f"{' and '.join(sorted(map(str, found)))}; call it once for each device\n  at {here()}"
+        )
+    return found.pop() if found else CPU
 
 
 def lookup(op: Op, inputs: Sequence[Tensor], attrs: tuple[Any, ...] = ()) -> Entry:
     """The entry for these operands, from the cache or new."""
     key = (attrs, *[t._spec for t in inputs])
-    entry = op.cache.get(key)
+    entry = op.cache.get(key) or op.on_device.get(key)
     if entry is None:
         entry = build(op, attrs, inputs)
-        remember(op.cache, key, entry)
+        remember(op.cache if entry.device is CPU else op.on_device, key, entry)
     return entry
 
 
@@ -139,7 +217,7 @@ def apply(op: Op, inputs: Sequence[Tensor], attrs: tuple[Any, ...] = ()) -> Tens
     try:
         block = spec.free.pop()
     except IndexError:
-        block = obtain(spec.nbytes)
+        block = spec.obtain(spec.nbytes)
     t = _new(Tensor)
     t._spec = spec
     t._buffer = buffer = _new(Buffer)
@@ -183,6 +261,8 @@ def execute(entry: Entry, inputs: Sequence[Tensor]) -> list[Tensor]:
         seen = _view(entry, inputs[0])
         if seen is not None:
             return [seen]
+    if entry.device is not CPU:
+        return entry.execute(inputs)
     addresses = []
     for t in inputs:
         if t._strides is not None:
@@ -195,6 +275,17 @@ def execute(entry: Entry, inputs: Sequence[Tensor]) -> list[Tensor]:
         told = explain(error, entry.name, [t._spec for t in inputs])
         raise told from told.__cause__
     return outputs
+
+
+# Kernels of a device rely on addresses that are multiples of 16.
+ALIGNED = 15
+
+
+def align(t: Tensor) -> None:
+    """Give a contiguous tensor of a device memory of its own, where kernels can take it."""
+    fresh = empty(t._spec)
+    copy_bytes(fresh, t)
+    t._buffer, t._address = fresh._buffer, fresh._address
 
 
 def _view(entry: Entry, x: Tensor) -> Tensor | None:
@@ -224,7 +315,7 @@ def run_single(entry: Entry, a: Tensor, b: Tensor) -> Tensor:
     try:
         block = spec.free.pop()  # type: ignore[union-attr]
     except IndexError:
-        block = obtain(spec.nbytes)  # type: ignore[union-attr]
+        block = spec.obtain(spec.nbytes)  # type: ignore[union-attr]
     t = _new(Tensor)
     t._spec = spec  # type: ignore[assignment]
     t._buffer = buffer = _new(Buffer)

@@ -21,6 +21,14 @@ class InternalError(RuntimeError):
     """A fault of graphc itself, never of the program that met it."""
 
 
+class OutOfMemoryError(MemoryError):
+    """A device has no memory left for a tensor."""
+
+
+class CompilerMissing(RuntimeError):
+    """There is nothing on this machine that compiles CUDA C."""
+
+
 class AbstractValueError(TypeError):
     """Python asked for the value of a tensor that has a type but no value yet."""
 
@@ -125,7 +133,12 @@ _WRAPPERS = {"called", "normal_axis", "normal_axes", "method", "wrapped", "wrapp
 def explain(error: Exception, operation: str, types: Iterable[Any]) -> Exception:
     """A new exception of the kind of `error` which also names the operation, its operands and the line."""
     kind: type[Exception] | None = next(
-        (k for k in (IndexError, ZeroDivisionError, MemoryError, TypeError, ValueError) if isinstance(error, k)), None
+        (
+            k
+            for k in (IndexError, ZeroDivisionError, OutOfMemoryError, MemoryError, TypeError, ValueError, CompilerMissing)
+            if isinstance(error, k)
+        ),
+        None,
     )
     text = str(error)
     if isinstance(error, InternalError):

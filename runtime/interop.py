@@ -6,9 +6,11 @@ tensor. graphc itself never writes to memory that it shares.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from graphc.ir.function import Builder
 from graphc.ir.types import F64, I64, DType
 from graphc.ir.types import dtype as as_dtype
 from graphc.runtime.core import (
@@ -20,10 +22,13 @@ from graphc.runtime.core import (
     empty,
     is_contiguous,
     make,
+    make_contiguous,
     set_requires_grad,
+    values_of,
     view_of,
 )
-from graphc.runtime.device import check_device
+from graphc.runtime.device import CPU, Device, resolve
+from graphc.runtime.dispatch import Entry, apply_entry, device_of, remember
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.memory import ForeignBuffer
 from graphc.runtime.ops_elementwise import astype
@@ -60,9 +65,12 @@ def _shared(array: np.ndarray[Any, Any]) -> Tensor:
     return t
 
 
-def _copied(array: np.ndarray[Any, Any]) -> Tensor:
-    t = empty(spec_of(as_dtype(array.dtype), array.shape))
-    np.copyto(view_of(t, writable=True), array)
+def _copied(array: np.ndarray[Any, Any], device: Device = CPU) -> Tensor:
+    t = empty(spec_of(as_dtype(array.dtype), array.shape, False, device))
+    if device is CPU:
+        np.copyto(view_of(t, writable=True), array)
+    else:
+        device.context.write(t._address, np.ascontiguousarray(array))
     return t
 
 
@@ -72,7 +80,12 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | 
     Shares memory where it can unless `copy` is True; raises `ValueError` if `copy` is False and it
     cannot. Python floats become float32, integers int64.
     """
-    check_device(device)
+    if device is not None:
+        place = resolve(device)
+        if not (isinstance(obj, Tensor) and obj._spec.device is place) and not (place is CPU and not isinstance(obj, Tensor)):
+            if copy is False:
+                raise ValueError(f"asarray: a {type(obj).__name__} cannot get to {place} without a copy; leave copy out")
+            return to_device(asarray(obj, dtype=dtype), place)
     kind = None if dtype is None else as_dtype(dtype)
     if isinstance(obj, Tensor):
         if kind is not None and obj._spec.dtype is not kind:
@@ -186,10 +199,74 @@ def adopt(t: Tensor, source: Tensor) -> Tensor:
 
 
 def numpy(x: Tensor) -> np.ndarray[Any, Any]:
-    """The values as a read-only NumPy array that shares the tensor's memory."""
+    """The values as a read-only NumPy array that shares the tensor's memory.
+
+    Raises `TypeError` for a tensor on a GPU: `x.cpu()` copies it.
+    """
+    if x._spec.device is not CPU:
+        return view_of(x)
     if state.active and local.tracer is not None:
         local.tracer.observe(x)
     return view_of(x)
+
+
+def looked_at(x: Tensor) -> np.ndarray[Any, Any]:
+    """The values as a NumPy array, copied from where they are."""
+    if state.active and local.tracer is not None:
+        local.tracer.observe(x)
+    return values_of(x)
+
+
+class _Transfer(Entry):
+    """A copy to another device. While tracing it changes the type only: a program runs on one device, and what
+    it takes and gives elsewhere is copied on the way in and out."""
+
+    __slots__ = ()
+
+    def execute(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        return [transfer(inputs[0], self.specs[0].device)]
+
+
+_transfers: dict[Any, Entry] = {}
+
+
+def to_device(x: Tensor, device: Device, non_blocking: bool = False) -> Tensor:
+    """`x` on a device; itself if it is there. Gradients flow back to where they came from."""
+    spec = x._spec
+    if spec.device is device:
+        return x
+    if spec.weak:
+        x = asarray(x)
+        spec = x._spec
+    if x._meta is None and (not state.active or local.tracer is None):
+        return transfer(x, device, non_blocking)
+    entry = _transfers.get((spec, device))
+    if entry is None:
+        b = Builder("to")
+        v = b.param(spec.type)
+        # A value of its own, which the same elements on another device are not.
+        function = b.build([b.emit("reshape", v, shape=spec.shape)])
+        there = spec.on(device)
+        entry = _Transfer("to", function, operands=[spec], device=device_of("to", [spec, there]), specs=[there])
+        remember(_transfers, (spec, device), entry)
+    return apply_entry(entry, (x,))[0]
+
+
+def transfer(x: Tensor, device: Device, non_blocking: bool = False) -> Tensor:
+    """A copy of a tensor's value on another device."""
+    if x._strides is not None:
+        make_contiguous(x)
+    source = x._spec.device
+    if device is CPU:
+        t = empty(x._spec.on(CPU))
+        source.context.read_into(t._address, x._address, x._spec.nbytes)
+    elif source is CPU:
+        t = empty(x._spec.on(device))
+        device.context.write_from(t._address, x._address, x._spec.nbytes, x._buffer, non_blocking)
+    else:
+        t = empty(x._spec.on(device))
+        device.context.copy_peer(t._address, x._address, x._spec.nbytes, source.context)
+    return t
 
 
 def array_protocol(x: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
@@ -237,8 +314,9 @@ def dlpack(x: Tensor, **options: Any) -> Any:
 
 
 def dlpack_device(x: Tensor) -> tuple[int, int]:
-    """DLPack's `__dlpack_device__`: kDLCPU, device 0."""
-    return (1, 0)
+    """DLPack's `__dlpack_device__`: (kDLCPU, 0) or (kDLCUDA, number of the device)."""
+    place = x._spec.device
+    return (1, 0) if place is CPU else (2, place.index or 0)
 
 
 def from_dlpack(obj: Any, /) -> Tensor:
@@ -248,14 +326,14 @@ def from_dlpack(obj: Any, /) -> Tensor:
 
 def tolist(x: Tensor) -> Any:
     """Nested lists of Python numbers; a number for rank 0."""
-    return numpy(x).tolist()
+    return looked_at(x).tolist()
 
 
 def item(x: Tensor) -> bool | int | float:
     """The only element as a Python number. Raises `ValueError` if there are several."""
     if x._spec.concrete and x._spec.size != 1:
         raise ValueError(f"item: {x._spec} has {x._spec.size} elements; index it, or use tolist()")
-    array = numpy(x)
+    array = looked_at(x)
     result: bool | int | float = array.item()
     return result
 
@@ -280,15 +358,22 @@ def deepcopy(x: Tensor, memo: dict[int, Any]) -> Tensor:
 def reduce(x: Tensor) -> tuple[Any, ...]:
     """For pickle: the class, element type, shape and bytes."""
     extra = dict(x.__dict__) if isinstance(x, Parameter) else {}
-    data = np.ascontiguousarray(numpy(x)).tobytes()
-    return (_restore, (type(x), x._spec.dtype.name, x._spec.shape, data, x.requires_grad and x.is_leaf, extra))
+    data = np.ascontiguousarray(looked_at(x)).tobytes()
+    place = str(x._spec.device)
+    return (_restore, (type(x), x._spec.dtype.name, x._spec.shape, data, x.requires_grad and x.is_leaf, extra, place))
 
 
 def _restore(
-    kind: type[Tensor], dtype: str, shape: tuple[int, ...], data: bytes, requires_grad: bool, extra: dict[str, Any]
+    kind: type[Tensor],
+    dtype: str,
+    shape: tuple[int, ...],
+    data: bytes,
+    requires_grad: bool,
+    extra: dict[str, Any],
+    device: str = "cpu",
 ) -> Tensor:
     array = np.frombuffer(data, dtype=as_dtype(dtype).numpy).reshape(shape)
-    t = adopt(_new(kind), _copied(array))
+    t = adopt(_new(kind), _copied(array, resolve(device)))
     if requires_grad:
         set_requires_grad(t, True)
     if extra:

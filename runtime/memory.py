@@ -65,7 +65,7 @@ def obtain(nbytes: int) -> Block:
         except MemoryError:
             held = stats()
             raise MemoryError(
-                f"out of memory: {_show(nbytes)} asked for, {_show(held.live_bytes)} held by tensors; "
+                f"out of memory: {show_size(nbytes)} asked for, {show_size(held.live_bytes)} held by tensors; "
                 "free tensors you no longer need, or use a smaller batch"
             ) from None
     _created[0] += 1
@@ -109,7 +109,8 @@ def stats() -> Stats:
     return Stats(_created[0] - cached_blocks, _created[1] - cached_bytes, cached_blocks, cached_bytes)
 
 
-def _show(nbytes: int) -> str:
+def show_size(nbytes: int) -> str:
+    """A number of bytes as people read it."""
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if nbytes >= scale:
             return f"{nbytes / scale:.1f} {unit}"

@@ -16,9 +16,10 @@ from graphc.ir.function import Builder, Value
 from graphc.ir.types import F32, F64, I64, U32, U64, DType, Shape, size_of
 from graphc.ir.types import dtype as as_dtype
 from graphc.runtime import emission as e
-from graphc.runtime.core import Tensor, empty, rebind, set_requires_grad, write_bytes
-from graphc.runtime.device import check_device
+from graphc.runtime.core import Tensor, empty, rebind, set_requires_grad, values_of, write_bytes
+from graphc.runtime.device import CPU, Device, resolve
 from graphc.runtime.dispatch import Op, apply_many, operand_of
+from graphc.runtime.errors import here
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.spec import DEFAULT_FLOAT, DEFAULT_INT, spec_of
 
@@ -114,8 +115,8 @@ _BITS = Op("random_bits", _emit_bits)
 _STATE = spec_of(U64, ())
 
 
-def _word(value: int) -> Tensor:
-    t = empty(_STATE)
+def _word(value: int, device: Device = CPU) -> Tensor:
+    t = empty(_STATE if device is CPU else _STATE.on(device))
     write_bytes(t, (value % 2**64).to_bytes(8, "little"))
     return t
 
@@ -132,14 +133,22 @@ class Generator:
 
     __slots__ = ("__weakref__", "key", "offset")
 
-    def __init__(self, seed: int = 0) -> None:
-        self.key = _word(seed)
-        self.offset = _word(0)
+    def __init__(self, seed: int = 0, device: Any = None) -> None:
+        if isinstance(seed, (str, Device)):
+            seed, device = 0, seed
+        place = resolve(device)
+        self.key = _word(seed, place)
+        self.offset = _word(0, place)
+
+    @property
+    def device(self) -> Device:
+        """Where the state is and the numbers are drawn."""
+        return self.key._spec.device
 
     def manual_seed(self, seed: int) -> Generator:
         """Start the stream of `seed` (taken modulo 2**64) from its beginning."""
-        rebind(self.key, _constant(seed), "manual_seed")
-        rebind(self.offset, _constant(0), "manual_seed")
+        rebind(self.key, _constant(seed, self.device), "manual_seed")
+        rebind(self.offset, _constant(0, self.device), "manual_seed")
         return self
 
     @property
@@ -149,21 +158,22 @@ class Generator:
 
     @state.setter
     def state(self, value: tuple[int, int]) -> None:
-        rebind(self.key, _constant(value[0]), "state")
-        rebind(self.offset, _constant(value[1]), "state")
+        rebind(self.key, _constant(value[0], self.device), "state")
+        rebind(self.offset, _constant(value[1], self.device), "state")
 
     def __repr__(self) -> str:
         return f"Generator(key={int(self.key)}, offset={int(self.offset)})"
 
-    def __getstate__(self) -> tuple[int, int]:
-        return self.state
+    def __getstate__(self) -> tuple[int, int, str]:
+        return (*self.state, str(self.device))
 
-    def __setstate__(self, value: tuple[int, int]) -> None:
-        self.key, self.offset = _word(value[0]), _word(value[1])
+    def __setstate__(self, value: tuple[int, int, str]) -> None:
+        place = resolve(value[2])
+        self.key, self.offset = _word(value[0], place), _word(value[1], place)
 
 
-def _constant(value: int) -> Tensor:
-    t = _word(value)
+def _constant(value: int, device: Device = CPU) -> Tensor:
+    t = _word(value, device)
     if state.active and local.tracer is not None:
         local.tracer.note_constant(t, np.uint64(value % 2**64))
     return t
@@ -172,13 +182,40 @@ def _constant(value: int) -> Tensor:
 default_generator = Generator()
 
 
+# The generators of CUDA devices, made when they are first used, from the seed given last.
+_of_devices: dict[Device, Generator] = {}
+_seed = 0
+
+
 def manual_seed(seed: int) -> Generator:
-    """Seed the default generator. Returns it."""
+    """Seed the default generators of all devices. Returns that of the CPU."""
+    global _seed
+    _seed = seed
+    for generator in _of_devices.values():
+        generator.manual_seed(seed)
     return default_generator.manual_seed(seed)
 
 
-def _draw(op: Op, generator: Generator | None, attrs: Attrs, *operands: Tensor) -> Tensor:
-    source = generator or default_generator
+def generator_of(device: Device) -> Generator:
+    """The default generator of a device."""
+    if device is CPU:
+        return default_generator
+    known = _of_devices.get(device)
+    if known is None:
+        known = _of_devices[device] = Generator(_seed, device)
+    return known
+
+
+def _draw(op: Op, generator: Generator | None, attrs: Attrs, *operands: Tensor, device: Any = None) -> Tensor:
+    if generator is None:
+        source = default_generator if device is None else generator_of(resolve(device))
+    else:
+        source = generator
+        if device is not None and resolve(device) is not source.device:
+            raise RuntimeError(
+                f"{op.name}: the generator is on {source.device} and the numbers are wanted on {device}; pass a "
+                f'generator of that device, as graphc.Generator(seed, device="{device}")\n  at {here()}'
+            )
     values, offset = apply_many(op, (source.key, source.offset, *operands), attrs)
     rebind(source.offset, offset, op.name)
     return values
@@ -199,8 +236,7 @@ def _float(dtype: Any, name: str) -> DType:
     return kind
 
 
-def _finished(t: Tensor, device: Any, requires_grad: bool) -> Tensor:
-    check_device(device)
+def _finished(t: Tensor, requires_grad: bool) -> Tensor:
     if requires_grad:
         set_requires_grad(t, True)
     return t
@@ -211,8 +247,8 @@ def rand(
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """Uniform numbers in [0, 1): multiples of 2**-24 for float32, of 2**-53 for float64."""
-    t = _draw(_UNIFORM, generator, (_shape(shape, size), _float(dtype, "rand")))
-    return _finished(t, device, requires_grad)
+    t = _draw(_UNIFORM, generator, (_shape(shape, size), _float(dtype, "rand")), device=device)
+    return _finished(t, requires_grad)
 
 
 def randn(
@@ -220,8 +256,8 @@ def randn(
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """Normal numbers of mean 0 and variance 1 (Box and Muller 1958)."""
-    t = _draw(_NORMAL, generator, (_shape(shape, size), _float(dtype, "randn")))
-    return _finished(t, device, requires_grad)
+    t = _draw(_NORMAL, generator, (_shape(shape, size), _float(dtype, "randn")), device=device)
+    return _finished(t, requires_grad)
 
 
 def randint(
@@ -237,49 +273,59 @@ def randint(
     if isinstance(low, int) and isinstance(high, int) and low >= high:
         raise ValueError(f"randint: the range [{low}, {high}) is empty")
     kind = DEFAULT_INT if dtype is None else as_dtype(dtype)
-    t = _draw(
-        _INTEGERS, generator, (e.normal_shape(size), kind), operand_of(low, "randint"), operand_of(high, "randint")
-    )
-    return _finished(t, device, False)
+    bounds = (operand_of(low, "randint"), operand_of(high, "randint"))
+    return _draw(_INTEGERS, generator, (e.normal_shape(size), kind), *bounds, device=device)
 
 
 def randperm(n: int, *, device: Any = None, generator: Generator | None = None) -> Tensor:
     """A random order of 0 ... n - 1, int64: the order that sorts n random 64-bit numbers."""
-    check_device(device)
     if state.active and local.tracer is not None:
-        return _draw(_PERMUTATION, generator, (int(n),))
-    from graphc.runtime.interop import _copied, numpy
+        return _draw(_PERMUTATION, generator, (int(n),), device=device)
+    from graphc.runtime.interop import _copied
 
     # The same definition by sorting, which is faster than counting.
-    bits = numpy(_draw(_BITS, generator, ((int(n),), U64)))
-    return _copied(np.argsort(bits, kind="stable").astype(np.int64))
+    bits = _draw(_BITS, generator, ((int(n),), U64), device=device)
+    return _copied(np.argsort(values_of(bits), kind="stable").astype(np.int64), bits._spec.device)
 
 
-def rand_like(x: Tensor, /, *, dtype: Any = None, generator: Generator | None = None) -> Tensor:
-    """As `rand`, with the shape and element type of `x`."""
-    return rand(x._spec.shape, dtype=dtype or x._spec.dtype, generator=generator)
+def rand_like(
+    x: Tensor, /, *, dtype: Any = None, device: Any = None, generator: Generator | None = None
+) -> Tensor:
+    """As `rand`, with the shape, element type and device of `x`."""
+    return rand(x._spec.shape, dtype=dtype or x._spec.dtype, device=_beside(x, device), generator=generator)
 
 
-def randn_like(x: Tensor, /, *, dtype: Any = None, generator: Generator | None = None) -> Tensor:
-    """As `randn`, with the shape and element type of `x`."""
-    return randn(x._spec.shape, dtype=dtype or x._spec.dtype, generator=generator)
+def randn_like(
+    x: Tensor, /, *, dtype: Any = None, device: Any = None, generator: Generator | None = None
+) -> Tensor:
+    """As `randn`, with the shape, element type and device of `x`."""
+    return randn(x._spec.shape, dtype=dtype or x._spec.dtype, device=_beside(x, device), generator=generator)
 
 
-def uniform(low: Any, high: Any, size: Any = (), *, dtype: Any = None, generator: Generator | None = None) -> Tensor:
+def _beside(x: Tensor, device: Any = None) -> Any:
+    """Where numbers for `x` are drawn; None for the CPU, where a generator decides."""
+    return (None if x._spec.device is CPU else x._spec.device) if device is None else device
+
+
+def uniform(
+    low: Any, high: Any, size: Any = (), *, dtype: Any = None, device: Any = None, generator: Generator | None = None
+) -> Tensor:
     """Uniform numbers in [low, high)."""
-    return rand(size=size, dtype=dtype, generator=generator) * (high - low) + low
+    return rand(size=size, dtype=dtype, device=device, generator=generator) * (high - low) + low
 
 
-def normal(mean: Any, std: Any, size: Any = (), *, dtype: Any = None, generator: Generator | None = None) -> Tensor:
+def normal(
+    mean: Any, std: Any, size: Any = (), *, dtype: Any = None, device: Any = None, generator: Generator | None = None
+) -> Tensor:
     """Normal numbers of this mean and standard deviation."""
-    return randn(size=size, dtype=dtype, generator=generator) * std + mean
+    return randn(size=size, dtype=dtype, device=device, generator=generator) * std + mean
 
 
 def bernoulli(p: Tensor, *, generator: Generator | None = None) -> Tensor:
     """1 with probability `p`, else 0, for each element; element type of `p`."""
     from graphc.runtime.ops_elementwise import astype
 
-    drawn = rand(p._spec.shape, dtype=p._spec.dtype, generator=generator)
+    drawn = rand(p._spec.shape, dtype=p._spec.dtype, device=_beside(p), generator=generator)
     return astype(drawn < p, p._spec.dtype)
 
 
@@ -290,6 +336,6 @@ def multinomial(p: Tensor, num_samples: int, *, generator: Generator | None = No
     from graphc.runtime.ops_scan import cumulative_sum
 
     edges = cumulative_sum(p, axis=-1)
-    point = rand((*p._spec.shape[:-1], num_samples), dtype=p._spec.dtype, generator=generator)
+    point = rand((*p._spec.shape[:-1], num_samples), dtype=p._spec.dtype, device=_beside(p), generator=generator)
     point = point * edges[..., -1:]
     return total(expand_dims(edges[..., :-1], -2) <= expand_dims(point, -1), axis=-1)

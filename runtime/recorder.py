@@ -8,11 +8,13 @@ from typing import Any
 from graphc.ir.function import Builder, Function, Value
 from graphc.runtime.autograd import Graph, Plan, _target
 from graphc.runtime.core import ABSTRACT, Meta, Tensor, abstract, alias, make
-from graphc.runtime.dispatch import Entry, number
+from graphc.runtime.device import CPU
+from graphc.runtime.dispatch import Entry, device_of, number
 from graphc.runtime.guards import Difference, Slot, Snapshot
 from graphc.runtime.interop import item
 from graphc.runtime.node import Backward
 from graphc.runtime.recording import History, Made, Recording, Source, flags_of
+from graphc.runtime.spec import Spec
 from graphc.runtime.structure import flatten, unflatten
 from graphc.runtime.trace import Tracer
 
@@ -126,6 +128,7 @@ class _Maker:
         self.before = before
         self.scalars = scalars
         self.results: list[Value] = []
+        self.specs: list[Spec] = []
         self.made: list[Made] = []
         self._numbers: dict[int, int] = {}
         self._tensors: list[Tensor] = []
@@ -147,8 +150,9 @@ class _Maker:
     def _source(self, t: Tensor) -> Source:
         return self._places.get(id(t), ("held", t))
 
-    def _result(self, value: Value) -> int:
+    def _result(self, value: Value, spec: Spec) -> int:
         self.results.append(value)
+        self.specs.append(spec.on(spec.device) if spec.weak else spec)
         return len(self.results) - 1
 
     def _make(self, t: Tensor) -> int:
@@ -157,7 +161,7 @@ class _Maker:
         if known is None:
             known = self._numbers[id(t)] = len(self.made)
             self._tensors.append(t)
-            self.made.append(Made(self._result(self.tracer.value_of(t)), t._spec, None))
+            self.made.append(Made(self._result(self.tracer.value_of(t), t._spec), t._spec, None))
         return known
 
     def _is_made(self, t: Tensor) -> bool:
@@ -179,22 +183,23 @@ class _Maker:
         leaves = [self._leaf(x) for x in returned]
         grads = self._grads()
         numbers = [
-            (c, k, self._result(tracer.value_of(t)), kind) for c, k, t, kind in self.scalars.changed()
+            (c, k, self._result(tracer.value_of(t), t._spec.on(CPU)), kind) for c, k, t, kind in self.scalars.changed()
         ]
         history = self._history()
         writes = [
-            (i, self._result(tracer.value_of(x.tensor)))
+            (i, self._result(tracer.value_of(x.tensor), x.tensor._spec))
             for i, x in enumerate(tracer.externals)
             if x.tensor._traced is not None and x.tensor._traced[1] is not x.value
         ]
         first_decision = len(self.results)
-        self.results += [d.value for d in tracer.decisions]
+        for d in tracer.decisions:
+            self._result(d.value, d.spec)
         b = tracer.builder
         function = Function(b.name, b._params, b._ops, self.results, b._names)
         sources = [self._source(x.tensor) for x in tracer.externals]
         specs = [x.before[0] for x in tracer.externals]
         flags = flags_of(x.meta for x in tracer.externals)
-        r = Recording(function, sources, specs, flags)
+        r = Recording(function, sources, specs, flags, self.specs)
         r.decisions, r.outcomes = tracer.decisions, [d.outcome for d in tracer.decisions]
         r.first_decision = first_decision
         r.made, r.writes, r.slots, r.numbers, r.grads = self.made, writes, slots, numbers, grads
@@ -222,7 +227,7 @@ class _Maker:
         if not isinstance(x, Tensor):
             return ("constant", x)
         if x._spec.weak:
-            return ("number", self._result(tracer.value_of(x)))
+            return ("number", self._result(tracer.value_of(x), x._spec.on(CPU)))
         if self._is_made(x):
             return ("made", self._make(x))
         external = tracer.external(x)
@@ -252,7 +257,9 @@ class _Maker:
         if not outs:
             return None
         b = Builder(tracer.builder.name)
-        entry = Entry(b.name, b.build([b.param(t._spec.type) for t in outs]))
+        specs = [t._spec for t in outs]
+        function = b.build([b.param(s.type) for s in specs])
+        entry = Entry(b.name, function, operands=specs, device=device_of(b.name, specs), specs=specs)
         graph = Graph(outs, None, tracer.first_node)
         if any(node.saved is None for node in graph.nodes):
             return History(entry, None, (), ())
@@ -261,7 +268,7 @@ class _Maker:
         saved = []
         for t in plan.inputs:
             v = tracer.value_of(t)
-            saved.append(params[v] if v in params else self._result(v))
+            saved.append(params[v] if v in params else self._result(v, t._spec))
         sources = {_target(meta): self._source(owner) for meta, owner in self._owners.items()}
         edges = tuple(sources[t] for t in graph.targets if t in sources)
         if len(edges) < len(graph.targets):

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 from graphc.ir.function import Function
 from graphc.runtime.backend import Program, compile_function
-from graphc.runtime.core import Meta, Tensor, alias, empty, make, make_contiguous
-from graphc.runtime.dispatch import Entry, number
+from graphc.runtime.core import Meta, Tensor, alias, copy_bytes, empty, make, make_contiguous
+from graphc.runtime.device import CPU
+from graphc.runtime.dispatch import ALIGNED, Entry, align, device_of, number
 from graphc.runtime.errors import explain
 from graphc.runtime.grad_mode import local
 from graphc.runtime.interop import item
 from graphc.runtime.node import Backward, Node
-from graphc.runtime.spec import Spec, of_type
+from graphc.runtime.spec import Spec
 from graphc.runtime.structure import Structure, unflatten
 from graphc.runtime.trace import Decision
 
@@ -77,8 +78,11 @@ class Recording:
     guard: whether the Python state is as it was.
     """
 
-    def __init__(self, function: Function, sources: list[Source], specs: list[Spec], flags: list[int]) -> None:
+    def __init__(
+        self, function: Function, sources: list[Source], specs: list[Spec], flags: list[int], results: list[Spec]
+    ) -> None:
         self.function = function
+        self.device = device_of(function.name, [*specs, *results])
         self.decisions: list[Decision] = []
         self.first_decision = 0
         self.outcomes: list[bytes] = []
@@ -92,7 +96,7 @@ class Recording:
         self.history: History | None = None
         self.guard: Callable[[], bool] = _always
         self._inputs_wanted, self._flags = specs, flags
-        self._results = [of_type(t) for t in function.result_types]
+        self._results = results
         self._program: Program | None = None
         self._held = [s[1] if s[0] == "held" else None for s in sources]
         self._others = [(i, s) for i, s in enumerate(sources) if s[0] != "held"]
@@ -133,6 +137,10 @@ class Recording:
             for t in inputs:
                 if t._strides is not None:
                     make_contiguous(t)
+        if self.device is not CPU:
+            for t in inputs:
+                if t._address & ALIGNED and t._spec.device is not CPU:
+                    align(t)
         targets: dict[int, Tensor] = {}
         for i, j in program.donated:
             t = inputs[i]
@@ -158,6 +166,8 @@ class Recording:
         for t in inputs:
             if t._strides is not None:
                 make_contiguous(t)
+            if t._address & ALIGNED and t._spec.device is not CPU:
+                align(t)
         targets = {}
         for i, j in program.donated:
             _own(inputs[i])
@@ -173,7 +183,7 @@ class Recording:
     def _compile(self) -> Program:
         kept = {~s for s in self.history.saved if s < 0} if self.history is not None else set()
         donate = () if self.decisions else tuple((i, j) for i, j in self.writes if i not in kept)
-        self._program = compile_function(self.function, donate)
+        self._program = compile_function(self.function, donate, self.device, self._inputs_wanted, self._results)
         return self._program
 
     def _check(self, outputs: list[Tensor]) -> None:
@@ -272,5 +282,5 @@ def _exclusive(t: Tensor) -> bool:
 def _own(t: Tensor) -> None:
     """Give `t` memory of its own with the same value."""
     fresh = empty(t._spec)
-    ctypes.memmove(fresh._address, t._address, t._spec.nbytes)
+    copy_bytes(fresh, t)
     t._buffer, t._address, t._strides = fresh._buffer, fresh._address, None

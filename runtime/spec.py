@@ -6,6 +6,7 @@ of a Python number: it takes the element type of what it meets (array API, mixin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from graphc.ir.types import (
@@ -25,13 +26,17 @@ from graphc.ir.types import (
     TensorType,
     size_of,
 )
-from graphc.runtime import memory
+from graphc.runtime.device import CPU, Device
+from graphc.runtime.memory import Block
 
 
 class Spec:
-    """An element type, a shape, whether it is weak; with what dispatch needs of them."""
+    """An element type, a shape, whether it is weak, and a device; with what dispatch needs of them.
 
-    __slots__ = ("concrete", "dtype", "free", "nbytes", "shape", "size", "type", "weak")
+    free: the blocks of the device's memory that wait to be used again; obtain: where to get one if there is none.
+    """
+
+    __slots__ = ("concrete", "device", "dtype", "free", "nbytes", "obtain", "shape", "size", "type", "weak")
     dtype: DType
     shape: Shape
     weak: bool
@@ -39,48 +44,55 @@ class Spec:
     concrete: bool
     size: int
     nbytes: int
-    free: list[memory.Block]
+    device: Device
+    free: Any
+    obtain: Callable[[int], Block]
 
     def __str__(self) -> str:
-        return _PYTHON[self.dtype.kind] if self.weak else str(self.type)
+        if self.weak:
+            return _PYTHON[self.dtype.kind]
+        return str(self.type) if self.device is CPU else f"{self.type} on {self.device}"
 
     __repr__ = __str__
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (spec_of, (self.dtype, self.shape, self.weak))
+        return (spec_of, (self.dtype, self.shape, self.weak, self.device))
 
     def with_shape(self, shape: Shape) -> Spec:
-        return spec_of(self.dtype, shape, self.weak)
+        return spec_of(self.dtype, shape, self.weak, self.device)
 
     def with_dtype(self, dtype: DType) -> Spec:
-        return spec_of(dtype, self.shape)
+        return spec_of(dtype, self.shape, False, self.device)
+
+    def on(self, device: Device) -> Spec:
+        return spec_of(self.dtype, self.shape, False, device)
 
 
 _PYTHON = {"b": "bool", "i": "int", "u": "int", "f": "float"}
-_specs: dict[tuple[str, Shape, bool], Spec] = {}
+_specs: dict[tuple[str, Shape, bool, str], Spec] = {}
 
 
-def spec_of(dtype: DType, shape: Shape, weak: bool = False) -> Spec:
-    """The one spec of this element type and shape."""
-    key = (dtype.name, shape, weak)
+def spec_of(dtype: DType, shape: Shape, weak: bool = False, device: Device = CPU) -> Spec:
+    """The one spec of this element type and shape on this device."""
+    key = (dtype.name, shape, weak, device.name)
     spec = _specs.get(key)
     if spec is None:
         spec = Spec()
-        spec.dtype, spec.shape, spec.weak = dtype, shape, weak
+        spec.dtype, spec.shape, spec.weak, spec.device = dtype, shape, weak, device
         spec.type = TensorType(dtype, shape)
         size = size_of(shape)
         spec.concrete = isinstance(size, int) and all(isinstance(d, int) for d in shape)
         if spec.concrete:
             assert isinstance(size, int)
             spec.size, spec.nbytes = size, size * dtype.itemsize
-            spec.free = memory.free_list(spec.nbytes)
+            spec.free, spec.obtain = device.memory.free_list(spec.nbytes), device.memory.obtain
         spec = _specs.setdefault(key, spec)
     return spec
 
 
-def of_type(type: TensorType, weak: bool = False) -> Spec:
+def of_type(type: TensorType, weak: bool = False, device: Device = CPU) -> Spec:
     """The spec of an IR type."""
-    return spec_of(type.dtype, type.shape, weak)
+    return spec_of(type.dtype, type.shape, weak, device)
 
 
 # Element type promotion: array API 2024.12 "Type promotion"; where the standard is silent (integer with

@@ -27,7 +27,8 @@ from graphc.runtime.core import (
     refresh,
     set_requires_grad,
 )
-from graphc.runtime.device import CPU, Device, check_device
+from graphc.runtime.device import CPU, Device, resolve
+from graphc.runtime.device import device as device_named
 from graphc.runtime.dispatch import Op, apply, number, operand, operand_of, run_single
 from graphc.runtime.errors import here
 from graphc.runtime.grad_mode import enable_grad, inference_mode, local, no_grad, set_grad_enabled, state
@@ -91,6 +92,11 @@ def _check_whole(t: Tensor, name: str) -> None:
 def assign_result(t: Tensor, new: Tensor, name: str) -> Tensor:
     """Rebind `t` to `new`, cast to its element type. Raises if the shape or the kind of number would change."""
     if new._spec is not t._spec:
+        if new._spec.device is not t._spec.device:
+            raise RuntimeError(
+                f"{name} in place: the result {new._spec} is on {new._spec.device} and the tensor {t._spec} on "
+                f"{t._spec.device}; write x = x ... instead, or move the other operand\n  at {here()}"
+            )
         kind, target = new._spec.dtype, t._spec.dtype
         if new._spec.shape != t._spec.shape:
             raise ValueError(
@@ -207,19 +213,58 @@ def _contains(x: Tensor, value: Any) -> bool:
 # Storage and types
 
 
-def _to(x: Tensor, *targets: Any, dtype: Any = None, device: Any = None, copy: bool = False) -> Tensor:
-    """`x` on a device, in an element type, or as another tensor is: `to("cpu")`, `to(gc.float64)`, `to(other)`."""
+def _to(
+    x: Tensor, *targets: Any, dtype: Any = None, device: Any = None, non_blocking: bool = False, copy: bool = False
+) -> Tensor:
+    """`x` on a device, in an element type, or as another tensor is: `to("cuda")`, `to(gc.float64)`, `to(other)`.
+
+    non_blocking: do not wait for a copy from pinned memory to a GPU; what is computed there waits for it by itself.
+    """
     for target in targets:
         if isinstance(target, Tensor):
-            dtype = target._spec.dtype
+            dtype, device = target._spec.dtype, target._spec.device
         elif isinstance(target, (DType, type, np.dtype)):
             dtype = target
         elif isinstance(target, (str, Device)):
-            check_device(target)
-        else:
+            device = target
+        elif not isinstance(target, bool):
             raise TypeError(f"to: {target!r} is neither a device nor an element type")
-    check_device(device)
-    return x if dtype is None and not copy else astype(x, dtype or x._spec.dtype, copy=copy)
+    place = x._spec.device if device is None else resolve(device)
+    moves = place is not x._spec.device
+    if dtype is not None and not (moves and place is CPU):
+        # The element type changes on the GPU, where that is faster.
+        t = interop.to_device(x, place, non_blocking) if moves else x
+        return astype(t, dtype, copy=copy and not moves)
+    if dtype is not None:
+        x = astype(x, dtype, copy=False)
+    if moves:
+        return interop.to_device(x, place, non_blocking)
+    return astype(x, x._spec.dtype, copy=True) if copy else x
+
+
+def _cuda(x: Tensor, device: Any = None, non_blocking: bool = False) -> Tensor:
+    """`x` on a CUDA device, the current one unless told."""
+    return interop.to_device(x, device_named("cuda" if device is None else device), non_blocking)
+
+
+def _pin_memory(x: Tensor) -> Tensor:
+    """A copy in memory that a GPU can read by itself, so that `to("cuda", non_blocking=True)` need not wait."""
+    from graphc.runtime.cuda.pinned import pinned
+
+    return pinned(x)
+
+
+def _is_pinned(x: Tensor) -> bool:
+    """Whether a GPU can read the memory of this CPU tensor by itself."""
+    from graphc.runtime.cuda.pinned import is_pinned
+
+    return is_pinned(x)
+
+
+def _record_stream(x: Tensor, stream: Any) -> None:
+    """Say that `stream` uses the memory too, so that nobody else gets it before that stream is done with it."""
+    if x._spec.device is not CPU:
+        x._spec.device.context.record_stream(x._buffer, stream)
 
 
 def _detach(x: Tensor) -> Tensor:
@@ -253,7 +298,7 @@ def _copy_(x: Tensor, source: Any) -> Tensor:
         new = astype(new, x._spec.dtype)
     if new._spec.shape != x._spec.shape:
         new = ops_layout.broadcast_to(new, x._spec.shape)
-    return rebind(x, new, "copy_")
+    return rebind(x, interop.to_device(new, x._spec.device), "copy_")
 
 
 def _fill_(x: Tensor, value: Any) -> Tensor:
@@ -265,13 +310,13 @@ def _fill_(x: Tensor, value: Any) -> Tensor:
 def _uniform_(x: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Any = None) -> Tensor:
     """Give the tensor uniform random values in [low, high)."""
     _check_whole(x, "uniform_")
-    return assign_result(x, random.uniform(low, high, x._spec.shape, dtype=x._spec.dtype, generator=generator), "uniform_")
+    return assign_result(x, random.uniform(low, high, x._spec.shape, dtype=x._spec.dtype, device=random._beside(x), generator=generator), "uniform_")
 
 
 def _normal_(x: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None) -> Tensor:
     """Give the tensor normal random values."""
     _check_whole(x, "normal_")
-    return assign_result(x, random.normal(mean, std, x._spec.shape, dtype=x._spec.dtype, generator=generator), "normal_")
+    return assign_result(x, random.normal(mean, std, x._spec.shape, dtype=x._spec.dtype, device=random._beside(x), generator=generator), "normal_")
 
 
 def _data(x: Tensor) -> Tensor:
@@ -381,6 +426,7 @@ def _new_filled(value: float) -> Callable[..., Tensor]:
     def method(x: Tensor, *shape: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
         size = shape[0] if len(shape) == 1 else shape
         kind = x._spec.dtype if dtype is None else dtype
+        device = x._spec.device if device is None else device
         return functions.full(size, value, dtype=kind, device=device, requires_grad=requires_grad)  # type: ignore[no-any-return]
 
     method.__doc__ = f"A tensor of this shape with {value:g} everywhere, by default in the element type of this one."
@@ -389,7 +435,8 @@ def _new_filled(value: float) -> Callable[..., Tensor]:
 
 def _new_tensor_like(x: Tensor, data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of `data`, by default in the element type of this one."""
-    return tensor(data, x._spec.dtype if dtype is None else dtype, device, requires_grad)
+    place = x._spec.device if device is None else device
+    return tensor(data, x._spec.dtype if dtype is None else dtype, place, requires_grad)
 
 
 def _array_namespace(x: Tensor, *, api_version: str | None = None) -> Any:
@@ -437,7 +484,11 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "contiguous": _contiguous,
     "is_contiguous": lambda x: x._strides is None,
     "to": _to,
-    "cpu": lambda x: x,
+    "cpu": lambda x: interop.to_device(x, CPU),
+    "cuda": _cuda,
+    "pin_memory": _pin_memory,
+    "is_pinned": _is_pinned,
+    "record_stream": _record_stream,
     "float": _cast(ir_types.F32),
     "double": _cast(ir_types.F64),
     "half": _cast(ir_types.F16),
@@ -505,7 +556,6 @@ _PROPERTIES: dict[str, Any] = {
     "T": property(lambda x: ops_layout.permute_dims(x, tuple(reversed(range(x.ndim)))), doc="Dimensions reversed."),
     "mT": property(ops_layout.matrix_transpose, doc="The last two dimensions exchanged."),
     "size": property(_size, doc="The number of elements; `x.size(dim)` is the size of a dimension."),
-    "device": property(lambda x: CPU, doc="Where the memory is."),
     "nbytes": property(lambda x: x._spec.nbytes, doc="The number of bytes of the elements."),
     "itemsize": property(lambda x: x._spec.dtype.itemsize, doc="The number of bytes of an element."),
     "data": property(_data, _set_data, doc="The value apart from differentiation; assignment and changes in place give it another."),
@@ -518,11 +568,13 @@ for _name, _p in _PROPERTIES.items():
 setattr(Tensor, "__getattr__", _number_attribute)  # noqa: B010
 
 
-def _new_tensor(cls: type, data: Any = (), dtype: Any = None, requires_grad: bool | None = None) -> Tensor:
+def _new_tensor(
+    cls: type, data: Any = (), dtype: Any = None, requires_grad: bool | None = None, device: Any = None
+) -> Tensor:
     if issubclass(cls, Parameter):
-        source = data if isinstance(data, Tensor) and dtype is None else asarray(data, dtype=dtype)
+        source = data if isinstance(data, Tensor) and dtype is None and device is None else asarray(data, dtype=dtype, device=device)
         return interop.make_parameter(source, requires_grad is not False, cls)
-    return tensor(data, dtype, requires_grad=bool(requires_grad))
+    return tensor(data, dtype, device, requires_grad=bool(requires_grad))
 
 
 Tensor.__new__ = _new_tensor  # type: ignore[method-assign,assignment]

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from graphc.ir.function import Builder, DenseArray, Function, Value
 from graphc.ir.types import TensorType
-from graphc.runtime.core import ABSTRACT, Meta, Tensor, abstract, alias, make, view_of
+from graphc.runtime.core import ABSTRACT, Meta, Tensor, abstract, alias, make, values_of
+from graphc.runtime.device import CPU
 from graphc.runtime.dispatch import Entry, execute
 from graphc.runtime.errors import AbstractValueError, describe, here, loc_of, user_frame
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.node import next_number
-from graphc.runtime.spec import of_type
+from graphc.runtime.spec import Spec, of_type
 from graphc.runtime.structure import Structure, flatten
 
 # A tensor of more bytes than this that Python looks at is not worth comparing on every call.
@@ -49,6 +50,7 @@ class Decision(NamedTuple):
     value: Value
     outcome: bytes
     line: str
+    spec: Spec
 
 
 class Tracer:
@@ -236,8 +238,8 @@ class Tracer:
         if t._spec.nbytes > OBSERVABLE:
             self.impure = f"Python reads a tensor {t._spec} at {here()}; read it outside the compiled function"
             return
-        outcome = np.ascontiguousarray(view_of(t)).tobytes()
-        self.decisions.append(Decision(self.value_of(t), outcome, describe(user_frame(2))))
+        outcome = np.ascontiguousarray(values_of(t)).tobytes()
+        self.decisions.append(Decision(self.value_of(t), outcome, describe(user_frame(2)), t._spec.on(CPU)))
 
     def need_value(self, t: Tensor) -> None:
         """Raise, if the tensor has no value."""

@@ -1,0 +1,310 @@
+"""Memory of a CUDA device: blocks from free lists, one list for each size class and stream.
+
+Invariants: a block belongs to the stream on which it was obtained, and is used again on that stream only, so that
+work which still waits there is done with it first (`record_stream` is for others). Size classes are those of the CPU,
+from 256 bytes on. Small blocks are cut from slabs; large ones are allocations of their own.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable
+from types import CodeType
+from typing import Any, NamedTuple
+
+from graphc.runtime.errors import OutOfMemoryError, describe, here, user_frame
+from graphc.runtime.memory import Block, show_size
+
+ALIGNMENT = 256
+SLAB = 2 << 20
+# Blocks up to this size are cut from slabs; where larger ones were made is remembered.
+SMALL = 1 << 20
+
+
+def capacity_of(nbytes: int) -> int:
+    """The size class of a request: 256, 512, 768, 1024, then 1280, 1536, ..."""
+    if nbytes <= 4 * ALIGNMENT:
+        return max(ALIGNMENT, -(-nbytes // ALIGNMENT) * ALIGNMENT)
+    step = 1 << ((nbytes - 1).bit_length() - 3)
+    return -(-nbytes // step) * step
+
+
+class Slab:
+    """An allocation that small blocks are cut from. cut: bytes; blocks: how many."""
+
+    __slots__ = ("address", "blocks", "cut", "size")
+
+    def __init__(self, address: int, size: int) -> None:
+        self.address, self.size = address, size
+        self.cut = self.blocks = 0
+
+
+class Cached:
+    """The free blocks of one size class and stream."""
+
+    __slots__ = ("allocator", "blocks", "capacity")
+
+    def __init__(self, allocator: Allocator, capacity: int) -> None:
+        self.allocator = allocator
+        self.capacity = capacity
+        self.blocks: list[Block] = []
+
+    def append(self, block: Block) -> None:
+        """A buffer died: its block waits to be used again."""
+        self.allocator.released(block)
+        self.blocks.append(block)
+
+
+class FreeList:
+    """What `Spec.free` is for specs of one size: the blocks of the current stream."""
+
+    __slots__ = ("allocator", "capacity", "lists")
+
+    def __init__(self, allocator: Allocator, capacity: int) -> None:
+        self.allocator = allocator
+        self.capacity = capacity
+        self.lists: dict[Any, Cached] = {}
+
+    def pop(self) -> Block:
+        """A block of the current stream. Raises `IndexError` where there is none."""
+        cached = self.lists.get(self.allocator.current())
+        if cached is None:
+            raise IndexError
+        block = cached.blocks.pop()
+        self.allocator.taken(block)
+        return block
+
+    def of(self, stream: Any) -> Cached:
+        cached = self.lists.get(stream)
+        if cached is None:
+            cached = self.lists.setdefault(stream, Cached(self.allocator, self.capacity))
+        return cached
+
+
+class Deferred:
+    """Where a block goes that other streams use too: back to its list once they are done with it."""
+
+    __slots__ = ("allocator", "home", "streams")
+
+    def __init__(self, allocator: Allocator, home: Any) -> None:
+        self.allocator = allocator
+        self.home = home
+        self.streams: list[Any] = []
+
+    def append(self, block: Block) -> None:
+        driver = self.allocator.driver
+        events = []
+        for stream in self.streams:
+            events.append(driver.new_event())
+            driver.record(events[-1], stream)
+        self.allocator.waiting.append((events, (block[0], block[1], self.home, block[3])))
+
+
+class Peaks(NamedTuple):
+    """The most bytes that tensors held, and that were obtained from the driver."""
+
+    allocated: int
+    reserved: int
+
+
+class Allocator:
+    """The memory of one device.
+
+    live, live_blocks: what tensors hold. reserved: bytes from the driver. allocations: how often the driver was asked.
+    """
+
+    def __init__(self, name: str, driver: Any, current: Callable[[], Any]) -> None:
+        self.name = name
+        self.driver = driver
+        self.current = current
+        self.live = self.live_blocks = self.reserved = self.allocations = self.retries = self.failures = 0
+        self.peak_live = self.peak_reserved = 0
+        self.limit: int | None = None
+        self.waiting: list[tuple[list[Any], Block]] = []
+        self._classes: dict[int, FreeList] = {}
+        self._slabs: list[Slab] = []
+        self._cutting: dict[Any, Slab] = {}
+        # address of a large block -> (bytes, where it was made)
+        self._large: dict[int, tuple[int, tuple[CodeType, int]]] = {}
+        # A buffer may die while this thread holds the lock.
+        self._lock = threading.RLock()
+        # Buffers die after this module when Python ends, so what they need is kept here.
+        self._small = SMALL
+
+    # what specs and buffers use
+
+    def free_list(self, nbytes: int) -> FreeList:
+        """The free list that serves requests of `nbytes`."""
+        capacity = capacity_of(nbytes)
+        known = self._classes.get(capacity)
+        return known if known is not None else self._classes.setdefault(capacity, FreeList(self, capacity))
+
+    def taken(self, block: Block) -> None:
+        with self._lock:
+            self.live += block[3]
+            self.live_blocks += 1
+            self.peak_live = max(self.peak_live, self.live)
+        if block[3] > self._small:
+            self._large[block[0]] = (block[3], user_frame(3))
+
+    def released(self, block: Block) -> None:
+        with self._lock:
+            self.live -= block[3]
+            self.live_blocks -= 1
+        if block[3] > self._small:
+            self._large.pop(block[0], None)
+
+    def take(self, nbytes: int) -> Block:
+        """A block for the runtime itself; `block[2].append(block)` gives it back."""
+        try:
+            return self.free_list(nbytes).pop()
+        except IndexError:
+            return self.obtain(nbytes)
+
+    def obtain(self, nbytes: int) -> Block:
+        """A new block on the current stream. Frees what is kept for reuse, once, if the device has no memory left.
+
+        Raises `OutOfMemoryError`.
+        """
+        free = self.free_list(nbytes)
+        home = free.of(self.current())
+        if self.waiting:
+            self._reap()
+            if home.blocks:
+                return free.pop()
+        capacity = free.capacity
+        with self._lock:
+            block = self._cut(capacity, home) if capacity <= SMALL else self._allocate(capacity, nbytes, home)
+        self.taken(block)
+        return block
+
+    # the driver's memory
+
+    def _cut(self, capacity: int, home: Cached) -> Block:
+        stream = self.current()
+        slab = self._cutting.get(stream)
+        if slab is None or slab.cut + capacity > slab.size:
+            slab = Slab(self._ask(SLAB, capacity), SLAB)
+            self._slabs.append(slab)
+            self._cutting[stream] = slab
+        address = slab.address + slab.cut
+        slab.cut += capacity
+        slab.blocks += 1
+        return (address, slab, home, capacity)  # type: ignore[return-value]
+
+    def _allocate(self, capacity: int, nbytes: int, home: Cached) -> Block:
+        return (self._ask(capacity, nbytes), None, home, capacity)  # type: ignore[return-value]
+
+    def _ask(self, size: int, nbytes: int) -> int:
+        for retry in (False, True):
+            if self.limit is None or self.reserved + size <= self.limit:
+                try:
+                    address: int = self.driver.allocate(size)
+                except MemoryError:
+                    pass
+                else:
+                    self.reserved += size
+                    self.allocations += 1
+                    self.peak_reserved = max(self.peak_reserved, self.reserved)
+                    return address
+            if not retry:
+                self.retries += 1
+                # Tensors in reference cycles hold memory that nobody can reach.
+                gc.collect()
+                self.empty_cache()
+        self.failures += 1
+        raise OutOfMemoryError(self._describe(nbytes))
+
+    def _reap(self) -> None:
+        """Take back the blocks that other streams are done with."""
+        waiting, self.waiting = self.waiting, []
+        for events, block in waiting:
+            if all(self.driver.event_done(e) for e in events):
+                block[2].append(block)
+            else:
+                self.waiting.append((events, block))
+
+    def empty_cache(self) -> None:
+        """Give the memory that no tensor holds back to the driver."""
+        self.driver.synchronize()
+        self._reap()
+        with self._lock:
+            idle: dict[int, int] = {}
+            cached = [c for f in list(self._classes.values()) for c in list(f.lists.values())]
+            for c in cached:
+                for block in c.blocks:
+                    if block[1] is not None:
+                        idle[id(block[1])] = idle.get(id(block[1]), 0) + 1
+            whole = {id(s) for s in self._slabs if idle.get(id(s), 0) == s.blocks}
+            for c in cached:
+                kept = []
+                while c.blocks:
+                    block = c.blocks.pop()
+                    if block[1] is None:
+                        self._return(block[0], block[3])
+                    elif id(block[1]) not in whole:
+                        kept.append(block)
+                c.blocks += kept
+            for slab in [s for s in self._slabs if id(s) in whole]:
+                self._slabs.remove(slab)
+                for stream in [k for k, v in self._cutting.items() if v is slab]:
+                    del self._cutting[stream]
+                self._return(slab.address, slab.size)
+
+    def _return(self, address: int, size: int) -> None:
+        self.driver.free(address)
+        self.reserved -= size
+
+    def record_stream(self, buffer: Any, stream: Any) -> None:
+        """`stream` uses the memory of a buffer too."""
+        block = getattr(buffer, "block", None)
+        if block is None:
+            return
+        home = block[2]
+        if not isinstance(home, Deferred):
+            home = Deferred(self, home)
+            buffer.block = (block[0], block[1], home, block[3])
+        if stream not in home.streams:
+            home.streams.append(stream)
+
+    # statistics
+
+    def reset_peaks(self) -> None:
+        self.peak_live, self.peak_reserved = self.live, self.reserved
+
+    def cached(self) -> int:
+        """Bytes that wait to be used again."""
+        return sum(len(c.blocks) * c.capacity for f in list(self._classes.values()) for c in list(f.lists.values()))
+
+    def _describe(self, nbytes: int) -> str:
+        free, total = self.driver.memory_info()
+        lines = [
+            f"out of memory on {self.name}: {show_size(nbytes)} asked for at {here()}",
+            f"tensors hold {show_size(self.live)}, {show_size(free)} of {show_size(total)} are free"
+            + (f", graphc may use {show_size(self.limit)}" if self.limit is not None else "")
+            + "; caches were freed first",
+        ]
+        largest = self._largest()
+        if largest:
+            lines.append("the largest tensors are:")
+            lines += [f"  {show_size(size)}  {what}" for size, what in largest]
+        lines.append(
+            "use a smaller batch, free tensors that you no longer need (del x, or no_grad where gradients are not wanted), "
+            "or a narrower element type"
+        )
+        return "\n".join(lines)
+
+    def _largest(self, most: int = 5) -> list[tuple[int, str]]:
+        """The largest blocks in use, with the types of their tensors and where they were made."""
+        from graphc.runtime.core import Tensor
+
+        types: dict[int, str] = {}
+        for x in gc.get_objects():
+            if isinstance(x, Tensor):
+                buffer = getattr(x, "_buffer", None)
+                block = getattr(buffer, "block", None)
+                if block is not None:
+                    types.setdefault(block[0], str(x._spec.type))
+        rows = sorted(self._large.items(), key=lambda row: -row[1][0])[:most]
+        return [(size, f"{types.get(address, 'a value inside')} made at {describe(place)}") for address, (size, place) in rows]

@@ -1,0 +1,146 @@
+"""What the rest of the CUDA runtime asks of a driver, and how one is found.
+
+Two things answer: pycuda on a machine with a GPU, and `simulated.py`, where device memory is memory of the host
+(`GRAPHC_CUDA=simulate`, or `simulate:2` for two devices). Without either everything imports, and asking for
+a device says what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+# The oldest driver that runs code of the CUDA 13 compilers, and the oldest GPU that graphc compiles for.
+DRIVER = 13000
+CAPABILITY = (7, 0)
+
+
+class Properties(NamedTuple):
+    """What a device is. Sizes in bytes; `shared_memory_per_block` is the most that a kernel can ask for."""
+
+    name: str
+    major: int
+    minor: int
+    total_memory: int
+    multi_processor_count: int
+    shared_memory_per_block: int
+    l2_cache_size: int
+    warp_size: int = 32
+
+
+class Node(NamedTuple):
+    """One launch: a loaded function, its blocks, threads, dynamic shared bytes, and the addresses of its parameters' values."""
+
+    function: Any
+    blocks: int
+    threads: int
+    shared: int
+    parameters: Any
+
+
+class DriverDevice(Protocol):
+    """One device. Addresses are integers; streams and events are what `new_stream` and `new_event` made.
+
+    Copies and launches are queued on a stream. `copy_in` from memory that is not pinned has read it when it returns;
+    `copy_out` waits until the bytes are there.
+    """
+
+    properties: Properties
+    # What `load` takes: "cubin" or "simulation".
+    kind: str
+
+    def allocate(self, nbytes: int) -> int: ...  # raises MemoryError
+    def free(self, address: int) -> None: ...
+    def allocate_host(self, nbytes: int) -> int: ...
+    def free_host(self, address: int) -> None: ...
+    def memory_info(self) -> tuple[int, int]: ...  # free, total
+
+    def new_stream(self, priority: int = 0) -> Any: ...
+    def synchronize_stream(self, stream: Any) -> None: ...
+    def stream_done(self, stream: Any) -> bool: ...
+    def handle(self, stream: Any) -> int: ...
+    def synchronize(self) -> None: ...
+
+    def new_event(self, timing: bool = False) -> Any: ...
+    def record(self, event: Any, stream: Any) -> None: ...
+    def wait(self, stream: Any, event: Any) -> None: ...
+    def event_done(self, event: Any) -> bool: ...
+    def synchronize_event(self, event: Any) -> None: ...
+    def elapsed(self, start: Any, end: Any) -> float: ...  # milliseconds
+
+    def copy_in(self, target: int, source: int, nbytes: int, stream: Any, pinned: bool = False) -> None: ...
+    def copy_out(self, target: int, source: int, nbytes: int, stream: Any) -> None: ...
+    def copy(self, target: int, source: int, nbytes: int, stream: Any) -> None: ...
+    def copy_peer(self, target: int, source: int, nbytes: int, stream: Any, other: Any) -> None: ...
+    def fill(self, target: int, pattern: bytes, count: int, stream: Any) -> None: ...  # 1, 2 or 4 bytes, count times
+
+    def load(self, binary: bytes) -> Any: ...
+    def function(self, module: Any, symbol: str, shared: int) -> Any: ...
+    def parameters(self, words: Any) -> Any: ...
+    def tensor_map(self, address: int, map: Any) -> bytes: ...
+    def launch(self, node: Node, stream: Any) -> None: ...
+    # A chain of launches as one; None where the driver has no graphs.
+    def new_graph(self, nodes: Sequence[Node]) -> Any: ...
+    def update_graph(self, graph: Any, index: int, node: Node) -> None: ...
+    def launch_graph(self, graph: Any, stream: Any) -> None: ...
+    # Run Python when the stream gets there; the simulated driver has it, others return False.
+    def call(self, stream: Any, task: Callable[[], None]) -> bool: ...
+
+
+class Driver(Protocol):
+    """The driver of a machine."""
+
+    simulated: bool
+
+    def version(self) -> int: ...
+    def count(self) -> int: ...
+    def open(self, index: int) -> DriverDevice: ...
+
+
+class Missing(RuntimeError):
+    """There is no CUDA device that graphc can use; the text says what is missing and how to get it."""
+
+
+_found: Driver | None = None
+_asked: str | None = None
+_why: str | None = None
+
+
+def driver() -> Driver:
+    """The driver. Raises `RuntimeError`, saying what is missing and how to get it, where there is none."""
+    global _found, _asked, _why
+    asked = os.environ.get("GRAPHC_CUDA", "")
+    if asked != _asked:
+        _found, _why, _asked = None, None, asked
+    if _found is None and _why is None:
+        try:
+            _found = _find(asked)
+        except Missing as error:
+            _why = str(error)
+    if _found is None:
+        raise Missing(_why)
+    return _found
+
+
+def _find(asked: str) -> Driver:
+    kind, _, number = asked.partition(":")
+    if kind == "simulate":
+        from graphc.runtime.cuda.simulated import SimulatedDriver
+
+        return SimulatedDriver(int(number or 1))
+    if kind in ("0", "off"):
+        raise Missing('the device "cuda" is not available: GRAPHC_CUDA turns it off; unset it, or use device "cpu"')
+    if kind:
+        raise Missing(
+            f'the device "cuda" is not available: GRAPHC_CUDA={asked} is not known; it can be "simulate" (a simulated device), '
+            '"off", or unset'
+        )
+    from graphc.runtime.cuda.pycuda_driver import PycudaDriver
+
+    return PycudaDriver()
+
+
+def unavailable(what: str, cure: str) -> Missing:
+    """The error for a machine without a usable device."""
+    return Missing(f'the device "cuda" is not available: {what}; {cure}, or use device "cpu"')

@@ -1,0 +1,88 @@
+"""Memory of the host that a GPU reads by itself (pinned): for batches that are copied while Python goes on.
+
+Invariant: a block is used again only when the copies from it that were queued are done.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from graphc.runtime import device as devices
+from graphc.runtime.core import Tensor, _new, make, make_contiguous
+from graphc.runtime.memory import Buffer, capacity_of
+
+
+class _Pool:
+    """Pinned blocks of one size class. `append` is called by a buffer that dies."""
+
+    __slots__ = ("blocks", "capacity")
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.blocks: list[Any] = []
+
+    def append(self, block: Any) -> None:
+        self.blocks.append(block)
+
+    def take(self) -> Any:
+        """A block whose copies are done, or a new one."""
+        for _ in range(len(self.blocks)):
+            try:
+                block = self.blocks.pop(0)
+            except IndexError:
+                break
+            with _lock:
+                event = _in_use.get(block[0])
+                if event is None or event[0].event_done(event[1]):
+                    _in_use.pop(block[0], None)
+                    return block
+            self.blocks.append(block)
+        driver = devices.device("cuda").context.driver
+        address = driver.allocate_host(self.capacity)
+        return (address, _PINNED, self, self.capacity)
+
+
+_PINNED = object()
+_pools: dict[int, _Pool] = {}
+# address of a block -> (driver, event after the last copy from it)
+_in_use: dict[int, tuple[Any, Any]] = {}
+_lock = threading.Lock()
+
+
+def is_pinned_buffer(buffer: Any) -> bool:
+    """Whether a buffer's memory is pinned."""
+    block = getattr(buffer, "block", None)
+    return block is not None and block[1] is _PINNED
+
+
+def is_pinned(x: Tensor) -> bool:
+    """Whether the memory of a tensor is pinned."""
+    return is_pinned_buffer(x._buffer)
+
+
+def in_use(buffer: Any, driver: Any, stream: Any) -> None:
+    """A copy from a pinned buffer was queued on `stream`."""
+    event = driver.new_event()
+    driver.record(event, stream)
+    with _lock:
+        _in_use[buffer.block[0]] = (driver, event)
+
+
+def pinned(x: Tensor) -> Tensor:
+    """A copy of a CPU tensor in pinned memory; itself if it is there. Raises `TypeError` for a tensor on a GPU."""
+    import ctypes
+
+    spec = x._spec
+    if spec.device is not devices.CPU:
+        raise TypeError(f"pin_memory: a tensor {spec} is not in memory of the CPU; only that can be pinned")
+    if is_pinned(x):
+        return x
+    if x._strides is not None:
+        make_contiguous(x)
+    capacity = capacity_of(spec.nbytes)
+    pool = _pools.get(capacity) or _pools.setdefault(capacity, _Pool(capacity))
+    buffer = _new(Buffer)
+    buffer.block = pool.take()
+    ctypes.memmove(buffer.block[0], x._address, spec.nbytes)
+    return make(spec, buffer, buffer.block[0])
