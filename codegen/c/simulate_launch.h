@@ -16,7 +16,7 @@ static void on_signal(int number, siginfo_t *info, void *context) {
     at.fault = pc && dladdr((void *)&at, &module) ? pc - (unsigned long long)module.dli_fbase : 0;
     const char *where = (const char *)info->si_addr;
     if (number == SIGILL || number == SIGTRAP)
-        describe("a check of the compiler failed (an index outside of its array, a misaligned or null address, an overflow of a signed integer, or a shift too far)");
+        describe("a check of the compiler failed (an index outside of its array, a misaligned or null address, or an overflow of a signed integer)");
     else if (number == SIGFPE)
         describe("an integer division by zero, or of the least integer by -1");
     else {

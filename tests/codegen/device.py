@@ -163,10 +163,7 @@ def launch(
     if blocks == 0:
         return 0, 0
     error = (ctypes.c_longlong * 3)()
-    arguments: list[Any] = [
-        ctypes.create_string_buffer(tensormap.simulated(memory[m.buffer].address, tensormap.encoding_of(m, extents)), tensormap.BYTES)
-        for m in kernel.grid.maps
-    ]
+    arguments: list[Any] = [_map_argument(m, memory[m.buffer].address, extents) for m in kernel.grid.maps]
     arguments += [ctypes.c_void_p(memory[b].address) for b in kernel.buffers]
     integer = ctypes.c_int if kernel.grid.narrow else ctypes.c_longlong
     arguments += [integer(extents[name]) for name in kernel.extents]
