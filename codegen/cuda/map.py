@@ -44,13 +44,15 @@ from graphc.codegen.lower.nest import (
 )
 from graphc.codegen.lower.pieces import joining
 from graphc.codegen.lower.pull import Pull
-from graphc.ir.function import Function, Value
+from graphc.codegen.math import FUNCTIONS
+from graphc.ir.function import Function, Operation, Value
 from graphc.ir.registry import lookup
 from graphc.ir.types import Shape, dim_symbols, size_of, substitute
 
 ACCESS = 16  # bytes of the widest access
 # Vectors in flight hide the memory's delay; a body with more operations or operands has enough to do, or to load.
 MOST_OPERATIONS, MOST_STREAMS = 24, 2
+LONG_COST = 12  # of exp, sin, .., in operations
 # Longer bodies use too many registers a lane.
 MOST_WIDE = 96
 LONG_LINE = 192  # elements of a line that keep a block busy
@@ -74,11 +76,14 @@ def width_for(group: Function) -> int:
     return min(width, 4) if len(group.ops) > MOST_WIDE else width
 
 
+def is_long(op: Operation) -> bool:
+    """Whether one element of an operation is many machine operations."""
+    return op.name in FUNCTIONS or lookup(op.name).family in ("random", "pool")
+
+
 def vectors_for(group: Function) -> int:
-    cheap = len(group.ops) <= MOST_OPERATIONS and not any(
-        lookup(op.name).family in ("random", "pool") for op in group.ops
-    )
-    return 2 if cheap and len(streams(group)) - len(group.results) <= MOST_STREAMS else 1
+    cost = sum(LONG_COST if is_long(op) else 1 for op in group.ops)
+    return 2 if cost <= MOST_OPERATIONS and len(streams(group)) - len(group.results) <= MOST_STREAMS else 1
 
 
 def inner_divides(group: Function, sizes: Mapping[str, int], width: int) -> tuple[tuple[str, int], ...]:

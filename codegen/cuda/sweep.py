@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.expr import Expr, index, var
-from graphc.codegen.loops import For, If, Stmt, Vector
+from graphc.codegen.loops import For, If, Let, Stmt, Vector
 from graphc.codegen.lower.nest import Names, ceil_div, minimum
 
 THREADS = 256
@@ -46,29 +46,34 @@ def sweep_grid(
 ) -> list[Stmt]:
     """Run `prepare` over positions 0 .. total - 1. whole: `total` is a multiple of `width`. block, count: which of how
     many blocks that share these positions."""
-    base = names.fresh("p")
-    offsets = [u * THREADS * width for u in range(vectors)]
+    base, u = names.fresh("p"), names.fresh("u")
+    apart = THREADS * width
 
-    def at(offset: int, masked: bool) -> list[Stmt]:
-        before, lanes = prepare(base + offset)
+    def vector(position: Expr, masked: bool) -> tuple[Stmt, ...]:
+        before, lanes = prepare(position)
         if width == 1:
-            return [*before, *lanes(index(0))]
+            return (*before, *lanes(index(0)))
         lane = names.fresh("l")
         inside = tuple(lanes(lane))
-        if masked:
-            inside = (If(base + offset + lane < total, inside),)
-        return [*before, Vector(lane, width, inside)]
+        return (*before, Vector(lane, width, (If(position + lane < total, inside),) if masked else inside))
 
-    fast = [s for offset in offsets for s in at(offset, False)]
-    body: list[Stmt] = fast
+    def tile(inside: bool) -> tuple[Stmt, ...]:
+        """A thread's share of a tile. inside: all of it exists."""
+        masked = not inside and not whole
+        if vectors == 1:
+            return vector(base, masked)
+        position = names.fresh("q")
+        some = vector(position, masked)
+        if not inside:
+            some = (If(position < total, some),)
+        body = (Let(position, base + u * apart), *some)
+        return (For(u, index(0), index(vectors), body, index(1), unroll=inside),)
+
+    body = tile(True)
     if vectors > 1 or not whole:
-        slow: list[Stmt] = []
-        for offset in offsets:
-            inside = tuple(at(offset, not whole))
-            slow += [If(base + offset < total, inside)] if offset else inside
-        body = [If(base + (offsets[-1] + width) <= total, tuple(fast), tuple(slow))]
-    tile = tile_of(width, vectors)
-    return [For(base, block * tile + THREAD * width, total, tuple(body), count * tile)]
+        body = (If(base + (apart * (vectors - 1) + width) <= total, body, tile(False)),)
+    size = tile_of(width, vectors)
+    return [For(base, block * size + THREAD * width, total, body, count * size)]
 
 
 def tiles_of(total: Expr, width: int, vectors: int) -> Expr:

@@ -109,7 +109,9 @@ def _magnitude32(a: Expr, b: Expr) -> Expr:
         # t < 2^49 and m < 2^24: the rounded quotient never reaches the next integer.
         return fma(-trunc(t / m), m, t)
 
-    power = cast(binary("shl", const(I64, 1), binary("shr", gap, const(I64, 4))), F64)
+    # The gap of two numbers is below 2^10; that of an infinity, whose remainder nobody takes, must not shift too far.
+    count = binary("and", binary("shr", gap, const(I64, 4)), const(I64, 63))
+    power = cast(binary("shl", const(I64, 1), count), F64)
     for position in (3, 2, 1, 0):
         square = power * power
         power = reduce(select(_bit(gap, position), square + square, square))
