@@ -186,8 +186,8 @@ class Writer:
         return self.value(e, POSITION)
 
     def _wants_name(self, node: Expr, text: Text) -> bool:
-        if node.op == "shuffle":
-            return True
+        if node.op in ("shuffle", "var"):
+            return node.op == "shuffle"
         if len(text.text) > LONGEST:
             return True
         if text.level == ATOM and not text.loads and text.text.isidentifier():
