@@ -30,7 +30,7 @@ class Properties(NamedTuple):
 
 
 class Node(NamedTuple):
-    """One launch: a loaded function, its blocks, threads, dynamic shared bytes, and the addresses of its parameters' values."""
+    """One launch: a loaded function, its blocks, threads, dynamic shared bytes, and its `Parameters`."""
 
     function: Any
     blocks: int
@@ -77,7 +77,6 @@ class DriverDevice(Protocol):
 
     def load(self, binary: bytes) -> Any: ...
     def function(self, module: Any, symbol: str, shared: int) -> Any: ...
-    def parameters(self, words: Any) -> Any: ...
     def tensor_map(self, address: int, map: Any) -> bytes: ...
     def launch(self, node: Node, stream: Any) -> None: ...
     # A chain of launches as one; None where the driver has no graphs.
@@ -86,6 +85,14 @@ class DriverDevice(Protocol):
     def launch_graph(self, graph: Any, stream: Any) -> None: ...
     # Run Python when the stream gets there; the simulated driver has it, others return False.
     def call(self, stream: Any, task: Callable[[], None]) -> bool: ...
+
+
+def encoding_of(map: Any) -> Any:
+    """The numbers of a `DeviceMap` of a program as a driver takes them."""
+    from graphc.codegen.cuda.tensormap import encoding
+    from graphc.ir.types import dtype
+
+    return encoding(dtype(map.dtype), map.sizes, map.strides, map.box, map.rounded)
 
 
 class Driver(Protocol):

@@ -11,10 +11,14 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from graphc.codegen.cuda.tensormap import BYTES
 from graphc.ir.function import Function
 from graphc.runtime.backend import Donate, Interpreted, Program, backend
+from graphc.runtime.cuda.build import build
 from graphc.runtime.cuda.context import Context
 from graphc.runtime.cuda.driver import Node
+from graphc.runtime.cuda.parameters import Parameters
 from graphc.runtime.device import CPU, Device
 from graphc.runtime.errors import describe, user_frame
 from graphc.runtime.spec import Spec
@@ -23,6 +27,8 @@ from graphc.runtime.spec import Spec
 CHAIN = 3
 # Graphs of one program, each for the addresses of one call.
 GRAPHS = 4
+# Addresses of calls that are known to have come once.
+REMEMBERED = 64
 
 
 def executable(
@@ -113,50 +119,116 @@ class InterpretedOnDevice(OnDevice):
             if i not in self.host:
                 memory.append(context.read(given[i], s.nbytes))
                 given[i] = int(memory[-1].ctypes.data)
-        made = [context.read(0, 0) if not s.nbytes else _bytes(s.nbytes) for s in self.results]
+        made = [np.empty(s.nbytes, np.uint8) for s in self.results]
         self.program.run(given, [int(m.ctypes.data) for m in made])
         for address, data in zip(wanted, made):
             context.write(address, data)
 
 
-def _bytes(count: int) -> Any:
-    import numpy as np
-
-    return np.empty(count, np.uint8)
-
-
 class _Launch:
-    """One launch of a program with the words of its parameters; `places` are those that change from call to call.
-
-    places: (word, kind, number or offset), where kind is "in", "out", "arena" or "host".
+    """One launch with the words of its parameters. places: (word, space, number) of addresses, where the space is "in",
+    "out", "arena" or "host" and the number is of a tensor or an offset; maps: (parameter, space, number, map).
     """
 
-    __slots__ = ("node", "places", "words")
+    __slots__ = ("context", "last", "maps", "node", "parameters", "places")
 
-    def __init__(self, node: Node, words: Any, places: list[tuple[int, str, int]]) -> None:
-        self.node, self.words, self.places = node, words, places
+    def __init__(self, context: Context, launch: Any, constants: Sequence[int], host_bytes: int) -> None:
+        self.context = context
+        sizes = [_size_of(a) for a in launch.arguments]
+        self.parameters = Parameters([*sizes, 8, 4])
+        words, starts = self.parameters.words, self.parameters.starts
+        self.places: list[tuple[int, str, int]] = []
+        self.maps: list[tuple[int, str, int, Any]] = []
+        # The addresses that the maps were made for.
+        self.last: dict[int, int] = {}
+
+        def placed(argument: Any) -> tuple[str, int]:
+            space, at = argument[0], argument[1]
+            return ("host", at) if space == "arena" and at < host_bytes else (space, at)
+
+        for i, argument in enumerate(launch.arguments):
+            if argument[0] == "word":
+                words[starts[i]] = argument[1]
+            elif argument[0] == "const":
+                words[starts[i]] = constants[argument[1]]
+            elif argument[0] == "map":
+                made = launch.maps[argument[1]]
+                space, at = placed(made.place)
+                if space == "const":
+                    self.parameters.put(i, context.driver.tensor_map(constants[at], made))
+                else:
+                    self.maps.append((i, space, at, made))
+            else:
+                self.places.append((starts[i], *placed(argument)))
+        words[starts[-2]] = context.error_address
+        function = context.function(launch.unit, launch.symbol, launch.shared)
+        self.node = Node(function, launch.blocks, launch.threads, launch.shared, self.parameters)
+
+    def set(self, spaces: dict[str, Any], number: int) -> None:
+        """Take over the addresses of a call, and the number that errors are reported with."""
+        words = self.parameters.words
+        for word, space, at in self.places:
+            words[word] = _address(spaces, space, at)
+        for i, space, at, made in self.maps:
+            address = _address(spaces, space, at)
+            if self.last.get(i) != address:
+                self.parameters.put(i, self.context.driver.tensor_map(address, made))
+                self.last[i] = address
+        words[self.parameters.starts[-1]] = number
+
+    def differs(self, spaces: dict[str, Any]) -> bool:
+        """Whether the addresses of a call are others than those that were set."""
+        words = self.parameters.words
+        return any(words[word] != _address(spaces, space, at) for word, space, at in self.places) or any(
+            self.last.get(i) != _address(spaces, space, at) for i, space, at, _ in self.maps
+        )
+
+
+def _address(spaces: dict[str, Any], space: str, at: int) -> int:
+    base = spaces[space]
+    return base + at if base.__class__ is int else base[at]  # type: ignore[no-any-return]
+
+
+def _size_of(argument: Any) -> int:
+    if argument[0] == "map":
+        return BYTES
+    return argument[2] if argument[0] == "word" else 8  # type: ignore[no-any-return]
+
+
+class _Graph:
+    """The launches of a program as one, with the addresses that they were last given."""
+
+    __slots__ = ("launches", "raw")
+
+    def __init__(self, launches: list[_Launch], raw: Any) -> None:
+        self.launches, self.raw = launches, raw
 
 
 class Executable(OnDevice):
-    """A compiled function, loaded on a device."""
+    """A compiled function, loaded on a device.
+
+    A program of several launches becomes a graph when the addresses of a call come a second time; later calls with
+    other addresses change the launches that are concerned, if those are not many.
+    """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        from graphc.runtime.cuda.build import build
-
         self.program = build(self.context, self.function, self.donate, self.host)
         self.donated = self.program.donated
         self._lock = threading.Lock()
-        self._constants = [self._constant(c) for c in self.program.constants]
-        from graphc.runtime.cuda.launches import launches
-
-        self._launches = launches(self.context, self.program, [c[0] for c in self._constants])
+        # The blocks of the constants live as long as the program.
+        self._constants = [self._constant(np.ascontiguousarray(c)) for c in self.program.constants]
+        self._launches = self._bound()
         self._sites = [p.sites for p in self.program.launches]
         self._reports = any(self._sites)
-        self._seen: dict[Any, int] = {}
-        self._graphs: dict[Any, Any] = {}
+        self._seen: dict[Any, None] = {}
+        self._graphs: dict[Any, _Graph] = {}
 
-    def _constant(self, array: Any) -> Any:
+    def _bound(self) -> list[_Launch]:
+        constants = [b[0] for b in self._constants]
+        return [_Launch(self.context, p, constants, self.program.host_bytes) for p in self.program.launches]
+
+    def _constant(self, array: np.ndarray[Any, Any]) -> Any:
         block = self.context.allocator.take(array.nbytes)
         self.context.write(block[0], array)
         self.context.driver.synchronize_stream(self.context.stream())
@@ -164,18 +236,67 @@ class Executable(OnDevice):
 
     def _launch(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         context = self.context
-        host = 0
+        spaces: dict[str, Any] = {"in": inputs, "out": outputs}
         if self.program.host:
             data = bytearray(self.program.host_bytes)
             for i, offset, nbytes in self.program.host:
                 data[offset : offset + nbytes] = ctypes.string_at(inputs[i], nbytes)
-            host = context.sent(bytes(data))
-        base = {"in": inputs, "out": outputs}
+            spaces["host"] = context.sent(bytes(data))
+        stream = context.stream()
         with self._lock:
-            arena = context.arena(self.program.arena)
+            spaces["arena"] = context.arena(self.program.arena)
+            if len(self._launches) >= CHAIN and self._launch_graph(spaces, stream):
+                return
             first = 0
             if self._reports:
                 first = context.number(self._sites, self.function.name, self.operands, user_frame(4))
             for i, launch in enumerate(self._launches):
-                launch.set(base, arena, host, first + i)
-                context.driver.launch(launch.node, context.stream())
+                launch.set(spaces, first + i)
+                context.driver.launch(launch.node, stream)
+
+    # graphs
+
+    def _launch_graph(self, spaces: dict[str, Any], stream: Any) -> bool:
+        """Launch the program as a graph, if there is one for these addresses or one that is nearly so."""
+        key = (tuple(spaces["in"]), tuple(spaces["out"]), spaces["arena"], spaces.get("host"))
+        graph = self._graphs.pop(key, None)
+        if graph is None:
+            if key in self._seen and len(self._graphs) < GRAPHS:
+                graph = self._new_graph(spaces)
+            elif self._graphs:
+                oldest = next(iter(self._graphs))
+                graph = self._changed(oldest, spaces)
+            if graph is None:
+                self._remember(key)
+                return False
+        self._graphs[key] = graph
+        self.context.driver.launch_graph(graph.raw, stream)
+        return True
+
+    def _remember(self, key: Any) -> None:
+        self._seen[key] = None
+        while len(self._seen) > REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+
+    def _new_graph(self, spaces: dict[str, Any]) -> _Graph | None:
+        launches = self._bound()
+        first = 0
+        if self._reports:
+            first = self.context.number(self._sites, self.function.name, self.operands, None, keep=True)
+        for i, launch in enumerate(launches):
+            launch.set(spaces, first + i)
+        raw = self.context.driver.new_graph([launch.node for launch in launches])
+        return None if raw is None else _Graph(launches, raw)
+
+    def _changed(self, key: Any, spaces: dict[str, Any]) -> _Graph | None:
+        """The graph of other addresses with those of this call, unless most of its launches would change."""
+        graph = self._graphs[key]
+        concerned = [i for i, launch in enumerate(graph.launches) if launch.differs(spaces)]
+        if 2 * len(concerned) > len(graph.launches):
+            return None
+        del self._graphs[key]
+        for i in concerned:
+            launch = graph.launches[i]
+            launch.set(spaces, launch.parameters.words[launch.parameters.starts[-1]])
+            self.context.driver.update_graph(graph.raw, i, launch.node)
+        return graph

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from graphc.runtime.cuda.driver import Node, Properties
+from graphc.runtime.cuda.driver import Node, Properties, encoding_of
 
 ALIGNMENT = 256
 # Waiting work is run when a queue gets this long, so that it does not grow for ever.
@@ -183,13 +183,10 @@ class SimulatedDevice:
     def function(self, module: Any, symbol: str, shared: int) -> Any:
         return module.function(symbol)
 
-    def parameters(self, words: Any) -> Any:
-        return words
-
     def tensor_map(self, address: int, map: Any) -> bytes:
-        from graphc.runtime.cuda.simulation import tensor_map
+        from graphc.codegen.cuda import tensormap
 
-        return tensor_map(address, map)
+        return tensormap.simulated(address, encoding_of(map))
 
     def launch(self, node: Node, stream: SimulatedStream) -> None:
         words = node.parameters.copy()
