@@ -1,0 +1,264 @@
+"""Products by wgmma, in simulation: exact on small integers, the same bits for every tile, way and order of threads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from graphc.codegen.canonical import canonicalise
+from graphc.codegen.cuda import hopper
+from graphc.codegen.cuda.choice import Choice
+from graphc.codegen.cuda.lower import choose
+from graphc.codegen.cuda.target import HOPPER
+from graphc.ir.function import Builder, Function, Value
+from graphc.ir.types import TensorType
+
+from tests.codegen.contractions import biased, conv_attrs, conv_group
+from tests.codegen.device import Case, Prepared, check_groups, cuda_text, library, prepare, run_prepared
+
+Array = np.ndarray[Any, Any]
+SMALL = dataclasses.replace(HOPPER, multiprocessors=2)  # so that blocks take several tiles
+
+
+def dot(
+    lhs: str, rhs: str, left: Sequence[int] = (1,), right: Sequence[int] = (0,), batch: int = 0, precision: str = "",
+    epilogue: Any = None,
+) -> Function:
+    b = Builder("group")
+    x, y = b.param(TensorType.parse(lhs)), b.param(TensorType.parse(rhs))
+    both = tuple(range(batch))
+    root = b.emit(
+        "dot", x, y, lhs_batch=both, rhs_batch=both, lhs_contract=tuple(left), rhs_contract=tuple(right), precision=precision
+    )
+    return b.build(epilogue(b, root) if epilogue else [root])
+
+
+def integers(group: Function, seed: int = 0, most: int = 3) -> list[Array]:
+    """Small enough that every sum is exact in any order."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(-most, most + 1, [int(d) for d in p.type.shape]).astype(p.type.dtype.numpy) for p in group.params]
+
+
+def reals(group: Function, seed: int = 0) -> list[Array]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal([int(d) for d in p.type.shape]).astype(p.type.dtype.numpy) for p in group.params]
+
+
+def chosen(group: Function, tile: hopper.Tile, target: Any = SMALL) -> Choice:
+    """The choice for a group, with another tile."""
+    c = canonicalise(group)
+    found = choose(c.function, {n: int(d) for n, d in c.extents}, target)
+    assert found.form == hopper.FORM
+    return hopper.tile_choice(
+        tile, (found.number("left"), found.number("right")), found.number("example"), found.divides, found.narrow
+    )
+
+
+def case(group: Function, tile: hopper.Tile | None = None, inputs: list[Array] | None = None) -> Case:
+    return Case(group, integers(group) if inputs is None else inputs, chosen(group, tile) if tile else None, SMALL)
+
+
+def ways(p: Prepared) -> tuple[int, int]:
+    return p.choice.number("left"), p.choice.number("right")
+
+
+MAJORS = {
+    "kk": ("[{m}, {k}]", "[{n}, {k}]", (1,), (1,)),
+    "km": ("[{m}, {k}]", "[{k}, {n}]", (1,), (0,)),
+    "mk": ("[{k}, {m}]", "[{n}, {k}]", (0,), (1,)),
+    "mm": ("[{k}, {m}]", "[{k}, {n}]", (0,), (0,)),
+}
+
+
+def plain(dtype: str, major: str, m: int, k: int, n: int, precision: str = "") -> Function:
+    left, right, a, b = MAJORS[major]
+    return dot(dtype + left.format(m=m, k=k, n=n), dtype + right.format(m=m, k=k, n=n), a, b, precision=precision)
+
+
+def test_integers_are_exact_in_every_tile_and_order_in_memory() -> None:
+    cases = []
+    for i, tile in enumerate(hopper.TILES):
+        major = list(MAJORS)[i % 4]
+        dtype = ("bf16", "f16")[i % 2]
+        # One and a bit of a tile, one and a bit of a block of k, more tiles than blocks.
+        cases.append(case(plain(dtype, major, tile.rows + 8, 72, tile.columns + 24), tile))
+    for prepared in check_groups(cases, seeds=(0, 1, 2)):
+        assert ways(prepared) == (hopper.VIEW, hopper.VIEW)
+
+
+def test_long_sums_go_round_the_ring() -> None:
+    shapes = [(8, 64 * 13, 8), (72, 64 * 6, 136), (200, 8, 8), (8, 64 * 5 + 8, 72)]
+    cases = [case(plain("bf16", major, *shape)) for major, shape in zip(MAJORS, shapes, strict=True)]
+    check_groups(cases, seeds=(0, 1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_odd_sizes_are_packed(dtype: str) -> None:
+    sizes = [(1, 1, 1), (1, 7, 3), (13, 5, 1), (65, 67, 63), (7, 129, 5), (64, 64, 65)]
+    cases = [case(plain(dtype, major, *s)) for s, major in zip(sizes, ("km", "kk", "mk", "mm", "km", "km"), strict=True)]
+    prepared = check_groups(cases)
+    assert ways(prepared[3]) == (hopper.PACK, hopper.PACK)
+    assert ways(prepared[5]) == (hopper.VIEW, hopper.PACK)
+
+
+def _scaled(side: int) -> Function:
+    """A product one side of which is computed in front of it."""
+    b = Builder("group")
+    x, y, s = (b.param(TensorType.parse(t)) for t in ("bf16[40, 72]", "bf16[72, 24]", "bf16[]"))
+    sides = [x, y]
+    sides[side] = b.emit("mul", sides[side], b.emit("broadcast", s, shape=sides[side].type.shape, axes=()))
+    return b.build([b.emit("dot", *sides, lhs_contract=(1,), rhs_contract=(0,))])
+
+
+def test_producers_in_front_are_packed() -> None:
+    for side, p in enumerate(check_groups([case(_scaled(0)), case(_scaled(1))])):
+        assert ways(p)[side] == hopper.PACK and ways(p)[1 - side] == hopper.VIEW
+        assert [k.name.split("_")[0] for k in p.kernels] == ["pack", "contract"]
+
+
+def _heads(b: Builder, root: Value) -> Sequence[Value]:
+    return [b.emit("permute", root, axes=(1, 0, 2))]
+
+
+def _sliced() -> Function:
+    b = Builder("group")
+    x, w = b.param(TensorType.parse("bf16[40, 144]")), b.param(TensorType.parse("bf16[96, 64]"))
+    part = b.emit("slice", x, start=(3, 48), limit=(37, 96), stride=(1, 1))
+    below = b.emit("slice", w, start=(16, 0), limit=(64, 64), stride=(1, 1))
+    return b.build([b.emit("dot", part, below, lhs_contract=(1,), rhs_contract=(0,))])
+
+
+def test_batches_and_slices_are_views() -> None:
+    groups = [
+        dot("bf16[3, 24, 40]", "bf16[3, 40, 16]", (2,), (1,), 1),
+        dot("bf16[3, 24, 40]", "bf16[3, 16, 40]", (2,), (2,), 1, epilogue=_heads),
+        dot("f16[2, 5, 72, 16]", "f16[2, 5, 16, 72]", (3,), (2,), 2),
+        dot("bf16[3, 24, 40]", "bf16[40, 16]", (2,), (0,)),
+        _sliced(),
+    ]
+    for p in check_groups([case(g) for g in groups]):
+        assert ways(p) == (hopper.VIEW, hopper.VIEW)
+
+
+def test_batch_dimensions_apart_in_memory() -> None:
+    """Heads inside of rows, as attention has them: the batch coordinates lie on both sides of the row."""
+    b = Builder("group")
+    q, k = (b.param(TensorType.parse("bf16[2, 24, 3, 16]")) for _ in range(2))
+    groups = [
+        b.build([b.emit("dot", q, k, lhs_batch=(0, 2), rhs_batch=(0, 2), lhs_contract=(3,), rhs_contract=(3,))])
+    ]
+    (p,) = check_groups([case(g) for g in groups])
+    assert ways(p) == (hopper.VIEW, hopper.VIEW)
+    assert p.kernels[0].grid is not None and all(len(m.sizes) == 4 for m in p.kernels[0].grid.maps)
+
+
+def test_tf32_operands_run_along_the_depth() -> None:
+    groups = [plain("f32", major, 72, 100, 136, "tf32") for major in MAJORS]
+    groups.append(plain("f32", "km", 65, 33, 7, "tf32"))
+    found = [ways(p) for p in check_groups([case(g) for g in groups])]
+    v, k = hopper.VIEW, hopper.PACK
+    assert found == [(v, v), (v, k), (k, v), (k, k), (k, k)]
+
+
+def test_float32_operands_rounded_first() -> None:
+    """In "bf16" both are packed; in "tf32" an operand is rounded to nearest even, the same on both ways to shared memory."""
+    group = plain("f32", "kk", 8, 32, 8, "bf16")
+    x = reals(group)
+    import ml_dtypes
+
+    near = [a.astype(ml_dtypes.bfloat16).astype(np.float32) for a in x]
+    (bf16,) = check_groups([Case(group, x, None, SMALL, expected=[near[0] @ near[1].T], compare=_close)])
+    assert ways(bf16) == (hopper.PACK, hopper.PACK)
+    ones = np.zeros((8, 32), np.float32)
+    ones[np.arange(8), np.arange(8)] = 1
+    # A tie to even below, a tie to even above, just below and above a tie, a carry into the exponent.
+    bits = np.array([0x3F801000, 0x3F803000, 0x3F800FFF, 0x3F801001, 0x3FFFF000, 0xBF801000, 0x00001000, 0x7F800000], np.uint32)
+    want = np.array([0x3F800000, 0x3F804000, 0x3F800000, 0x3F802000, 0x40000000, 0xBF800000, 0x00000000, 0x7F800000], np.uint32)
+    values = np.zeros((8, 32), np.float32)
+    values[0, :8] = bits.view(np.float32)
+    expected = np.zeros((8, 8), np.float32)
+    expected[0] = want.view(np.float32)
+    # inf * 0 is a NaN in its row.
+    values[0, 7], expected[0, 7] = 0, 0
+    exact = plain("f32", "kk", 8, 32, 8, "tf32")
+    packed = plain("f32", "mm", 8, 32, 8, "tf32")
+    check_groups([
+        Case(exact, [values, ones], None, SMALL, expected=[expected]),
+        Case(packed, [np.ascontiguousarray(values.T), np.ascontiguousarray(ones.T)], None, SMALL, expected=[expected]),
+    ])  # fmt: skip
+
+
+def _close(a: Array, b: Array) -> str:
+    return "" if np.allclose(a, b, rtol=1e-5, atol=1e-5) else "far from the product of the rounded operands"
+
+
+def test_epilogues() -> None:
+    groups = [
+        dot("bf16[70, 40]", "bf16[40, 72]", epilogue=biased(1)),
+        dot("bf16[70, 40]", "bf16[40, 75]", epilogue=biased(0)),
+        dot("f16[9, 16]", "f16[16, 33]", epilogue=biased(1)),
+    ]
+    check_groups([case(g) for g in groups])
+
+
+def test_convolutions_gather_patches() -> None:
+    same = {"padding": ((1, 1), (1, 1))}
+    groups = [
+        conv_group("bf16[2, 8, 9, 9]", "bf16[24, 8, 3, 3]", **same),
+        conv_group("f16[3, 5, 7, 6]", "f16[17, 5, 3, 2]", epilogue=biased(1), strides=(2, 1)),
+        conv_group("bf16[1, 8, 40, 32]", "bf16[72, 8, 1, 1]"),
+        conv_group("bf16[2, 32, 6, 6]", "bf16[32, 16, 3, 3]", groups=2, **same),
+        conv_group("bf16[2, 6, 5, 5]", "bf16[3, 6, 2, 2]", lhs_dilation=(2, 2), rhs_dilation=(1, 2)),
+    ]
+    prepared = check_groups([case(g) for g in groups], seeds=(0, 1, 2))
+    assert [ways(p)[1] for p in prepared] == [hopper.GATHER, hopper.GATHER, hopper.VIEW, hopper.GATHER, hopper.GATHER]
+
+
+def test_convolution_in_tf32() -> None:
+    b = Builder("group")
+    x, w = b.param(TensorType.parse("f32[2, 3, 8, 8]")), b.param(TensorType.parse("f32[8, 3, 3, 3]"))
+    attrs = {**conv_attrs(2), "precision": "tf32", "padding": ((1, 1), (1, 1))}
+    check_groups([case(b.build([b.emit("conv", x, w, **attrs)]))])
+
+
+def test_an_empty_depth_and_an_empty_result() -> None:
+    groups = [dot("bf16[8, 0]", "bf16[0, 8]"), dot("bf16[0, 8]", "bf16[8, 8]")]
+    check_groups([Case(g, [np.zeros([int(d) for d in p.type.shape], p.type.dtype.numpy) for p in g.params], None, SMALL) for g in groups])
+
+
+def _bits(cases: list[Case]) -> list[Array]:
+    prepared = [prepare(c, i) for i, c in enumerate(cases)]
+    built = library(cuda_text([k for p in prepared for k in p.kernels], SMALL))
+    return [run_prepared(p, built)[0] for p in prepared]
+
+
+def test_bits_do_not_depend_on_the_tile_or_the_way() -> None:
+    """The definition of a product is one for all schedules: a function of its shape, types and precision."""
+    group = plain("bf16", "km", 136, 200, 264)
+    x = reals(group)
+    other = plain("bf16", "mk", 136, 200, 264)
+    turned = [np.ascontiguousarray(a.T) for a in x]
+    cases = [Case(group, x, chosen(group, t), SMALL) for t in hopper.TILES]
+    cases.append(Case(other, turned, None, SMALL))
+    packed = chosen(group, hopper.TILES[2])
+    numbers = tuple((n, hopper.PACK if n in ("left", "right") else v) for n, v in packed.numbers)
+    cases.append(Case(group, x, dataclasses.replace(packed, numbers=numbers), SMALL))
+    numbers = tuple((n, hopper.GATHER if n in ("left", "right") else v) for n, v in packed.numbers)
+    cases.append(Case(group, x, dataclasses.replace(packed, numbers=numbers, narrow=False), SMALL))
+    first, *rest = (a.view(np.uint16) for a in _bits(cases))
+    for i, a in enumerate(rest):
+        assert np.array_equal(first, a), f"case {i + 1}"
+    assert np.allclose(first.view(x[0].dtype).astype(np.float64), x[0].astype(np.float64) @ x[1].astype(np.float64), 0.02, 0.1)
+
+
+def test_one_choice_for_other_sizes() -> None:
+    """A choice made for some sizes is right for all that keep its divisors."""
+    group = plain("bf16", "km", 64, 64, 64)
+    choice = chosen(group, hopper.TILES[5])
+    for m, k, n in ((16, 16, 16), (80, 160, 48)):
+        other = plain("bf16", "km", m, k, n)
+        if str(canonicalise(other).function) == str(canonicalise(group).function):
+            check_groups([Case(other, integers(other), choice, SMALL)])
