@@ -126,7 +126,9 @@ class FmaProduct:
         return [p.kernel("contract", body, grid.blocks, self.threads, self._resident())]
 
     def _resident(self) -> int:
-        return 2 if self.size >= 64 and self.p.dtype.bits == 32 else 0
+        """Two large tiles a multiprocessor need 128 registers a thread, which loads through registers would exceed."""
+        copied = self.left.asynchronous and self.right.asynchronous
+        return 2 if copied and self.size >= 64 and self.p.dtype.bits == 32 else 0
 
     def _parts(self) -> object:
         return (size_of(self.p.c.depth) + (BLOCK - 1)) // BLOCK

@@ -95,7 +95,9 @@ class TensorProduct:
         body.append(For(i, index(0), index(size), (Store(self.acc, i, const(F32, 0)),), index(1), unroll=True))
         body += self._sum()
         body += self._results(m0, n0, grid.batch)
-        return p.kernel("contract", body, grid.blocks, self.threads, 2 if size <= 64 and self.threads <= 256 else 0)
+        copied = self.left.asynchronous and self.right.asynchronous
+        resident = 2 if copied and size <= 64 and self.threads <= 256 else 0
+        return p.kernel("contract", body, grid.blocks, self.threads, resident)
 
     def _sum(self) -> Body:
         """The slabs in order, `stages` - 1 of them on their way."""

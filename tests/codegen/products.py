@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from graphc.codegen.canonical import canonicalise
 from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
 from graphc.codegen.cuda.contract import FMA_TILES, TENSOR_TILES, fma_choice, tensor_choice
-from graphc.codegen.elementwise import scalar  # noqa: F401  (registers the expressions)
 from graphc.ir.function import Builder, Function, Value
 from graphc.ir.types import TensorType
 
 from tests.codegen.contractions import Epilogue, random_array
 from tests.codegen.device import Case
+from tests.equality.oracle import exact_interpret
 
 Array = np.ndarray[Any, Any]
 
@@ -31,6 +32,13 @@ def inputs(group: Function, seed: int = 0, integers: bool = False) -> list[Array
 
 def case(group: Function, choice: Choice | None = None, seed: int = 0, integers: bool = False, **more: Any) -> Case:
     return Case(group, inputs(group, seed, integers), choice, **more)
+
+
+def same_result(group: Function, choices: Sequence[Choice], **more: Any) -> list[Case]:
+    """The group under each choice, on the same operands; what must come out is computed once."""
+    first = case(group, **more)
+    expected = exact_interpret(group, list(first.inputs))
+    return [replace(first, choice=c, expected=expected) for c in choices]
 
 
 def _launch(group: Function) -> tuple[tuple[tuple[str, int], ...], bool]:

@@ -10,7 +10,7 @@ from graphc.ir.types import F16, F32, TensorType
 
 from tests.codegen.contractions import biased, dot_group
 from tests.codegen.device import Case, Reported, check_compiles, check_groups, cuda_text, prepare, run_group
-from tests.codegen.products import case, cast_to, fma_choices, gelu, product_of
+from tests.codegen.products import case, cast_to, fma_choices, gelu, product_of, same_result
 
 SMALL_DEVICE = Target(80, 2, 163 << 10, 1 << 20)
 
@@ -109,7 +109,7 @@ def test_every_tile_gives_the_same_bits(layout: str) -> None:
         if layout == "rows"
         else dot_group("f32[300, 68]", "f32[131, 300]", (0,), (1,), epilogue=biased(1))
     )
-    check_groups([case(group, c) for c in fma_choices(group, deep=True)], seeds=(1,))
+    check_groups(same_result(group, fma_choices(group, deep=True)), seeds=(1,))
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_every_tile_for_odd_sizes() -> None:
     cases = []
     for m, k, n in ((129, 513, 65), (33, 17, 257), (128, 256, 128)):
         group = dot_group(f"f32[{m}, {k}]", f"f32[{k}, {n}]", (1,), (0,))
-        cases += [case(group, c) for c in fma_choices(group, deep=k > 256)]
+        cases += same_result(group, fma_choices(group, deep=k > 256))
     check_groups(cases, seeds=(0, 1, 2))
 
 
@@ -127,5 +127,5 @@ def test_hot_kernels_keep_their_registers() -> None:
         group = dot_group("f32[1024, 1024]", "f32[1024, 1024]", (1,), (0,), epilogue=gelu)
         p = prepare(Case(group, [], None, target), number)
         texts[f"{number}"] = cuda_text(p.kernels, target)
-    found = check_compiles(texts, hot=("case",))
+    found = check_compiles(texts, hot=("contract",))
     assert found
