@@ -176,6 +176,9 @@ class _Fuser:
         return axes is not None and squeezed(shape) == squeezed(without(group.shape, axes))
 
     def joins(self, op: Operation, group: Group, readers: list[Operation]) -> bool:
+        if group.kind == "alone" and all(r.name in ("attention", "attention_grad") for r in readers):
+            # The scale is one number: what it is made of costs nothing.
+            return op.results[0].type.rank == 0 and can_map(op)
         if group.kind == "alone" or any(r.name in ALONE or r.name in CONTRACT for r in readers):
             return False
         if op.name in ALONE:

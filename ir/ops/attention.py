@@ -5,7 +5,7 @@ Nothing of the size of all scores exists (Milakov, Gimelshein, "Online normalize
 
 Operands, H a multiple of Hk (query head h reads key head h // (H // Hk)):
     q[B, H, T, D], k[B, Hk, S, D], v[B, Hk, S, E], scale[], and optionally mask, of rank 4, whose dimensions are those of
-    the scores [B, H, T, S] or 1: bool (true: may be seen) or of the dtype of q (added to the scores).
+    the scores [B, H, T, S] or 1: bool (true: may be seen), or added to the scores: of the dtype of q, or as wide as scale.
 float16 and bfloat16 are widened to float32, results rounded once; scale, logsumexp and delta are float32, of
 float64 operands float64. `causal`: query i sees the keys 0..i.
 
@@ -40,7 +40,7 @@ from graphc.ir.function import Attrs, Builder, Function, Operation, Value
 from graphc.ir.ops import exponential
 from graphc.ir.ops.create import filled
 from graphc.ir.ops.fma import fma
-from graphc.ir.ops.rules import check_kinds, show_shape, type_error
+from graphc.ir.ops.rules import check_kinds, check_precision, show_shape, type_error
 from graphc.ir.registry import Array, OpDef, register
 from graphc.ir.types import BOOL, F32, F64, I64, Dim, DType, Shape, TensorType, size_of
 
@@ -48,7 +48,6 @@ Types = tuple[TensorType, ...]
 KEYS = 64  # of a block
 LANES = 16  # of a block's sum
 LARGEST_HEAD = 256
-PRECISIONS = ("", "exact", "tf32", "bf16")
 
 
 def accumulator(dtype: DType) -> DType:
@@ -87,16 +86,14 @@ def _check(name: str, types: Types, attrs: Attrs, fixed: int) -> None:
         raise type_error(name, types, f"scale must be {TensorType(wide)}, not {scale}")
     if len(types) > fixed:
         mask, scores = types[fixed], (*q.shape[:3], k.shape[2])
-        if mask.dtype is not BOOL and mask.dtype is not q.dtype:
-            raise type_error(name, types, f"the mask is bool or {q.dtype} as q is, not {mask.dtype}", "cast it")
+        if mask.dtype not in (BOOL, q.dtype, wide):
+            raise type_error(name, types, f"the mask is bool, or {q.dtype} as q is, or {wide}, not {mask.dtype}", "cast it")
         if mask.rank != 4 or any(m not in (1, d) for m, d in zip(mask.shape, scores)):
             rule = f"the mask's dimensions are those of the scores {show_shape(scores)} or 1, not {show_shape(mask.shape)}"
             raise type_error(name, types, rule, "reshape it to rank 4")
     if not isinstance(attrs["causal"], bool):
         raise type_error(name, types, f"causal must be True or False, not {attrs['causal']!r}")
-    if attrs["precision"] not in PRECISIONS:
-        names = ", ".join(repr(p) for p in PRECISIONS)
-        raise type_error(name, types, f"precision must be one of {names}, not {attrs['precision']!r}")
+    check_precision(name, types, attrs["precision"])
 
 
 def _infer(types: Types, attrs: Attrs) -> Types:

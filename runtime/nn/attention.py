@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from graphc.runtime import ops as xp
+from graphc.runtime import ops_attention
 from graphc.runtime.composite import composite
 from graphc.runtime.nn import init
 from graphc.runtime.nn.dropout import dropout
@@ -31,11 +32,6 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scal
     return narrowed(e / xp.where(total == 0, 1, total), query)
 
 
-@composite
-def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
-    return xp.matmul(_weights(query, key, mask, causal, scale), value)
-
-
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
@@ -44,24 +40,50 @@ def scaled_dot_product_attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """softmax(query @ key^T * scale + mask) @ value.
 
     query[..., L, E], key[..., S, E], value[..., S, V] -> [..., L, V]. attn_mask broadcasts to [..., L, S]: boolean
     (True may attend) or added to the scores. is_causal lets position i see keys 0..i. scale: 1 / sqrt(E) unless given.
-    dropout_p drops attention weights, always: pass 0 in evaluation. A query that may see no key gives zeros.
+    dropout_p drops attention weights, always: pass 0 in evaluation. enable_gqa: query has a multiple of the heads (dimension -3) of
+    key and value, neighbours share theirs. A query that may see no key gives zeros. Without dropout, and for heads of at most 256
+    elements, nothing of the size [L, S] is made.
+
+    >>> import graphc as gc
+    >>> q, k = gc.ones((2, 8, 5, 16)), gc.ones((2, 2, 5, 16))
+    >>> gc.nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True, enable_gqa=True).shape
+    (2, 8, 5, 16)
     """
+    _check(query, key, value, attn_mask, is_causal, enable_gqa)
+    if dropout_p == 0.0 and ops_attention.fits(query.shape[-1], value.shape[-1]):
+        return ops_attention.attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = (xp.repeat(x, groups, axis=-3) for x in (key, value))
+    factor = 1 / math.sqrt(max(1, query.shape[-1])) if scale is None else scale
+    weights = _weights(query, key, attn_mask, is_causal, factor)
+    return xp.matmul(dropout(weights, dropout_p) if dropout_p else weights, value)
+
+
+def _check(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, enable_gqa: bool
+) -> None:
     if attn_mask is not None and is_causal:
         raise ValueError("scaled_dot_product_attention: pass attn_mask or is_causal=True, not both")
-    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+    shapes = f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
+    ranks = [len(x.shape) for x in (query, key, value)]
+    if min(ranks) < 2 or query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
         raise ValueError(
-            "scaled_dot_product_attention needs query[..., L, E], key[..., S, E], value[..., S, V], not shapes "
-            f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
+            "scaled_dot_product_attention needs query[..., L, E], key[..., S, E], value[..., S, V], not shapes " + shapes
         )
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    if dropout_p == 0.0:
-        return _attention(query, key, value, attn_mask, is_causal, factor)
-    return xp.matmul(dropout(_weights(query, key, attn_mask, is_causal, factor), dropout_p), value)
+    if not enable_gqa:
+        return
+    if min(ranks) < 3 or key.shape[-3] != value.shape[-3] or not key.shape[-3] or query.shape[-3] % key.shape[-3]:
+        raise ValueError(
+            "scaled_dot_product_attention with enable_gqa needs query[..., Hq, L, E], key[..., H, S, E], "
+            f"value[..., H, S, V] with Hq a multiple of H, not shapes {shapes}"
+        )
 
 
 class MultiheadAttention(Module):
@@ -106,28 +128,34 @@ class MultiheadAttention(Module):
         The masks follow PyTorch's layer, where True in a boolean mask means "may not attend": key_padding_mask[N, S],
         attn_mask[L, S] (or [N * heads, L, S]). The weights are [N, L, S], or [N, heads, L, S] if not averaged.
         """
-        if not self.batch_first:
-            query, key, value = (xp.permute_dims(x, (1, 0, 2)) for x in (query, key, value))
-        n, length, width = query.shape
-        heads, size = self.num_heads, width // self.num_heads
-        parts = []
-        for i, x in enumerate((query, key, value)):
-            w = self.in_proj_weight[i * width : (i + 1) * width]
-            b = None if self.in_proj_bias is None else self.in_proj_bias[i * width : (i + 1) * width]
-            y = xp.reshape(linear(x, w, b), (n, x.shape[1], heads, size))
-            parts.append(xp.permute_dims(y, (0, 2, 1, 3)))
-        q, k, v = parts
-        mask = self._mask(attn_mask, key_padding_mask, n, length, k.shape[2])
         causal = is_causal and attn_mask is None
         p = self.dropout if self.training else 0.0
-        weights = dropout(_weights(q, k, mask, causal, 1 / math.sqrt(size)), p)
-        y = xp.reshape(xp.permute_dims(xp.matmul(weights, v), (0, 2, 1, 3)), (n, length, width))
-        y = self.out_proj(y)
-        if not self.batch_first:
-            y = xp.permute_dims(y, (1, 0, 2))
+        length, n = query.shape[:2] if not self.batch_first else query.shape[1::-1]
+        keys = key.shape[1 if self.batch_first else 0]
+        mask = self._mask(attn_mask, key_padding_mask, n, length, keys)
+        parts = self._projections(query, key, value)
+        if not need_weights and p == 0.0 and ops_attention.fits(self.embed_dim // self.num_heads):
+            return self.out_proj(ops_attention.attention_of_heads(parts, mask, causal, self.num_heads, self.batch_first)), None
+        q, k, v = (self._heads(x) for x in (xp.split(parts[0], self.embed_dim, axis=-1) if len(parts) == 1 else parts))
+        weights = dropout(_weights(q, k, mask, causal, 1 / math.sqrt(q.shape[-1])), p)
+        order = (0, 2, 1, 3) if self.batch_first else (2, 0, 1, 3)
+        y = self.out_proj(xp.reshape(xp.permute_dims(xp.matmul(weights, v), order), query.shape))
         if not need_weights:
             return y, None
         return y, xp.mean(weights, axis=1) if average_attn_weights else weights
+
+    def _projections(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        """Of query, key and value; one of all three where they are the same tensor."""
+        weight, bias, width = self.in_proj_weight, self.in_proj_bias, self.embed_dim
+        if query is key and key is value:
+            return [linear(query, weight, bias)]
+        rows = [slice(i * width, (i + 1) * width) for i in range(3)]
+        return [linear(x, weight[r], None if bias is None else bias[r]) for x, r in zip((query, key, value), rows)]
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """A projection as [N, heads, L, size]."""
+        x = xp.reshape(x, (*x.shape[:2], self.num_heads, x.shape[-1] // self.num_heads))
+        return xp.permute_dims(x, (0, 2, 1, 3) if self.batch_first else (1, 2, 0, 3))
 
     def _mask(
         self, attn_mask: Tensor | None, padding: Tensor | None, n: int, length: int, keys: int

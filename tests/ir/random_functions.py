@@ -14,7 +14,21 @@ import numpy as np
 from graphc.ir.function import Builder, Function, Loc, Value
 from graphc.ir.ops.elementwise import APPROXIMATE
 from graphc.ir.registry import operations
-from graphc.ir.types import ALL_DTYPES, BOOL, I32, I64, U32, U64, Dim, DType, Shape, TensorType, symbol
+from graphc.ir.types import (
+    ALL_DTYPES,
+    BOOL,
+    F32,
+    F64,
+    I32,
+    I64,
+    U32,
+    U64,
+    Dim,
+    DType,
+    Shape,
+    TensorType,
+    symbol,
+)
 
 from tests.ir.exact import special_values
 
@@ -284,6 +298,25 @@ def _pool(g: Generator, name: str) -> None:
             g.b.emit(name, x, index, **attrs)
 
 
+def _attention(g: Generator, name: str) -> None:
+    dtype = g.rng.choice(FLOATS)
+    wide = F64 if dtype is F64 else F32
+    batch, queries, keys = (g.rng.choice(DIMS) for _ in range(3))
+    key_heads, group, depth, width = g.rng.choice((1, 2)), g.rng.choice((1, 2)), g.rng.choice((1, 3)), g.rng.choice((1, 2))
+    heads = key_heads * group
+    q = g.of(TensorType(dtype, (batch, heads, queries, depth)))
+    k = g.of(TensorType(dtype, (batch, key_heads, keys, depth)))
+    v = g.of(TensorType(dtype, (batch, key_heads, keys, width)))
+    operands = [q, k, v, g.of(TensorType(wide))]
+    if name == "attention_grad":
+        row = TensorType(wide, (batch, heads, queries))
+        operands += [g.of(row), g.of(row), g.of(TensorType(dtype, (batch, heads, queries, width)))]
+    if g.coin():
+        shape = tuple(d if g.coin() else 1 for d in (batch, heads, queries, keys))
+        operands.append(g.of(TensorType(g.rng.choice((BOOL, dtype, wide)), shape)))
+    g.b.emit(name, *operands, causal=g.coin(), precision=g.rng.choice(("", "exact")))
+
+
 def _indexing(g: Generator, name: str) -> None:
     x = g.any((*FLOATS, *INTEGERS), low=1)
     axis = g.rng.randrange(x.type.rank)
@@ -346,6 +379,7 @@ FAMILIES: dict[str, Recipe] = {
     "reduce": _reduce,
     "dot": _dot,
     "conv": _conv,
+    "attention": _attention,
     "pool": _pool,
     "indexing": _indexing,
     "random": _random_bits,

@@ -174,7 +174,7 @@ WRONG = [
     ((X, X, f"f32[2, 4, 5, {LARGEST_HEAD + 1}]", ONE), {}, "a number from 1 to 256, not 257; compose it"),
     (("f32[2, 4, 5, D]", "f32[2, 4, 5, D]", X, ONE), {}, "a number from 1 to 256, not D"),
     ((X, X, X, "f64[]"), {}, r"scale must be f32\[\], not f64\[\]"),
-    ((X, X, X, ONE, "i32[2, 4, 5, 5]"), {}, "the mask is bool or f32"),
+    ((X, X, X, ONE, "i32[2, 4, 5, 5]"), {}, "the mask is bool, or f32"),
     ((X, X, X, ONE, "bool[2, 4, 5, 6]"), {}, r"those of the scores \[2, 4, 5, 5\] or 1, not \[2, 4, 5, 6\]"),
     ((X, X, X, ONE), {"causal": 1}, "causal must be True or False"),
     ((X, X, X, ONE), {"precision": "fast"}, "precision must be one of"),

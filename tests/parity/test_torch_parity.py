@@ -176,6 +176,17 @@ FUNCTIONS: dict[str, tuple[Any, Any, tuple[Any, ...]]] = {
         lambda q, k, v: T.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3),
         (QUERY, KEY, VALUE),
     ),
+    "attention_grouped": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
+        lambda q, k, v: T.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
+        (_array(2, 6, 70, 4, seed=1), _array(2, 2, 66, 4, seed=2), _array(2, 2, 66, 5, seed=3)),
+    ),
+    "attention_biased": (F.scaled_dot_product_attention, T.scaled_dot_product_attention, (QUERY, KEY, VALUE, _array(3, 1, 6))),
+    "attention_large_head": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.05),
+        lambda q, k, v: T.scaled_dot_product_attention(q, k, v, scale=0.05),
+        (_array(1, 3, 300, seed=1), _array(1, 4, 300, seed=2), _array(1, 4, 5, seed=3)),
+    ),
     "attention_masked": (
         lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m),
         lambda q, k, v, m: T.scaled_dot_product_attention(q, k, v, m),
@@ -324,6 +335,9 @@ def test_multihead_attention(batch_first: bool) -> None:
     z, expected = theirs(*[torch.tensor(x)] * 3, key_padding_mask=torch.tensor(padding), attn_mask=torch.tensor(causal))
     _agree(y, z)
     _agree(weights, expected)
+    alone, none = ours(*[gc.asarray(x)] * 3, attn_mask=gc.asarray(causal), need_weights=False)
+    assert none is None
+    _agree(alone, theirs(*[torch.tensor(x)] * 3, attn_mask=torch.tensor(causal), need_weights=False)[0])
 
 
 def test_a_network_reads_the_state_of_pytorch_s() -> None:
