@@ -12,7 +12,16 @@ from graphc.ir.types import ALL_DTYPES, BF16, BOOL, F16, F32, F64, I8, I32, I64,
 from graphc.runtime.nn import functional
 
 from tests.codegen.device import Case, check_compiles, check_groups, cuda_text, prepare
-from tests.codegen.row_groups import chosen, gradient, groups_of, kinds, reduction_case, reductions, row_cases, traced
+from tests.codegen.row_groups import (
+    chosen,
+    gradient,
+    groups_of,
+    kinds,
+    reduction_case,
+    reductions,
+    row_cases,
+    traced,
+)
 from tests.codegen.values import plain
 
 LENGTHS = (1, 2, 3, 5, 16, 31, 32, 33, 64, 127, 1000, 2048, 4095, 4096, 4097, 9000)
