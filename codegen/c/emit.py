@@ -129,7 +129,7 @@ class Emitter(Writer):
         const = "" if mutable else "const "
         array = s.var in self.crossing
         if s.var.dtype is not I64:
-            self._give(s.var, None, self.value(value), self.dialect.type(s.var.dtype), const, array)
+            self._give(s.var, value, None, self.value(value, None, True), self.dialect.type(s.var.dtype), const, array)
             return
         foreign = s.var in self.positions.foreign
         roles: list[Any] = [DATA] if DATA in needs or (self.narrow and foreign) else [POSITION]
@@ -138,7 +138,7 @@ class Emitter(Writer):
         if mutable:
             roles = [POSITION if self.positions.small(s.var) or (not self.narrow and DATA not in needs) else DATA]
         for role in roles:
-            text = self.value(value, role)
+            text = self.value(value, role, True)
             small = role == POSITION and self.narrow
             if not mutable and text.small:
                 small = True
@@ -147,7 +147,7 @@ class Emitter(Writer):
             if wide_twin and small:
                 self.define(s.var, DATA, self.known((s.var, POSITION)) or text)
                 continue
-            self._give(s.var, role, text, kind, const, array, "_wide" if wide_twin else "")
+            self._give(s.var, value, role, text, kind, const, array, "_wide" if wide_twin else "")
         if len(roles) == 1 and not (self.narrow and roles[0] == DATA and not self.known_text(s.var, DATA).small):
             other = DATA if roles[0] == POSITION else POSITION
             self.define(s.var, other, self.known_text(s.var, roles[0]))
@@ -157,13 +157,15 @@ class Emitter(Writer):
         assert found is not None
         return found
 
-    def _give(self, v: Expr, role: Any, text: Text, kind: str, const: str, array: bool, suffix: str = "") -> None:
+    def _give(self, v: Expr, value: Expr, role: Any, text: Text, kind: str, const: str, array: bool, suffix: str = "") -> None:
         small = kind == "int" and v.dtype is I64
         bound = None if v.dtype is not I64 else (text.bound if const else None) or (1 << 31 if small else None)
         if not array or self.run is None:
             name = self.name(f"{v.data.partition('#')[0]}{suffix}")
             self.define(v, role, Text(name, ATOM, False, bound, small))
             self.line(f"{const}{kind} {name} = {text};")
+            if const and value.args:
+                self.scope.known.setdefault((value, role), self.scope.known[(v, role)])
             return
         outer = self.scopes[self.run - 1]
         name = self.name(f"{v.data.partition('#')[0]}{suffix}", outer)

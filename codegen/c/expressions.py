@@ -150,8 +150,8 @@ class Writer:
 
     # Values
 
-    def value(self, e: Expr, role: Role = None) -> Text:
-        """The text of an expression here. Its names stand in lines before."""
+    def value(self, e: Expr, role: Role = None, named: bool = False) -> Text:
+        """The text of an expression here. Its names stand in lines before. named: the caller gives the whole a name."""
         if e.dtype is I64 and role is None:
             role = DATA
         pending: dict[Key, Text] = {}
@@ -177,7 +177,8 @@ class Writer:
             keys = list(zip(node.args, roles, strict=True))
             self._hoist(node, keys, pending)
             text = self._text(node, r, [pending[k] for k in keys], keys, pending)
-            if self._wants_name(node, text):
+            alone = node is e and not stack and (named or (node.op == "shuffle" and self.scope.uses[e] < 2))
+            if not alone and self._wants_name(node, text):
                 text = self.give_name(node, r, text)
             pending[key] = text
         return pending[(e, role)]
@@ -205,7 +206,7 @@ class Writer:
         for a, role in keys:
             x = pending[(a, role)]
             if x.level != ATOM or x.loads or "(" in x.text:
-                if a.op == "const" or self.varying(a):
+                if a.op in ("const", "var") or self.varying(a):
                     continue
                 pending[(a, role)] = self.give_name(a, role, x)
 
