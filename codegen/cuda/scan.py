@@ -49,6 +49,7 @@ from graphc.ir.types import DType, Shape, size_of, substitute
 
 LANES = 32
 AHEAD = 8  # steps whose operands are read before the first of them is done
+READS = 8  # elements of a tile that a thread reads before it stores the first
 SHORT = 8  # a line that a thread reads as well alone
 LINE_THREADS, TILE_THREADS = 64, 128
 
@@ -163,21 +164,25 @@ def _tiles(s: _Scan, choice: Choice, target: Target) -> Lowered:
     element, row = s.names.fresh("c"), s.names.fresh("r")
     tile = Buffer("addends", s.wide, "shared")
     factors = Buffer("factors", s.wide, "shared")
-    part, line = s.names.fresh("part"), s.names.fresh("line")
+    part, some, line = s.names.fresh("part"), s.names.fresh("some"), s.names.fresh("line")
     stmts, coords = split_coords(line, s.outer, s.names)
     along = s.at(coords, start + element).coords
     flat = line * s.length + along[s.axis]
     a, b = s.operands(Position(s.shape, along, flat))
     staged = _reads(a)
-    place = (row + part) * pitch + element
+    among = row + some + part
+    place = among * pitch + element
     here = logical_and(line < s.lines, start + element < s.length)
     inside: list[Stmt] = [*stmts, *s.pull.take_reports(), Store(tile, place, b)]
     if staged:
         inside.append(Store(factors, place, a))
 
     def parts(inside: list[Stmt]) -> Stmt:
-        body = (Let(line, first + row + part), If(here, tuple(inside)))
-        return For(part, index(0), index(LANES), body, index(TILE_THREADS // steps), unroll=True)
+        body = (Let(line, first + among), If(here, tuple(inside)))
+        apart = TILE_THREADS // steps
+        ahead = min(LANES, READS * apart)
+        loop = For(part, index(0), index(ahead), body, index(apart), unroll=True)
+        return For(some, index(0), index(LANES), (loop,), index(ahead))
 
     fetch = parts(inside)
     put = parts([Store(s.results[0], flat, cast(load(tile, place), s.dtype))])
