@@ -26,7 +26,7 @@ from graphc.codegen.lower.nest import Names, group_buffers, group_extents, split
 from graphc.codegen.lower.pull import Pull
 from graphc.codegen.lower.row_group import accumulator
 from graphc.ir.function import Function, Operation
-from graphc.ir.types import I32, I64, Dim, Shape, size_of, substitute
+from graphc.ir.types import I32, I64, Dim, Shape, dim_symbols, size_of, substitute
 
 FEW = 64  # updates that every element may as well look at
 MOST_LOOKS = 1 << 26  # of a launch: about 20 microseconds
@@ -126,7 +126,8 @@ def choose(group: Function, sizes: Mapping[str, int], target: Target) -> Choice:
         width = ACCESS // max(v.type.dtype.itemsize for v in (s.x, s.updates))
         while extent(s.shape, big[-1], sizes) % width:
             width //= 2
-    divides = inner_divides(group, sizes, width) if width > 1 else ()
+    lines = dim_symbols(s.shape[big[-1]]) if width > 1 else ()
+    divides = tuple((n, d) for n, d in inner_divides(group, sizes, width) if n in lines)
     return Choice("scatter sort", (("passes", passes), ("width", width)), divides, narrow)
 
 
