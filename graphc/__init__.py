@@ -41,10 +41,10 @@ _NAMES = {
         "multinomial", "uniform", "normal",
     ),
     "graphc.runtime.io": ("save", "load"),
-    "graphc.runtime.device": ("device",),
+    "graphc.runtime.device": ("device", "get_default_device", "set_default_device"),
     "graphc.runtime.precision": ("get_matmul_precision", "set_matmul_precision"),
     "graphc.runtime.threads": ("set_num_threads", "get_num_threads"),
-    "graphc.runtime.errors": ("InternalError", "AbstractValueError"),
+    "graphc.runtime.errors": ("InternalError", "AbstractValueError", "OutOfMemoryError"),
     "graphc.transforms": ("grad", "value_and_grad", "vjp", "jvp"),
     "graphc.ir.types": ("TensorType",),
 }  # fmt: skip

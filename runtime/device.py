@@ -6,6 +6,7 @@ that its tensors live in; nothing here loads a driver before "cuda" is asked for
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Protocol
 
 from graphc.runtime import memory
@@ -58,8 +59,42 @@ class Device:
     def __reduce__(self) -> tuple[Any, ...]:
         return (device, (self.name,))
 
+    def __enter__(self) -> Device:
+        """Within, tensors are made here unless told otherwise."""
+        _default.before.append(_default.device)
+        _default.device = self
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _default.device = _default.before.pop()
+
 
 CPU = Device("cpu", None, memory)
+
+
+class _Default(threading.local):
+    """Where a thread makes tensors unless told otherwise."""
+
+    device: Device = CPU
+
+    def __init__(self) -> None:
+        self.before: list[Device] = []
+
+
+_default = _Default()
+
+
+def set_default_device(device: Any) -> None:
+    """Make tensors on this device unless told otherwise, in this thread. `with graphc.device("cuda"):` does so for a while.
+
+    It concerns `tensor`, `zeros`, `arange`, `rand` and all that makes tensors from no tensor; numbers beside tensors are of no device.
+    """
+    _default.device = CPU if device is None else _named(device)
+
+
+def get_default_device() -> Device:
+    """Where this thread makes tensors unless told otherwise."""
+    return _default.device
 
 
 def device(spec: Any = "cpu", index: int | None = None) -> Device:
@@ -93,5 +128,8 @@ def _cuda(index: int | None) -> Device:
 
 
 def resolve(spec: Any) -> Device:
-    """The device that an argument `device` asks for; None is the CPU."""
-    return CPU if spec is None or spec is CPU else device(spec)
+    """The device that an argument `device` asks for; None is the default one."""
+    return _default.device if spec is None else spec if spec is CPU else device(spec)
+
+
+_named = device

@@ -17,6 +17,7 @@ from graphc.ir.function import Builder, Value
 from graphc.ir.types import BOOL, I64, Dim, DimExpr, DType, Shape, size_of
 from graphc.runtime import emission as e
 from graphc.runtime.core import ABSTRACT, PART, Tensor, make, origin, rebind, refresh
+from graphc.runtime.device import CPU, Device
 from graphc.runtime.dispatch import Entry, Op, apply, apply_entry, lookup, number, operand_of, remember
 from graphc.runtime.errors import here
 from graphc.runtime.grad_mode import local, state
@@ -44,7 +45,7 @@ class Parsed(NamedTuple):
 def parse(x: Tensor, index: Any) -> Parsed:
     """Take an index apart. Raises `IndexError` for what is out of range, `TypeError` for what is no index."""
     items = list(index) if isinstance(index, tuple) else [index]
-    items = [_plain(item) for item in items]
+    items = [_plain(item, x._spec.device) for item in items]
     shape = x._spec.shape
     consumed = sum(_consumes(item) for item in items)
     if consumed > len(shape):
@@ -94,8 +95,8 @@ def _walk(x: Tensor, items: list[Any]) -> Parsed:
     return Parsed(tuple(ranges), tuple(result), advanced, adjacent)
 
 
-def _plain(item: Any) -> Any:
-    """An index item as None, Ellipsis, a slice, an int or a tensor of integers or bool."""
+def _plain(item: Any, device: Device) -> Any:
+    """An index item, on the device of what is indexed, as None, Ellipsis, a slice, an int or a tensor of integers or bool."""
     if item is None or item is Ellipsis or isinstance(item, slice):
         return item
     if isinstance(item, (int, np.integer)) and not isinstance(item, bool):
@@ -103,10 +104,14 @@ def _plain(item: Any) -> Any:
     if isinstance(item, (list, np.ndarray, bool, np.bool_)):
         from graphc.runtime.interop import asarray
 
-        item = asarray(item, dtype=I64 if isinstance(item, list) and not item else None)
+        item = asarray(item, dtype=I64 if isinstance(item, list) and not item else None, device=device)
     if isinstance(item, Tensor):
         if item._spec.dtype.is_float:
             raise TypeError(f"an index tensor holds integers or bool, not {item._spec}; cast it\n  at {here()}")
+        if item._spec.device is not device and item._spec.shape:
+            from graphc.runtime.interop import to_device
+
+            return to_device(item, device)
         return item
     raise TypeError(
         f"{type(item).__name__} is not an index; use integers, slices, None, ..., integer tensors or bool masks\n  at {here()}"
@@ -169,14 +174,14 @@ def nonzero(x: Tensor, /) -> tuple[Tensor, ...]:
 
     The size of the result depends on values, so this works only where they exist.
     """
-    from graphc.runtime.interop import _from_python, numpy
+    from graphc.runtime.interop import _from_python, looked_at
 
     if x._strides is ABSTRACT:
         raise TypeError(
             f"the number of elements that a bool mask {x._spec} selects is not known while tracing; "
             f"use where(mask, x, 0), or select before the function\n  at {here()}"
         )
-    return tuple(_from_python(line, I64) for line in np.nonzero(numpy(x)))
+    return tuple(_from_python(line, I64, x._spec.device) for line in np.nonzero(looked_at(x)))
 
 
 # Reading
@@ -340,7 +345,7 @@ def take(x: Tensor, indices: Any, /, axis: int | None = None) -> Tensor:
     """
     from graphc.runtime.interop import asarray
 
-    index = indices if isinstance(indices, Tensor) else asarray(indices)
+    index = indices if isinstance(indices, Tensor) else asarray(indices, device=x._spec.device)
     if axis is None:
         x, axis = apply(RESHAPE, (x,), ((-1,),)), 0
     return apply(_TAKE, (x, index), (e.normal_axis(axis, len(x._spec.shape)),))
@@ -435,6 +440,10 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
         )
     refresh(x, "assignment")
     update = operand_of(value if not isinstance(value, (list, tuple)) else _listed(value), "assignment")
+    if update._spec.device is not x._spec.device and (update._spec.shape or x._spec.device is CPU):
+        from graphc.runtime.interop import to_device
+
+        update = to_device(update, x._spec.device)
     if isinstance(index, Tensor) and index._spec.dtype is BOOL and len(update._spec.shape) <= _rest(x, index):
         mask = _checked_mask(index, x._spec.shape, 0)
         wide = apply(RESHAPE, (mask,), ((*mask._spec.shape, *(1,) * _rest(x, index)),))

@@ -80,22 +80,34 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | 
     Shares memory where it can unless `copy` is True; raises `ValueError` if `copy` is False and it
     cannot. Python floats become float32, integers int64.
     """
-    if device is not None:
-        place = resolve(device)
-        if not (isinstance(obj, Tensor) and obj._spec.device is place) and not (place is CPU and not isinstance(obj, Tensor)):
-            if copy is False:
-                raise ValueError(f"asarray: a {type(obj).__name__} cannot get to {place} without a copy; leave copy out")
-            return to_device(asarray(obj, dtype=dtype), place)
     kind = None if dtype is None else as_dtype(dtype)
     if isinstance(obj, Tensor):
-        if kind is not None and obj._spec.dtype is not kind:
-            if copy is False:
-                raise ValueError(f"asarray: {obj._spec} cannot become {kind} without a copy")
-            return astype(obj, kind)
-        if obj._spec.weak:
-            # A Python number that is being recorded becomes the tensor that it would be outside.
-            return astype(obj, {F64: DEFAULT_FLOAT, I64: DEFAULT_INT}.get(obj._spec.dtype, obj._spec.dtype))
-        return alias(obj) if copy and obj._meta is None else obj
+        t = _like(obj, kind, copy)
+        place = t._spec.device if device is None else resolve(device)
+    else:
+        t = _on_cpu(obj, kind, copy)
+        place = t._spec.device if device is None and t._spec.device is not CPU else resolve(device)
+    if place is t._spec.device:
+        return t
+    if copy is False:
+        raise ValueError(f"asarray: {t._spec} cannot get to {place} without a copy; leave copy out")
+    return to_device(t, place)
+
+
+def _like(obj: Tensor, kind: DType | None, copy: bool | None) -> Tensor:
+    """A tensor in an element type."""
+    if kind is not None and obj._spec.dtype is not kind:
+        if copy is False:
+            raise ValueError(f"asarray: {obj._spec} cannot become {kind} without a copy")
+        return astype(obj, kind)
+    if obj._spec.weak:
+        # A Python number that is being recorded becomes the tensor that it would be outside.
+        return astype(obj, {F64: DEFAULT_FLOAT, I64: DEFAULT_INT}.get(obj._spec.dtype, obj._spec.dtype))
+    return alias(obj) if copy and obj._meta is None else obj
+
+
+def _on_cpu(obj: Any, kind: DType | None, copy: bool | None) -> Tensor:
+    """A tensor from anything else: where its memory is, or on the CPU."""
     if isinstance(obj, (np.ndarray, np.generic)) or (
         hasattr(obj, "__array__") and not isinstance(obj, (int, float, list, tuple))
     ):
@@ -112,14 +124,15 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | 
         return from_dlpack(obj)
     if copy is False:
         raise ValueError(f"asarray: {type(obj).__name__} has no memory to share; leave copy out")
-    return _from_python(obj, kind)
+    return _from_python(obj, kind, CPU)
 
 
-def _from_python(obj: Any, dtype: DType | None) -> Tensor:
+def _from_python(obj: Any, dtype: DType | None, device: Device = CPU) -> Tensor:
     if isinstance(obj, (list, tuple)) and _holds_tensor(obj):
         from graphc.runtime.ops_layout import stack
 
-        items = [x if isinstance(x, Tensor) else _from_python(x, dtype) for x in obj]
+        place = _place_of(obj) or device
+        items = [x if isinstance(x, Tensor) else _from_python(x, dtype, place) for x in obj]
         return stack(items if dtype is None else [astype(x, dtype, copy=False) for x in items])
     try:
         array = np.asarray(obj)
@@ -139,10 +152,19 @@ def _from_python(obj: Any, dtype: DType | None) -> Tensor:
         if target.is_integer and array.dtype.kind in "iu" and array.size:
             _check_range(int(array.min()), int(array.max()), target)
         array = array.astype(target.numpy)
-    t = _copied(array)
+    t = _copied(array, device)
     if state.active and local.tracer is not None:
         local.tracer.note_constant(t, array)
     return t
+
+
+def _place_of(obj: Any) -> Device | None:
+    """The device of the first tensor in nested sequences."""
+    for x in obj:
+        found = x._spec.device if isinstance(x, Tensor) else _place_of(x) if isinstance(x, (list, tuple)) else None
+        if found is not None:
+            return found
+    return None
 
 
 def _check_range(low: int, high: int, target: DType) -> None:

@@ -152,7 +152,7 @@ class Mean:
 
 
 def _array(value: Any) -> np.ndarray[Any, Any]:
-    return value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+    return value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
 def _classes(prediction: Any, target: Any) -> tuple[Counts, Counts]:

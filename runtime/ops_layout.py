@@ -422,7 +422,7 @@ def repeat(x: Tensor, repeats: Any, /, *, axis: int | None = None) -> Tensor:
             counts = counts * shape[at]  # type: ignore[operator]
         if len(counts) != shape[at]:
             raise ValueError(f"repeat: {len(counts)} counts for dimension {at} of size {shape[at]}")
-        return take(x, asarray([i for i, n in enumerate(counts) for _ in range(n)], dtype="int64"), axis=at)
+        return take(x, asarray([i for i, n in enumerate(counts) for _ in range(n)], dtype="int64", device=x.device), axis=at)
     wide = broadcast_to(expand_dims(x, at + 1), (*shape[: at + 1], repeats, *shape[at + 1 :]))
     return reshape(wide, (*shape[:at], shape[at] * repeats, *shape[at + 1 :]))
 

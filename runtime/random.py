@@ -208,7 +208,7 @@ def generator_of(device: Device) -> Generator:
 
 def _draw(op: Op, generator: Generator | None, attrs: Attrs, *operands: Tensor, device: Any = None) -> Tensor:
     if generator is None:
-        source = default_generator if device is None else generator_of(resolve(device))
+        source = generator_of(resolve(device))
     else:
         source = generator
         if device is not None and resolve(device) is not source.device:

@@ -11,7 +11,7 @@ from graphc.runtime.tensor import Tensor, asarray
 
 def as_array(value: Any) -> np.ndarray[Any, Any]:
     """The values of a tensor (without a copy on the CPU) or anything NumPy takes."""
-    return value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+    return value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
 def as_tensor(value: Any) -> Tensor:

@@ -27,7 +27,7 @@ def embedding(index: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
 @composite
 def _one_hot(index: Tensor, num_classes: int) -> Tensor:
     index = xp.check_index(index, num_classes)
-    classes = xp.arange(num_classes, dtype=index.dtype)
+    classes = xp.arange(num_classes, dtype=index.dtype, device=index.device)
     return xp.astype(xp.expand_dims(index, axis=-1) == classes, "int64")
 
 
@@ -66,7 +66,7 @@ class Embedding(Module):
         init.normal_(self.weight)
         if self.padding_idx is not None:
             with no_grad():
-                row = xp.expand_dims(xp.arange(self.num_embeddings), axis=-1) == self.padding_idx
+                row = xp.expand_dims(xp.arange(self.num_embeddings, device=self.weight.device), axis=-1) == self.padding_idx
                 assign(self.weight, xp.where(row, 0.0, self.weight))
 
     def forward(self, index: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def _drawn_in(tensor: Tensor) -> DType:
 
 
 def _uniform(tensor: Tensor) -> Tensor:
-    return random.rand(tuple(tensor.shape), dtype=_drawn_in(tensor))
+    return random.rand(tuple(tensor.shape), dtype=_drawn_in(tensor), device=tensor.device)
 
 
 @composite
@@ -88,7 +88,7 @@ def _affine(x: Tensor, scale: float, shift: float) -> Tensor:
 
 def constant_(tensor: Tensor, value: float) -> Tensor:
     """Every element `value`."""
-    return _fill(tensor, xp.full(tuple(tensor.shape), value, dtype=tensor.dtype))
+    return _fill(tensor, xp.full(tuple(tensor.shape), value, dtype=tensor.dtype, device=tensor.device))
 
 
 def zeros_(tensor: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     if tensor.ndim < 2:
         raise ValueError(f"orthogonal_ needs a tensor of at least two axes, not shape {tuple(tensor.shape)}")
     rows, columns = tensor.shape[0], math.prod(tensor.shape[1:])
-    draw = random.randn((max(rows, columns), min(rows, columns))).numpy().astype(np.float64)
+    draw = random.randn((max(rows, columns), min(rows, columns)), device=tensor.device).cpu().numpy().astype(np.float64)
     q, r = np.linalg.qr(draw)
     # The signs of the diagonal make the distribution uniform (Mezzadri 2007, arXiv:math-ph/0609050).
     q = q * np.sign(np.diag(r))

@@ -221,7 +221,7 @@ def _picked(
     # check_index counts negative indices from the end; here they are mistakes, so they are moved out of range.
     index = xp.where(ignored, 0, target)
     index = xp.check_index(xp.where(index < 0, index - classes, index), classes)
-    positions = xp.reshape(xp.arange(classes, dtype=index.dtype), (classes, *(1,) * (log_p.ndim - axis - 1)))
+    positions = xp.reshape(xp.arange(classes, dtype=index.dtype, device=index.device), (classes, *(1,) * (log_p.ndim - axis - 1)))
     chosen = xp.expand_dims(index, axis=axis) == positions
     picked = xp.sum(xp.where(chosen, log_p, 0), axis=axis)
     if weight is None:

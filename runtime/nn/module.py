@@ -268,9 +268,10 @@ class Module:
     # Devices and dtypes
 
     def to(self: M, *where: Any, device: Any = None, dtype: Any = None) -> M:
-        """Cast the floating-point parameters and buffers to a dtype: `to(gc.float64)`, `to("cpu", dtype=gc.float32)`.
+        """Move parameters, buffers and gradients to a device, and cast those of floating point to a dtype:
+        `to("cuda")`, `to(gc.float64)`, `to("cpu", dtype=gc.float32)`.
 
-        The tensors stay the same objects. The one device is "cpu"; raises `RuntimeError` for "cuda".
+        The tensors stay the same objects. Raises `RuntimeError` for a device that is not there.
         """
         for item in where:
             if isinstance(item, DType):
@@ -291,8 +292,8 @@ class Module:
     def cpu(self: M) -> M:
         return self.to(device="cpu")
 
-    def cuda(self: M) -> M:
-        return self.to(device="cuda")
+    def cuda(self: M, device: Any = None) -> M:
+        return self.to(device="cuda" if device is None else device)
 
     def float(self: M) -> M:
         return self.to(dtype="float32")

@@ -12,7 +12,7 @@ __all__ = ["Parameter", "assign"]
 
 
 def assign(tensor: Tensor, value: Tensor, *, device: Any = None, dtype: DType | None = None) -> Tensor:
-    """Give `tensor` the value of `value`, detached, in its own dtype (or `dtype`); returns `tensor`.
+    """Give `tensor` the value of `value`, detached, in its own dtype and on its own device (or those given); returns `tensor`.
 
     The tensor stays the same object. Call it inside `no_grad` for parameters.
     """
@@ -20,6 +20,5 @@ def assign(tensor: Tensor, value: Tensor, *, device: Any = None, dtype: DType | 
         return rebind(tensor, value, "assign")
     kind = tensor.dtype if dtype is None else dtype
     source = value if value.dtype is kind else astype(value, kind)
-    if device is not None:
-        source = source.to(device)
+    source = source.to(tensor.device if device is None else device)
     return rebind(tensor, source.detach(), "assign")

@@ -34,7 +34,7 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.
             limit = "" if most is None else f" and at most {most}"
             raise ValueError(f"pad(mode={mode!r}): axis {axis} of size {size} takes amounts >= 0{limit}, not {(low, high)}")
         if low or high:
-            x = xp.take(x, asarray(np.pad(np.arange(size), (low, high), _MODES[mode])), axis=axis)  # type: ignore[call-overload]
+            x = xp.take(x, asarray(np.pad(np.arange(size), (low, high), _MODES[mode]), device=x.device), axis=axis)  # type: ignore[call-overload]
     return x
 
 

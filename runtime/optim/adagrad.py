@@ -60,7 +60,7 @@ class Adagrad(Optimizer):
         super().__init__(params, numbers, {"maximize": maximize})
 
     def init_state(self, param: Tensor, group: ParamGroup) -> State:
-        return {"step": step_count(), "sum": zeros_for(param, self._initial)}
+        return {"step": step_count(param), "sum": zeros_for(param, self._initial)}
 
     def update(self, param: Tensor, grad: Tensor, state: State, group: ParamGroup) -> tuple[Tensor, State]:
         n = group.tensors

@@ -81,7 +81,7 @@ class Adam(Optimizer):
         super().__init__(params, numbers, {"amsgrad": amsgrad, "maximize": maximize})
 
     def init_state(self, param: Tensor, group: ParamGroup) -> State:
-        state = {"step": step_count(), "exp_avg": zeros_for(param), "exp_avg_sq": zeros_for(param)}
+        state = {"step": step_count(param), "exp_avg": zeros_for(param), "exp_avg_sq": zeros_for(param)}
         if group.options["amsgrad"]:
             state["max_exp_avg_sq"] = zeros_for(param)
         return state

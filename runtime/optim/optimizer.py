@@ -262,6 +262,6 @@ def zeros_for(param: Tensor, value: float = 0.0) -> Tensor:
     return xp.full(tuple(param.shape), value, dtype=compute_dtype(param), device=param.device)
 
 
-def step_count() -> Tensor:
-    """The number of steps taken: int64, rank 0."""
-    return asarray(0, dtype="int64")
+def step_count(param: Tensor) -> Tensor:
+    """The number of steps taken: int64, rank 0, on the device of the parameter, whose update counts it."""
+    return xp.full((), 0, dtype="int64", device=param.device)

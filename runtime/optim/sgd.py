@@ -79,7 +79,7 @@ class SGD(Optimizer):
             return {}
         state = {"momentum_buffer": zeros_for(param)}
         if group["dampening"] != 0.0:
-            state["step"] = step_count()
+            state["step"] = step_count(param)
         return state
 
     def update(self, param: Tensor, grad: Tensor, state: State, group: ParamGroup) -> tuple[Tensor, State]:
