@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
 from graphc.codegen.cuda.columns import Columns
 from graphc.codegen.cuda.partials import divisible, lower_partials
-from graphc.codegen.cuda.rows import WARP, Rows
-from graphc.codegen.cuda.sweeps import domain_of, held_values, most_live
+from graphc.codegen.cuda.rows import WARP, Rows, copied
+from graphc.codegen.cuda.sweeps import domain_of, held_values, most_live, shared_slots
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.lowered import Lowered
@@ -68,11 +68,14 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
     parts = min(chunks, 16)
     once = int(chunks <= parts)
     room = -(-length // 256) * 256
-    bytes_a_row = room * sum(h.dtype.itemsize for h in held)
     warps = parts if parts > 1 else 2
     numbers = (("lanes", LANES), ("wide", 1), ("parts", parts), ("warps", warps), ("once", once))
-    if held and once and bytes_a_row * (warps // parts) + (2 << 10) <= target.shared:
-        return Choice("rows shared", (*numbers, ("room", room)), (), narrow)
+    # Elements that a copy may take at once; before compute capability 8.0 there are no such copies.
+    even = next(d for d in (16, 8, 4, 2, 1) if length % d == 0) if target.capability >= 80 else 0
+    shared = Choice("rows shared", (*numbers, ("room", room), ("even", even)), (), narrow)
+    places = {k: h.dtype.itemsize for h, k in shared_slots(held, copied(group, held, shared))}
+    if held and once and room * sum(places.values()) * (warps // parts) + (2 << 10) <= target.shared:
+        return shared
     return Choice("rows loop", numbers, (), narrow)
 
 

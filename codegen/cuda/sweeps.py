@@ -8,7 +8,7 @@ ones. Where it is held (registers, shared memory) is the schedule's affair.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from graphc.codegen.expr import Expr, const, load
@@ -127,6 +127,21 @@ def most_live(held: Sequence[Held]) -> int:
     )
 
 
+def shared_slots(held: Sequence[Held], early: Collection[Held]) -> list[tuple[Held, int]]:
+    """Which memory each value gets: one that ends in the sweep in which another begins may leave it its place.
+
+    early: values that are there before the first sweep. Values of one place have one dtype.
+    """
+    places: list[tuple[DType, int]] = []  # (dtype, last sweep that reads it)
+    out = []
+    for h in sorted(held, key=lambda h: 0 if h in early else h.first):
+        first = 0 if h in early else h.first
+        k = next((k for k, (d, last) in enumerate(places) if d is h.dtype and last <= first and first), len(places))
+        places[k : k + 1] = [(h.dtype, h.last)]
+        out.append((h, k))
+    return out
+
+
 class Sweeps:
     """The sweeps of `row`, and the statements of each at one element.
 
@@ -138,6 +153,7 @@ class Sweeps:
         self.held = held_values(row.group)
         self.guard: Expr = const(BOOL, True)
         self.memory: dict[Held, Buffer] = {}
+        self.early: frozenset[Held] = frozenset()  # in memory before the first sweep
         self._at: tuple[Expr, ...] = ()
         depth = max(row.levels[op.results[0]] for op in row.reductions)
         full = [(v, b) for v, b in targets if row.is_full(v) and row.axes]
@@ -163,16 +179,23 @@ class Sweeps:
         row, pull = self.row, self.row.pull
         place = Position(row.shape, row.coords(i))
         self._at = place.key()
-        for h in self.memory:
-            pull.bound.pop(h.value, None)
-            pull.bind(h.value, self._rule(h, load(self.memory[h], slot)) if h.first < sweep.number else self._rule(h, None))
         body: list[Stmt] = []
-        for h in sweep.held:
-            if h in self.memory:
+        fresh = [h for h in sweep.held if h in self.memory and h not in self.early]
+        overwritten = {self.memory[h] for h in fresh}
+        for h, buffer in self.memory.items():
+            pull.bound.pop(h.value, None)
+            there = h.last >= sweep.number and (h.first < sweep.number or h in self.early)
+            value = load(buffer, slot) if there else None
+            if value is not None and buffer in overwritten:
                 name = row.names.fresh("h", h.dtype)
-                value = self._unbound(h, place)
-                body += [*pull.take_reports(), Let(name, value), Store(self.memory[h], slot, name)]
-                pull.bind(h.value, self._rule(h, name))
+                body.append(Let(name, value))
+                value = name
+            pull.bind(h.value, self._rule(h, value))
+        for h in fresh:
+            name = row.names.fresh("h", h.dtype)
+            value = self._unbound(h, place)
+            body += [*pull.take_reports(), Let(name, value), Store(self.memory[h], slot, name)]
+            pull.bind(h.value, self._rule(h, name))
         return body, self._stores(sweep, place)
 
     def _unbound(self, h: Held, at: Position) -> Expr:

@@ -143,11 +143,11 @@ def test_fused_rows(name: str) -> None:
     check_groups(cases)
 
 
-def rolled(n: int, held: bool, parts: int, itemsize: int = 4) -> Choice:
+def rolled(n: int, held: bool, parts: int, even: int = 1) -> Choice:
     """A schedule of long rows for a row that `choose` would give to registers."""
     once = int(parts * 4096 >= n)
     room = -(-n // 256) * 256
-    numbers = (("lanes", 32), ("wide", 1), ("parts", parts), ("warps", max(parts, 2)), ("once", once), ("room", room))
+    numbers = (("lanes", 32), ("wide", 1), ("parts", parts), ("warps", max(parts, 2)), ("once", once), ("room", room), ("even", even))
     return Choice("rows shared" if held else "rows loop", numbers, (), True)
 
 
@@ -159,7 +159,7 @@ def test_every_form_gives_the_same_bits() -> None:
             for parts in (1, 2, 3):
                 forms = [rolled(n, False, parts)]
                 if parts * 4096 >= n:
-                    forms.append(rolled(n, True, parts))
+                    forms += [rolled(n, True, parts, even) for even in (0, 1, 4) if not even or n % even == 0]
                 for form in forms:
                     cases += row_cases(f, arguments(f), lambda *_, form=form: form)
         cases.append(reduction_case(F32, (3, n), (1,), rolled(n, False, 2)))
