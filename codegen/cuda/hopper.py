@@ -1,9 +1,10 @@
 """Products on the tensor cores of sm_90a: wgmma on tiles that the bulk copy engine brings into shared memory.
 
 A block stays on its multiprocessor and takes one tile of the result after another. Its first warpgroup produces: it fills a
-ring of stages, each a row of tiles of 128 bytes of depth, ahead of the others; the other warpgroups consume: each multiplies
-its rows of 64, then passes its sums through the epilogue. `full[stage]` counts the bytes of a stage, `empty[stage]` the
-warps that have done with it; a stage's n-th use waits for the phase of parity n mod 2.
+ring of stages, each a tile of both operands 128 bytes deep, ahead of the others; the other warpgroups consume: they multiply,
+then pass their sums through the epilogue. They share each tile, by rows; or, where the epilogue is long, take turns ("paired"), so
+that the tensor cores work on one tile during the epilogue of the other. `full[stage]` counts the bytes of a stage,
+`empty[stage]` the warps that have done with it; a stage's n-th use waits for the phase of parity n mod 2.
 
 An operand is copied as it lies in memory (operand_view.py), or packed into such a form first (pack.py), or computed element
 by element by the producing threads ("gather": patches of a convolution, which would be large in memory).
@@ -24,7 +25,7 @@ from graphc.codegen.cuda.pack import pack
 from graphc.codegen.cuda.product import Body, Product, dim_value
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.cuda.tensor import operand_type
-from graphc.codegen.expr import Expr, const, equal, index, load, select, var
+from graphc.codegen.expr import Expr, children_first, const, equal, index, load, select, var
 from graphc.codegen.loops import (
     Alloc,
     Assign,
@@ -37,6 +38,7 @@ from graphc.codegen.loops import (
     Kernel,
     Let,
     Place,
+    Stmt,
     Store,
     Vector,
 )
@@ -44,7 +46,7 @@ from graphc.codegen.lower.affine import ceil_div, least_of, logical_and
 from graphc.codegen.lower.contraction import Contraction, Operand
 from graphc.codegen.lower.lowered import Lowered
 from graphc.ir.function import Function
-from graphc.ir.types import BF16, F16, F32, U64, DType, size_of
+from graphc.ir.types import BF16, F16, F32, U64, DType, Shape, size_of
 
 Sizes = Mapping[str, int]
 FORM = "contract wgmma"
@@ -58,7 +60,7 @@ TYPES = {BF16: "bf16", F16: "f16", F32: "tf32"}
 
 @dataclass(frozen=True)
 class Tile:
-    """rows = 64 * tall * consumers. resident: blocks on a multiprocessor. speed: of products, relative to the best."""
+    """resident: blocks on a multiprocessor. speed: of products, relative to the best. paired: consumers take turns."""
 
     rows: int
     columns: int
@@ -66,10 +68,17 @@ class Tile:
     stages: int
     resident: int
     speed: float
+    paired: bool = False
+
+    @property
+    def sharing(self) -> int:
+        """Warpgroups that multiply one tile."""
+        return 1 if self.paired else self.consumers
 
     @property
     def tall(self) -> int:
-        return self.rows // (64 * self.consumers)
+        """Times 64 rows of a consumer."""
+        return self.rows // (64 * self.sharing)
 
     @property
     def sums(self) -> int:
@@ -80,6 +89,7 @@ class Tile:
 TILES = (
     Tile(128, 256, 2, 4, 1, 1.0),
     Tile(256, 128, 2, 4, 1, 0.98),
+    Tile(128, 128, 2, 6, 1, 0.85, paired=True),
     Tile(128, 128, 2, 6, 1, 0.85),
     Tile(128, 64, 2, 3, 2, 0.65),
     Tile(64, 128, 1, 3, 2, 0.65),
@@ -106,17 +116,35 @@ def choose(
     ways = tuple(_way(p, side, element) for side in (p.c.left, p.c.right))
     rows, columns = dim_value(c.left.size, sizes), dim_value(c.right.size, sizes)
     batches = dim_value(size_of(c.batch), sizes)
+    steps = -(-dim_value(size_of(c.depth), sizes) * element.itemsize // ROW)
+    after = _instructions(p) / 128  # clocks for each element of the result
     best: tuple[float, Tile] | None = None
     for tile in TILES:
         if GATHER in ways and tile.sums > 64:
             continue
         tiles = batches * -(-rows // tile.rows) * -(-columns // tile.columns)
         waves = -(-tiles // (target.multiprocessors * tile.resident))
-        cost = waves * tile.resident * tile.rows * tile.columns / tile.speed
+        products = steps * (ROW // element.itemsize) / (2048 if element.itemsize == 2 else 1024) / tile.speed
+        # Blocks that run together hide each other's epilogues.
+        hidden = tile.paired or tile.resident > 1
+        each = max(products, after) + 0.1 * min(products, after) if hidden else products + after
+        cost = waves * tile.resident * tile.rows * tile.columns * each
         if best is None or cost < best[0]:
             best = cost, tile
     assert best is not None
     return tile_choice(best[1], ways, example, divides, narrow)
+
+
+def _instructions(p: Product) -> int:
+    """About how many instructions the epilogue takes for each element."""
+    batch, rows, columns = ([p.name(s) for _ in shape] for s, shape in _domains(p.c))
+    body = p.finish(p.name("sum", F32), batch, rows, columns, [*batch, *rows, *columns])
+    values = tuple(s.value for s in body if isinstance(s, (Let, Store)))
+    return 10 + sum(1 for _ in children_first(values))
+
+
+def _domains(c: Contraction) -> tuple[tuple[str, Shape], ...]:
+    return ("b", c.batch), ("m", c.left.free), ("n", c.right.free)
 
 
 def tile_choice(
@@ -124,7 +152,7 @@ def tile_choice(
 ) -> Choice:
     numbers = {
         "rows": tile.rows, "columns": tile.columns, "consumers": tile.consumers, "stages": tile.stages,
-        "resident": tile.resident, "left": ways[0], "right": ways[1], "example": example,
+        "resident": tile.resident, "paired": int(tile.paired), "left": ways[0], "right": ways[1], "example": example,
     }  # fmt: skip
     return Choice(FORM, tuple(numbers.items()), divides, narrow)
 
@@ -145,7 +173,7 @@ class WgmmaProduct:
     def __init__(self, group: Function, choice: Choice, target: Target) -> None:
         self.p = Product(group, choice)
         n = choice.number
-        self.tile = Tile(n("rows"), n("columns"), n("consumers"), n("stages"), n("resident"), 1.0)
+        self.tile = Tile(n("rows"), n("columns"), n("consumers"), n("stages"), n("resident"), 1.0, bool(n("paired")))
         element = element_type(self.p.c)
         assert element is not None
         self.element, self.target = element, target
@@ -190,9 +218,9 @@ class WgmmaProduct:
         thread = var("thread")
         first: Body = []
         for s in range(tile.stages):
-            arrivals = GROUP if self.gathers else 1
+            arrivals = (GROUP if self.gathers else 0) + (1 if self.copies else 0)
             first.append(Call("mbarrier_init", (Place(self.full, index(s)), index(arrivals)), (self.full,)))
-            first.append(Call("mbarrier_init", (Place(self.empty, index(s)), index(4 * tile.consumers)), (self.empty,)))
+            first.append(Call("mbarrier_init", (Place(self.empty, index(s)), index(4 * tile.sharing)), (self.empty,)))
         first.append(Call("mbarrier_init_done", ()))
         first += [Call("bulk_prefetch_map", (c.map,)) for c in self.copies]
         body += [If(equal(thread, 0), tuple(first)), Barrier()]
@@ -253,12 +281,11 @@ class WgmmaProduct:
         for c in self.copies:
             copy += c.issue(stage, barrier, k, starts[self.sides.index(c)], batch)
         if self.gathers:
+            fill += [If(equal(var("thread"), 0), tuple(copy))] if copy else []
             for g, places in zip(self.gathers, prepared, strict=True):
                 fill += g.issue(stage, k, batch, places)
             # Ordinary stores become visible to wgmma, then the barrier hears of them.
-            fill.append(Call("async_proxy_fence", ()))
-            plain = (Call("mbarrier_arrive", (barrier,), (self.full,)),)
-            fill += [If(equal(var("thread"), 0), tuple(copy), plain)] if copy else [*plain]
+            fill += [Call("async_proxy_fence", ()), Call("mbarrier_arrive", (barrier,), (self.full,))]
         else:
             fill += copy
         loop = For(block, index(0), self.steps, (*fill, *step), index(1))
@@ -275,6 +302,19 @@ class WgmmaProduct:
         out += [Alloc(self.sums, t.sums), *declare]
         tile, block, i, last = p.name("tile"), p.name("step"), p.name("i"), p.name("last")
         here: Body = []
+        first: Expr = var("block")
+        apart: Expr = var("blocks")
+        if t.paired:
+            # The stages of the other consumer's tiles lie in between.
+            turn = p.name("turn")
+            out.append(Declare(turn, consumer))
+            position = p.let(here, "position", turn * self.steps)
+            here += [
+                Assign(stage, position % t.stages),
+                Assign(parity, position // t.stages % 2),
+                Assign(turn, turn + t.consumers),
+            ]
+            first, apart = first + consumer * apart, apart * t.consumers
         batch, m0, n0 = self._tile(here, tile)
         here.append(For(i, index(0), index(t.sums), (Store(self.sums, i, const(F32, 0.0)),), index(1), unroll=True))
         here.append(Declare(last, index(0)))
@@ -285,7 +325,7 @@ class WgmmaProduct:
             Call("wgmma_fence", ()),
         ]
         for m in range(t.tall):
-            rows = stage * t.rows + (consumer * t.tall + m) * 64
+            rows = stage * t.rows + (self._share(consumer) + m) * 64
             left = Place(self.rings[0], rows * self.unit)
             right = Place(self.rings[1], stage * (t.columns * self.unit))
             multiply.append(Call(name, (Place(self.sums, index(m * t.columns // 2)), left, right), (self.sums,)))
@@ -302,7 +342,11 @@ class WgmmaProduct:
         here.append(For(block, index(0), self.steps, tuple(multiply), index(1)))
         here += [Call("wgmma_wait_0", ()), If(logical_and(one, self.steps > 0), (done,))]
         here += self._epilogue(consumer, batch, m0, n0)
-        return [*out, For(tile, var("block"), self.tiles, tuple(here), var("blocks"))]
+        return [*out, For(tile, first, self.tiles, tuple(here), apart)]
+
+    def _share(self, consumer: Expr) -> Expr:
+        """The first 64 rows of a tile that are this consumer's."""
+        return index(0) if self.tile.paired else consumer * self.tile.tall
 
     def _epilogue(self, consumer: Expr, batch: list[Expr], m0: Expr, n0: Expr) -> Body:
         """The sums of a warpgroup through shared memory, `CHUNK` columns at a time, so that threads have neighbours."""
@@ -312,9 +356,11 @@ class WgmmaProduct:
         mine = p.let(out, "mine", consumer * (64 * PITCH))
         row = p.let(out, "row", thread % GROUP // 32 * 16 + thread % 32 // 4)
         at = p.let(out, "at", mine + row * PITCH + thread % 4 * 2)
-        meet = Call("named_barrier", (consumer + 1, index(GROUP)), (self.staged,))
+        # A literal number for each consumer: the compiler then reserves no more barriers than there are.
+        calls = [(Call("named_barrier", (index(i + 1), index(GROUP)), (self.staged,)),) for i in range(t.consumers)]
+        meet: Stmt = calls[0][0] if t.consumers == 1 else If(equal(consumer, 0), calls[0], calls[1])
         for m in range(t.tall):
-            first_row = p.let(out, "first", m0 + (consumer * t.tall + m) * 64)
+            first_row = p.let(out, "first", m0 + (self._share(consumer) + m) * 64)
             chunk = p.name("chunk")
             write: Body = [meet]
             for j in range(CHUNK // 8):
