@@ -81,15 +81,48 @@ def emit_kernel(kernel: Kernel, note: str = "") -> str:
         if var(v) not in positions.needs:
             continue
         name = w.name(v)
-        w.line(f"const int {name} = {source};")
+        if kernel.grid.members and v != "thread":
+            arguments.append(f"int {name}")
+        else:
+            w.line(f"const int {name} = {source};")
         for role in (POSITION, DATA):
             w.define(var(v), role, Text(name, ATOM, False, bound or (1 << 31), True))
     _declare_shared(w, kernel)
     w.block(kernel.body)
     resident = f", {kernel.grid.resident}" if kernel.grid.resident else ""
-    head = f'extern "C" __global__ void __launch_bounds__({kernel.grid.threads}{resident}) {kernel.name}({", ".join(arguments)}) {{'
+    bounds = f'extern "C" __global__ void __launch_bounds__({kernel.grid.threads}{resident})'
+    head = f"{bounds} {kernel.name}({', '.join(arguments)}) {{"
+    tail = ["}"]
+    if kernel.grid.members:
+        head = f"static __device__ __forceinline__ void {kernel.name}_member({', '.join(arguments)}) {{"
+        tail += ["", *_members(kernel, arguments, bounds)]
     comment = [f"// {x}".rstrip() for x in note.splitlines()]
-    return "\n".join([*comment, head, *w.scopes[0].lines, "}"]) + "\n"
+    return "\n".join([*comment, head, *w.scopes[0].lines, *tail]) + "\n"
+
+
+def _members(kernel: Kernel, parameters: Sequence[str], bounds: str) -> list[str]:
+    """The kernel that finds a block's member and calls its function with what the table says (`loops.Grid.members`)."""
+    assert kernel.grid is not None
+    if kernel.grid.maps or _shared(kernel):
+        raise TypeError(f"kernel {kernel.name} has {kernel.grid.members} members; it can have no maps and no shared memory")
+    last = len(kernel.buffers) + len(kernel.extents)
+    given = {"error": "table.error", "launch": "(int)table.launch", "block": "block - first", "blocks": "end - first"}
+    arguments = []
+    for i, parameter in enumerate(parameters):
+        kind, star, name = parameter.replace("__restrict__ ", "").rpartition("*")
+        if i < last:
+            kind, name = (kind + star, name) if star else (parameter.rpartition(" ")[0], "")
+            arguments.append(f"({kind})table.word[member][{i}]")
+        else:
+            arguments.append(given[parameter.rpartition(" ")[2].lstrip("*")])
+    return [
+        f"{bounds} {kernel.name}(const __grid_constant__ members<{kernel.grid.members}, {last + 1}> table) {{",
+        "    const int block = blockIdx.x;",
+        "    const int member = find_member(table, block);",
+        f"    const int first = member ? (int)table.word[member - 1][{last}] : 0, end = (int)table.word[member][{last}];",
+        f"    {kernel.name}_member({', '.join(arguments)});",
+        "}",
+    ]
 
 
 def _declare_shared(w: Emitter, kernel: Kernel) -> None:

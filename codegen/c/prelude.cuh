@@ -87,6 +87,25 @@ template <int N, class T> INLINE void store_wide(T *p, wide<T, N> x) {
     *(wide<T, N> *)p = x;
 }
 
+// function members
+/* The argument of a launch for N members: of each K words, the last of which is the end of its blocks. */
+template <int N, int K> struct members {
+    long long word[N][K];
+    long long *error;
+    long long launch;
+};
+
+// function find_member
+template <int N, int K> INLINE int find_member(const members<N, K> &table, int block) {
+    int low = 0, high = N - 1;
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (block < table.word[middle][K - 1]) high = middle;
+        else low = middle + 1;
+    }
+    return low;
+}
+
 // function shared_address
 INLINE unsigned shared_address(const void *p) {
     return (unsigned)__cvta_generic_to_shared(p);

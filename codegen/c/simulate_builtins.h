@@ -50,6 +50,17 @@ template <int N, class T> static inline void store_wide(T *p, wide<T, N> x, SIMU
     *(wide<T, N> *)p = x;
 }
 
+template <int N, int K> struct members {
+    long long word[N][K];
+    long long *error;
+    long long launch;
+};
+template <int N, int K> static inline int find_member(const members<N, K> &table, int block) {
+    int member = 0;
+    while (block >= table.word[member][K - 1]) ++member;
+    return member;
+}
+
 static inline void copy_async_16(void *shared, const void *global, int bytes, SIMULATED_LINE) { simulated::copy_async(shared, global, 16, bytes, line); }
 static inline void copy_async_8(void *shared, const void *global, int bytes, SIMULATED_LINE) { simulated::copy_async(shared, global, 8, bytes, line); }
 static inline void copy_async_4(void *shared, const void *global, int bytes, SIMULATED_LINE) { simulated::copy_async(shared, global, 4, bytes, line); }

@@ -15,6 +15,7 @@ from graphc.codegen.lower.lowered import Lowered
 
 MOST_BETWEEN = 200  # launches that one may be moved across
 TABLE_BYTES = 4000  # of the 4 KB of arguments that every device takes
+_FORMS = ("map", "map_rows", "map_single", "map_join")  # of one thread each: without shared memory
 # Memory: (space, first byte, end). Two places meet only in one space.
 Place = tuple[Hashable, int, int]
 
@@ -24,7 +25,7 @@ def can_join(lowered: Lowered) -> bool:
     if len(lowered.kernels) != 1 or lowered.scratch or lowered.sites:
         return False
     grid = lowered.kernels[0].grid
-    return grid is not None and not grid.maps and lowered.kernels[0].name.startswith("map")
+    return grid is not None and not grid.maps and lowered.kernels[0].name in _FORMS
 
 
 def most_members(kernel: Kernel) -> int:
