@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +13,25 @@ from graphc.codegen.canonical import canonicalise
 from graphc.codegen.cuda import hopper
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.lower import choose
+from graphc.codegen.cuda.simulate import SimulationError
 from graphc.codegen.cuda.target import HOPPER
 from graphc.ir.function import Builder, Function, Value
 from graphc.ir.types import TensorType
 
+from tests.codegen.compiled import difference
 from tests.codegen.contractions import biased, conv_attrs, conv_group
-from tests.codegen.device import Case, Prepared, check_groups, cuda_text, library, prepare, run_prepared
+from tests.codegen.device import (
+    Case,
+    Prepared,
+    check_compiles,
+    check_groups,
+    cuda_text,
+    library,
+    prepare,
+    run_prepared,
+)
+from tests.codegen.products import gelu
+from tests.equality.oracle import exact_interpret
 
 Array = np.ndarray[Any, Any]
 SMALL = dataclasses.replace(HOPPER, multiprocessors=2)  # so that blocks take several tiles
@@ -243,7 +257,7 @@ def test_bits_do_not_depend_on_the_tile_or_the_way() -> None:
     turned = [np.ascontiguousarray(a.T) for a in x]
     cases = [Case(group, x, chosen(group, t), SMALL) for t in hopper.TILES]
     cases.append(Case(other, turned, None, SMALL))
-    packed = chosen(group, hopper.TILES[2])
+    packed = chosen(group, hopper.TILES[3])
     numbers = tuple((n, hopper.PACK if n in ("left", "right") else v) for n, v in packed.numbers)
     cases.append(Case(group, x, dataclasses.replace(packed, numbers=numbers), SMALL))
     numbers = tuple((n, hopper.GATHER if n in ("left", "right") else v) for n, v in packed.numbers)
@@ -262,3 +276,76 @@ def test_one_choice_for_other_sizes() -> None:
         other = plain("bf16", "km", m, k, n)
         if str(canonicalise(other).function) == str(canonicalise(group).function):
             check_groups([Case(other, integers(other), choice, SMALL)])
+
+
+# What goes wrong -> (a pattern in the text of a kernel, what stands there instead).
+MISTAKES = {
+    "fewer bytes are waited for": (r"(mbarrier_arrive_expect\(.*), (\d+)\)", r"\1, \2 - 128)"),
+    "more bytes are waited for": (r"(mbarrier_arrive_expect\(.*), (\d+)\)", r"\1, \2 + 128)"),
+    "the parity of full stages": (r"(mbarrier_wait\(full .*), (\w+)\)", r"\1, \2 ^ 1)"),
+    "the parity of empty stages": (r"(mbarrier_wait\(empty .*), (\w+)\)", r"\1, \2 ^ 1)"),
+    "nobody waits for a stage": (r"mbarrier_wait\(full .*", ""),
+    "stages are filled too soon": (r"mbarrier_wait\(empty .*", ""),
+    "a stage is given back too soon": (r"wgmma_wait_1\(\);", ""),
+    "sums are read too soon": (r"wgmma_wait_0\(\);", ""),
+    "no fence before products": (r"wgmma_fence\(\);", ""),
+    "an arrival is forgotten": (r"mbarrier_arrive\(empty .*", ""),
+    "arrivals are miscounted": (r"mbarrier_init\(empty, 8\)", "mbarrier_init(empty, 4)"),
+    "rows of the other consumer": (r"(wgmma_bf16_n64_km\(sums, left \+ .*?) \* 64,", r"\1 * 64 % 4096,"),
+    "columns a tile further": (r"(wgmma_bf16_n64_km\(.*)\);", r"\1 + 4096);"),
+    "neighbours along the other dimension": (r"wgmma_bf16_n64_km", "wgmma_bf16_n64_kk"),
+    "no barrier before chunks are written": (r"named_barrier\((1), 128\);", "", 0),
+    "no barrier before chunks are read": (r"named_barrier\((1), 128\);", "", 1),
+}
+
+
+def test_mistakes_show() -> None:
+    """The simulation is strict enough: each of these kernels fails, or gives something else, for some order of threads."""
+    group = plain("bf16", "km", 136, 64 * 5, 72)
+    x = integers(group)
+    (expected,) = exact_interpret(group, x)
+    prepared, texts = [], []
+    for number, (pattern, other, *which) in enumerate(MISTAKES.values()):
+        p = prepare(Case(group, x, chosen(group, hopper.TILES[4]), SMALL), number)
+        text = cuda_text(p.kernels, SMALL)
+        places = list(re.finditer(pattern, text))
+        assert places, pattern
+        for m in reversed([places[which[0]]] if which else places):
+            text = text[: m.start()] + m.expand(other) + text[m.end() :]
+        head, start, kernel = text.partition('extern "C"')
+        texts.append((head if number == 0 else "") + start + kernel)
+        prepared.append(p)
+    right = prepare(Case(group, x, chosen(group, hopper.TILES[4]), SMALL), len(MISTAKES))
+    texts.append("".join(cuda_text(right.kernels, SMALL).partition('extern "C"')[1:]))
+    built = library("".join(texts))
+    assert not any(_goes_wrong(right, built, expected, seed) for seed in range(6))
+    for name, p in zip(MISTAKES, prepared, strict=True):
+        assert any(_goes_wrong(p, built, expected, seed) for seed in range(6)), f"nothing shows that {name}"
+
+
+def _goes_wrong(p: Prepared, built: Any, expected: Array, seed: int) -> bool:
+    try:
+        (got,) = run_prepared(p, built, seed)
+    except SimulationError:
+        return True
+    return bool(difference(expected, got))
+
+
+def test_the_compiler_takes_every_form_without_spills() -> None:
+    cases = []
+    for i, tile in enumerate(hopper.TILES):
+        cases.append(case(plain("bf16", list(MAJORS)[i % 4], 1024, 512, 1024), tile, []))
+        cases.append(case(dot("f16[1024, 512]", "f16[512, 1024]", epilogue=gelu), tile, []))
+    cases.append(case(plain("f32", "kk", 1024, 512, 1024, "tf32"), hopper.TILES[0], []))
+    cases.append(case(conv_group("bf16[8, 64, 56, 56]", "bf16[64, 64, 3, 3]", padding=((1, 1), (1, 1))), None, []))
+    prepared = [prepare(c, i) for i, c in enumerate(cases)]
+    kernels = [k for p in prepared for k in p.kernels]
+    usage = check_compiles([cuda_text(kernels, HOPPER)], ("sm_90a",), hot=[k.name for k in kernels])
+    for p in prepared:
+        found = usage[p.kernels[-1].name, "sm_90a"]
+        grid = p.kernels[-1].grid
+        assert grid is not None
+        # setmaxnreg shares out what the block was started with, which must be all of it.
+        many = "registers_increase" in cuda_text(p.kernels[-1:], HOPPER)
+        assert found.registers * grid.threads * grid.resident <= 65536
+        assert not many or (grid.threads, found.registers) == (384, 168)
