@@ -11,8 +11,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-# The oldest driver that runs code of the CUDA 13 compilers, and the oldest GPU that graphc compiles for.
-DRIVER = 13000
+# The oldest driver that has what graphc calls (CUDA 12.0), and the oldest GPU that graphc compiles for.
+DRIVER = 12000
 CAPABILITY = (7, 0)
 
 
