@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from graphc.codegen.cuda.choice import Choice, is_narrow
 from graphc.codegen.cuda.pieces import join_pieces, piece_width
+from graphc.codegen.cuda.random import draw_vectors
 from graphc.codegen.cuda.sweep import (
     BLOCK,
     COUNT,
@@ -76,14 +77,16 @@ def width_for(group: Function) -> int:
     return min(width, 4) if len(group.ops) > MOST_WIDE else width
 
 
-def is_long(op: Operation) -> bool:
-    """Whether one element of an operation is many machine operations."""
-    return op.name in FUNCTIONS or lookup(op.name).family in ("random", "pool")
+def cost(op: Operation) -> int:
+    """Roughly how many simple operations one element of `op` is."""
+    if lookup(op.name).family in ("random", "pool"):
+        return MOST_OPERATIONS + 1
+    return LONG_COST if op.name in FUNCTIONS else 1
 
 
 def vectors_for(group: Function) -> int:
-    cost = sum(LONG_COST if is_long(op) else 1 for op in group.ops)
-    return 2 if cost <= MOST_OPERATIONS and len(streams(group)) - len(group.results) <= MOST_STREAMS else 1
+    cheap = sum(map(cost, group.ops)) <= MOST_OPERATIONS
+    return 2 if cheap and len(streams(group)) - len(group.results) <= MOST_STREAMS else 1
 
 
 def inner_divides(group: Function, sizes: Mapping[str, int], width: int) -> tuple[tuple[str, int], ...]:
@@ -191,7 +194,7 @@ def _flat(group: Function, choice: Choice, target: Target, pull: Pull, targets: 
             at = tuple(c + lane if d == inner else c for d, c in enumerate(coords))
             return store_results(pull, targets, at, shape, names=names, flat=p + lane)
 
-        return stmts, lanes
+        return [*stmts, *(draw_vectors(group, pull, p, width, names) if width > 1 else ())], lanes
 
     total = dim_expr(size_of(shape))
     whole = width == 1 or len(big_dims(shape)) > 1

@@ -24,14 +24,14 @@ def philox(counter: tuple[Expr, Expr], key: tuple[Expr, Expr]) -> tuple[Expr, Ex
     return c0, c1, c2, c3
 
 
-def _random_bits(pull: Pull, op: Operation, result: int, at: Position) -> Expr:
+def random_bits(pull: Pull, op: Operation, result: int, at: Position) -> Expr:
     key, offset = (pull.at(v, Position(())) for v in op.operands)
     dtype = op.result.type.dtype
     position = offset + cast(at.flat, U64)
     shift = 2 if dtype is U32 else 1
     block = position >> shift
     word = position & ((1 << shift) - 1)
-    out = philox((_low(block), _high(block)), (_low(key), _high(key)))
+    out = philox((low_word(block), high_word(block)), (low_word(key), high_word(key)))
     if dtype is U32:
         return select(
             word < 2,
@@ -43,12 +43,12 @@ def _random_bits(pull: Pull, op: Operation, result: int, at: Position) -> Expr:
     return low | (high << 32)
 
 
-def _low(x: Expr) -> Expr:
+def low_word(x: Expr) -> Expr:
     return cast(x, U32)
 
 
-def _high(x: Expr) -> Expr:
+def high_word(x: Expr) -> Expr:
     return cast(x >> 32, U32)
 
 
-pullable("random_bits", _random_bits)
+pullable("random_bits", random_bits)

@@ -15,7 +15,7 @@ from graphc.codegen.cuda.target import AMPERE, HOPPER
 from graphc.codegen.loops import print_kernel
 from graphc.ir.function import Builder, Function, Value
 from graphc.ir.registry import operations
-from graphc.ir.types import BF16, BOOL, F16, F32, F64, I8, I64, DType, TensorType, dtype
+from graphc.ir.types import BF16, BOOL, F16, F32, F64, I8, I64, U32, U64, DType, TensorType, dtype
 
 from tests.codegen.device import Case, Reported, check_compiles, check_groups, cuda_text, prepare, run_group
 from tests.codegen.layouts import WAYS_IN, WAYS_OUT
@@ -203,6 +203,25 @@ def test_single_elements() -> None:
     ]
     assert all(form(c).startswith("map single") for c in cases)
     check_groups(cases)
+
+
+def dropped(n: int, offset: int, d: DType = F32, bits: DType = U32) -> Case:
+    """What dropout does, and the bits themselves."""
+    b = Builder("dropout")
+    x, key, at = b.param(TensorType(d, (n,))), b.param(TensorType(U64, ())), b.param(TensorType(U64, ()))
+    drawn = b.emit("random_bits", key, at, shape=(n,), dtype=bits)
+    half = b.emit("full", b.constant(value=np.asarray(1 << bits.bits - 1, bits.numpy)), shape=(n,))
+    zero = b.emit("full", b.constant(value=np.zeros((), d.numpy)), shape=(n,))
+    f = b.build([b.emit("select", b.emit("lt", drawn, half), x, zero), b.emit("shift_right", drawn, half)])
+    return Case(f, [mixed(d, (n,), 0), np.asarray(0x123456789ABCDEF0, np.uint64), np.asarray(offset, np.uint64)])
+
+
+def test_random_bits_of_vectors() -> None:
+    """A block of Philox serves several lanes, wherever the offset falls into it."""
+    cases = [dropped(n, offset) for n, offset in ((1, 0), (5, 3), (1027, 0), (1028, 1), (3000, 2), (3000, 7), (9, 2**33 - 2))]
+    cases += [dropped(n, offset, BF16, U32) for n, offset in ((2100, 0), (2101, 2**64 - 7))]
+    cases += [dropped(n, offset, d, U64) for n, offset, d in ((700, 0, F64), (701, 5, F64), (66, 2**64 - 3, F32), (65, 1, I8))]
+    check_groups(cases, seeds=(0,))
 
 
 # Layouts
