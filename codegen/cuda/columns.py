@@ -187,7 +187,8 @@ class Columns:
             for t, p in zip(totals, plain, strict=True):
                 out += self._bind(p, [p.total(load(t, index(v))) for v in range(self.wide)])
         for e in found:
-            out += self._winner(e)
+            stmts, winners = self.winners(e)
+            out += [*stmts, *self._bind(e, [where for _, where in winners])]
         return out
 
     def _bind(self, p: Plain | Extremum, values: Sequence[Expr]) -> list[Stmt]:
@@ -313,7 +314,8 @@ class Columns:
     def _first(self, v: int) -> Expr:
         return (self.tz * self.team + self.tx) * self.wide + v
 
-    def _winner(self, e: Extremum) -> list[Stmt]:
+    def winners(self, e: Extremum) -> tuple[list[Stmt], list[tuple[Expr, Expr]]]:
+        """For each of the thread's columns the best value and its place, known to all threads of the column."""
         out: list[Stmt] = []
         winners = []
         candidates = e.candidates()
@@ -335,7 +337,7 @@ class Columns:
                     more, winners[v] = e.meet((best, where), other)
                     out += more
                 half //= 2
-            return [*out, *self._bind(e, [where for _, where in winners])]
+            return out, winners
         bests = Buffer(self.names.fresh("bests").data, e.dtype, "shared")
         places = Buffer(self.names.fresh("places").data, e.place, "shared")
         self.allocs += [Alloc(bests, self.threads * self.wide), Alloc(places, self.threads * self.wide)]
@@ -352,4 +354,4 @@ class Columns:
             out += [Barrier(), If(self.ty < half, tuple(meet))]
             half //= 2
         out.append(Barrier())
-        return [*out, *self._bind(e, [load(places, self._first(v)) for v in range(self.wide)])]
+        return out, [(load(bests, self._first(v)), load(places, self._first(v))) for v in range(self.wide)]

@@ -1,20 +1,24 @@
-"""Few and long rows or columns: their chunks are spread over the device, a second kernel combines them in order.
+"""Few and long rows or columns: their chunks are spread over the device, level by level.
 
-The first kernel writes the value of each chunk to scratch, laid out [chunk][kept element]. In the second one, each
-of up to 32 threads of a block combines the chunks of one kept element in ascending order: a chain as long as there are
-chunks, which runs at the latency of the operation, because the block fetches the next tile while this one is combined.
+For each level of reductions one kernel writes the value of each chunk to scratch, laid out [chunk][kept element], and
+stores the full-shape results that are ready; a second one combines the chunks. In it each of up to 32 threads of a block
+takes the chunks of one kept element in ascending order: a chain as long as there are chunks, which runs at the latency
+of the operation, because the block fetches the next tile while this one is combined. Later levels read the
+totals from scratch, and the operands from memory again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from graphc.codegen.cuda.accumulators import POSITIONAL
+from graphc.codegen.c.positions import expressions, statements
+from graphc.codegen.cuda.accumulators import POSITIONAL, Extremum, Plain
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.columns import Columns
 from graphc.codegen.cuda.rows import WARP, Rows
-from graphc.codegen.cuda.sweeps import Sweep, domain_of, levels_of
-from graphc.codegen.expr import Expr, equal, index, load, logical_and, var
+from graphc.codegen.cuda.sweeps import Sweep, Sweeps
+from graphc.codegen.expr import Expr, cast, children_first, equal, index, load, logical_and, var
 from graphc.codegen.loops import (
     Alloc,
     Assign,
@@ -33,86 +37,134 @@ from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.lowered import Lowered, Scratch
 from graphc.codegen.lower.map import work_of
 from graphc.codegen.lower.nest import ceil_div, group_extents, minimum, split_coords
-from graphc.codegen.lower.row_group import CHUNK, RowGroup, combine, finish, identity_of
-from graphc.ir.function import Function, Operation, Value
-from graphc.ir.types import size_of
+from graphc.codegen.lower.pull import Bound
+from graphc.codegen.lower.row_group import CHUNK, RowGroup, combine, finish
+from graphc.ir.function import Operation, Value
+from graphc.ir.types import I32, I64, DType, size_of
 
 TILE, COMBINERS = 2048, 256  # elements that a block of so many threads fetches at once
 UNROLL = 8
 
-Parts = Sequence[tuple[Operation, Buffer]]
+
+@dataclass(frozen=True)
+class Part:
+    """A reduction, and the scratch with its value for each chunk; for argmax and argmin also the place of that value."""
+
+    op: Operation
+    buffers: tuple[Buffer, ...]
 
 
-def divisible(group: Function) -> bool:
-    """Whether a group's reductions may run chunk by chunk: none needs another's result, nothing is as large as the domain."""
-    shape, _ = domain_of(group)
-    names = {op.name for op in group.ops}
-    return not names & set(POSITIONAL) and max(levels_of(group).values()) == 1 and all(r.type.shape != shape for r in group.results)
+@dataclass
+class Stages:
+    """The kernels of a group while they are made."""
+
+    row: RowGroup
+    choice: Choice
+    inputs: tuple[Buffer, ...]
+    results: tuple[Buffer, ...]
+    scratch: list[Scratch] = field(default_factory=list)
+    kernels: list[Kernel] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.kept = size_of(self.row.kept_shape)
+        self.chunks = ceil_div(self.row.length, CHUNK)
+
+    def memory(self, stem: str, dtype: DType, whole: bool = False) -> Buffer:
+        """Scratch of one element for each kept element, and for each of its chunks unless `whole`."""
+        length = size_of(self.row.shape[a] for a in self.row.axes)
+        count = 1 if whole else (length + (CHUNK - 1)) // CHUNK
+        buffer = Buffer(f"{stem}{len(self.scratch)}", dtype, "scratch")
+        self.scratch.append(Scratch(buffer, dtype, self.kept * count))
+        return buffer
+
+    def part(self, op: Operation) -> Part:
+        if op.name in POSITIONAL:
+            place = I32 if self.choice.narrow else I64
+            value = Extremum(self.row, op, 1, place)
+            return Part(op, (self.memory("partial", value.dtype), self.memory("place", place)))
+        return Part(op, (self.memory("partial", Plain(self.row, op, 1).dtype),))
+
+    def add(self, name: str, grid: Grid, work: Expr, body: Sequence[Stmt]) -> None:
+        used: set[Buffer] = set()
+        for s in statements(tuple(body)):
+            used |= {n.data for n in children_first(tuple(expressions(s))) if n.op == "load"}
+            used |= {s.buffer} if isinstance(s, Store) else set()
+        every = (*self.inputs, *(s.buffer for s in self.scratch), *self.results)
+        buffers = tuple(b for b in every if b in used)
+        extents = group_extents(self.row.group)
+        self.kernels.append(Kernel(name, buffers, extents, grid.blocks, work, tuple(body), grid=grid))
 
 
 class RowPartials(Rows):
-    def __init__(self, row: RowGroup, choice: Choice, parts: Parts) -> None:
-        super().__init__(row, (), choice)
-        self.parts_of = parts
-
-    def kernel(self, buffers: tuple[Buffer, ...], extents: tuple[str, ...], work: Expr) -> Kernel:
-        row = self.row
-        chunks, rows = ceil_div(row.length, CHUNK), dim_expr(size_of(row.kept_shape))
-        items = rows * chunks
+    def stage(self, stages: Stages, sweep: Sweep, parts: Sequence[Part], level: int) -> None:
+        """The kernel of one level: every team takes a chunk of a row."""
+        row, names, chunks = self.row, self.names, stages.chunks
+        rows = dim_expr(size_of(row.kept_shape))
         block, thread = var("block"), var("thread")
-        first, item, r, c = (self.names.fresh(s) for s in ("first", "item", "row", "chunk"))
+        first, item, r, c, start, stop = (names.fresh(s) for s in ("first", "item", "row", "chunk", "start", "stop"))
         body: list[Stmt] = [
             Let(self.t, thread % self.threads),
             Let(first, block * self.rows_a_block + thread // self.threads),
-            Let(item, minimum(first, items - 1)),
+            Let(item, minimum(first, rows * chunks - 1)),
             Let(r, item // chunks),
             Let(c, item % chunks),
         ]
-        stmts, row.kept = split_coords(r, row.kept_shape, self.names)
-        start, stop = self.names.fresh("start"), self.names.fresh("stop")
+        self.sweeps.guard = first < rows * chunks
+        stmts, row.kept = split_coords(r, row.kept_shape, names)
         body += [*stmts, Let(start, c * CHUNK), Let(stop, minimum(start + CHUNK, row.length))]
-        sweep = Sweep(1, [op for op, _ in self.parts_of])
-        plain, _ = self.accumulators(sweep)
-        body += [s for p in plain for s in p.clear()]
-        body += self._chunk(sweep, plain, start, stop)
-        writes: list[Stmt] = []
-        for p, (_, buffer) in zip(plain, self.parts_of, strict=True):
+        for k in range(level):
+            body += self.sweeps.name_kept(k)
+        plain, found = self.accumulators(sweep)
+        body += [s for a in (*plain, *found) for s in a.clear()]
+        body += self._chunk(sweep, [*plain, *found], start, stop)
+        values: dict[Operation, tuple[Expr, ...]] = {}
+        for p in plain:
             stmts, value = p.tree(self.threads)
             body += stmts
-            writes.append(Store(buffer, c * rows + r, value))
-        body.append(If(logical_and(equal(self.t, 0), first < items), tuple(writes)))
-        grid = Grid(ceil_div(items, self.rows_a_block), self.warps * WARP, self.choice.divides, self.choice.narrow)
-        return Kernel("partials", buffers, extents, items, work, (*self.allocs, *body), grid=grid)
+            values[p.op] = (value,)
+        for e in found:
+            stmts, values[e.op] = e.winner(self.threads)
+            body += stmts
+        writes = [Store(b, c * rows + r, x) for p in parts for b, x in zip(p.buffers, values[p.op], strict=True)]
+        if writes:
+            body.append(If(logical_and(equal(self.t, 0), self.sweeps.guard), tuple(writes)))
+        blocks = ceil_div(rows * chunks, self.rows_a_block)
+        grid = Grid(blocks, self.warps * WARP, self.choice.divides, self.choice.narrow)
+        stages.add("partials", grid, dim_expr(size_of(row.shape)) * work_of(row.group), [*self.allocs, *body])
 
 
 class ColumnPartials(Columns):
-    def __init__(self, row: RowGroup, choice: Choice, parts: Parts) -> None:
-        super().__init__(row, (), choice)
-        self.parts_of = parts
-
-    def kernel(self, buffers: tuple[Buffer, ...], extents: tuple[str, ...], work: Expr) -> Kernel:
-        row, names = self.row, self.names
-        chunks = ceil_div(row.length, CHUNK)
+    def stage(self, stages: Stages, sweep: Sweep, parts: Sequence[Part], level: int) -> None:
+        """The kernel of one level: every block takes a chunk of its columns."""
+        row, names, chunks = self.row, self.names, stages.chunks
         c, tile, start, stop = (names.fresh(s) for s in ("chunk", "tile", "start", "stop"))
         block = var("block")
         body: list[Stmt] = [Let(c, block % chunks), Let(tile, block // chunks), *self.place(tile)]
         body += [Let(start, c * CHUNK), Let(stop, minimum(start + CHUNK, row.length))]
-        sweep = Sweep(1, [op for op, _ in self.parts_of])
-        plain, _ = self.accumulators(sweep)
-        body += [s for p in plain for s in p.clear()]
-        body += self.chunk(sweep, plain, start, stop)
-        stmts, values = self.tree(plain)
+        for k in range(level):
+            body += self.name_kept(k)
+        plain, found = self.accumulators(sweep)
+        body += [s for a in (*plain, *found) for s in a.clear()]
+        body += self.chunk(sweep, [*plain, *found], start, stop)
+        stmts, totals = self.tree(plain)
         body += stmts
+        values = {p.op: [(x,) for x in mine] for p, mine in zip(plain, totals, strict=True)}
+        columns: dict[Operation, Sequence[tuple[Expr, ...]]] = {**values}
+        for e in found:
+            stmts, columns[e.op] = self.winners(e)
+            body += stmts
         writes: list[Stmt] = []
         at = c * dim_expr(size_of(row.kept_shape)) + row.flat_kept()
-        for _p, (_, buffer), mine in zip(plain, self.parts_of, values, strict=True):
-            done = self.array("value", mine[0], self.wide)
-            body += [Store(done, index(v), x) for v, x in enumerate(mine)]
-            writes.append(Store(buffer, at, load(done, self.v)))
-        lead = logical_and(equal(self.ty, 0), self.sweeps.guard)
-        body.append(If(lead, tuple(self.vector(writes))))
+        for p in parts:
+            for k, buffer in enumerate(p.buffers):
+                mine = [x[k] for x in columns[p.op]]
+                done = self.array("value", mine[0], self.wide)
+                body += [Store(done, index(v), x) for v, x in enumerate(mine)]
+                writes.append(Store(buffer, at, load(done, self.v)))
+        if writes:
+            body.append(If(logical_and(equal(self.ty, 0), self.sweeps.guard), tuple(self.vector(writes))))
         grid = Grid(self.tiles * chunks, self.threads, self.choice.divides, self.choice.narrow)
-        return Kernel("partials", buffers, extents, self.tiles * chunks, work, (*self.allocs, *body), grid=grid)
+        stages.add("partials", grid, dim_expr(size_of(row.shape)) * work_of(row.group), [*self.allocs, *body])
 
 
 def lower_partials(
@@ -122,66 +174,79 @@ def lower_partials(
     targets: Sequence[tuple[Value, Buffer]],
     choice: Choice,
 ) -> Lowered:
-    """The two kernels of a group."""
-    length, kept = size_of(row.shape[a] for a in row.axes), size_of(row.kept_shape)
-    parts: list[tuple[Operation, Buffer]] = []
-    scratch: list[Scratch] = []
-    for op in row.reductions:
-        dtype = identity_of(op)[1]
-        parts.append((op, Buffer(f"partial{len(parts)}", dtype, "scratch")))
-        scratch.append(Scratch(parts[-1][1], dtype, kept * ((length + (CHUNK - 1)) // CHUNK)))
-    extents = group_extents(row.group)
-    buffers = tuple(b for _, b in parts)
-    form = ColumnPartials if choice.form == "partials columns" else RowPartials
-    work = dim_expr(size_of(row.shape)) * work_of(row.group)
-    first = form(row, choice, parts).kernel((*params, *buffers), extents, work)
-    second = _together(row, choice, parts, targets, (*params, *buffers, *results), extents)
-    return Lowered((first, second), params, results, tuple(scratch), tuple(row.pull.sites))
+    """The kernels of a group: two for each level, and one for what has the full shape and needs the last level."""
+    stages = Stages(row, choice, params, results)
+    kept = [t for t in targets if not row.is_full(t[0])]
+    sweeps = Sweeps(row, targets).all
+    depth = max(s.number for s in sweeps if s.ops)
+    for sweep in sweeps:
+        # What has a name in one kernel has none in the next.
+        bound = dict(row.pull.bound)
+        parts = [stages.part(op) for op in sweep.ops]
+        form = ColumnPartials if choice.form == "partials columns" else RowPartials
+        form(row, (), choice).stage(stages, sweep, parts, sweep.number)
+        _restore(row, bound)
+        if parts:
+            last = sweep.number == depth
+            read_again = any(s.number > sweep.number for s in sweeps)
+            _together(stages, parts, kept if last else [], read_again)
+    return Lowered(tuple(stages.kernels), params, results, tuple(stages.scratch), tuple(row.pull.sites))
 
 
-def _together(
-    row: RowGroup,
-    choice: Choice,
-    parts: Parts,
-    targets: Sequence[tuple[Value, Buffer]],
-    buffers: tuple[Buffer, ...],
-    extents: tuple[str, ...],
-) -> Kernel:
-    names = row.names
-    chunks, kept = ceil_div(row.length, CHUNK), dim_expr(size_of(row.kept_shape))
+def _restore(row: RowGroup, bound: dict[Value, Bound]) -> None:
+    row.pull.bound.clear()
+    row.pull.bound.update(bound)
+    row.pull.take_reports()
+    row.pull._memo.clear()
+
+
+def _together(stages: Stages, parts: Sequence[Part], targets: Sequence[tuple[Value, Buffer]], read_again: bool) -> None:
+    """The kernel that combines the chunks. targets: results of the kept shape, stored here; read_again: later kernels read
+    the totals."""
+    row, choice, chunks = stages.row, stages.choice, stages.chunks
+    names, kept = row.names, dim_expr(stages.kept)
     across = choice.number("together")
     depth, each = TILE // across, TILE // COMBINERS
     block, thread = var("block"), var("thread")
     first = names.fresh("first")
     allocs: list[Stmt] = []
-    staged: list[tuple[Buffer, Buffer, Buffer]] = []
-    for _, buffer in parts:
+    staged: dict[Buffer, tuple[Buffer, Buffer]] = {}
+    for buffer in (b for p in parts for b in p.buffers):
         fetched = Buffer(names.fresh("fetched").data, buffer.dtype, "local")
         tile = Buffer(names.fresh("tile").data, buffer.dtype, "shared")
         allocs += [Alloc(fetched, each), Alloc(tile, 2 * TILE)]
-        staged.append((buffer, fetched, tile))
+        staged[buffer] = fetched, tile
 
     def fetch(base: Expr) -> Stmt:
         k, e, column, c = (names.fresh(s) for s in ("k", "e", "column", "chunk"))
         body: list[Stmt] = [Let(e, k * COMBINERS + thread), Let(column, first + e % across), Let(c, base + e // across)]
         inside = (column < kept) & (c < chunks)
-        body += [Store(fetched, k, load(part, c * kept + column, inside)) for part, fetched, _ in staged]
+        body += [Store(fetched, k, load(part, c * kept + column, inside)) for part, (fetched, _) in staged.items()]
         return For(k, index(0), index(each), tuple(body), index(1), unroll=True)
 
     def put(half: Expr) -> Stmt:
         k = names.fresh("k")
-        body = [Store(tile, half + (k * COMBINERS + thread), load(fetched, k)) for _, fetched, tile in staged]
+        body = [Store(tile, half + (k * COMBINERS + thread), load(fetched, k)) for fetched, tile in staged.values()]
         return For(k, index(0), index(each), tuple(body), index(1), unroll=True)
 
-    totals = [names.fresh("total", b.dtype) for b, _, _ in staged]
+    totals: list[tuple[Expr, ...]] = []
+    start: list[Stmt] = []
+    for p in parts:
+        begin = _identity(row, p)
+        totals.append(tuple(names.fresh("total", x.dtype) for x in begin))
+        start += [Declare(t, x) for t, x in zip(totals[-1], begin, strict=True)]
     base, half, count, main, c, u, rest = (names.fresh(s) for s in ("base", "half", "count", "main", "chunk", "u", "chunk"))
 
     def chain(at: Expr) -> tuple[Stmt, ...]:
-        place = half + at * across + thread
-        return tuple(
-            Assign(t, combine(op, t, load(tile, place)))
-            for t, (op, _), (_, _, tile) in zip(totals, parts, staged, strict=True)
-        )
+        out: list[Stmt] = []
+        for mine, p in zip(totals, parts, strict=True):
+            given = tuple(load(staged[b][1], half + at * across + thread) for b in p.buffers)
+            if len(mine) == 1:
+                out.append(Assign(mine[0], combine(p.op, mine[0], given[0])))
+                continue
+            stmts, winner = Extremum(row, p.op, 1, mine[1].dtype).meet((mine[0], mine[1]), (given[0], given[1]))
+            out += [*stmts, Assign(mine[0], winner[0]), Assign(mine[1], winner[1])]
+        return tuple(out)
 
     combining: list[Stmt] = [
         Let(count, minimum(index(depth), chunks - base)),
@@ -189,8 +254,7 @@ def _together(
         For(c, index(0), main, (For(u, index(0), index(UNROLL), chain(c + u), index(1), unroll=True),), index(UNROLL)),
         For(rest, main, count, chain(rest), index(1)),
     ]
-    body: list[Stmt] = [*allocs, Let(first, block * across)]
-    body += [Declare(t, identity_of(op)[0]) for t, (op, _) in zip(totals, parts, strict=True)]
+    body: list[Stmt] = [*allocs, Let(first, block * across), *start]
     body += [fetch(index(0)), put(index(0)), Barrier()]
     step: list[Stmt] = [
         Let(half, base // depth % 2 * TILE),
@@ -202,9 +266,27 @@ def _together(
     body.append(For(base, index(0), chunks, tuple(step), index(depth)))
     item = names.fresh("item")
     stmts, row.kept = split_coords(item, row.kept_shape, names)
-    for t, (op, _) in zip(totals, parts, strict=True):
-        row.bind(op, finish(op, t, row.length))
-    inside = (thread < across) & (first + thread < kept)
-    body.append(If(inside, (Let(item, first + thread), *stmts, *row.store_kept(list(targets)))))
-    grid = Grid(ceil_div(kept, across), COMBINERS, (), choice.narrow)
-    return Kernel("combine", buffers, extents, kept, kept * chunks, tuple(body), grid=grid)
+    finished: list[Stmt] = [Let(item, first + thread), *stmts]
+    again: list[tuple[Operation, Buffer]] = []
+    for p, mine in zip(parts, totals, strict=True):
+        value = finish(p.op, mine[0], row.length) if len(mine) == 1 else mine[1]
+        row.bind(p.op, value)
+        if read_again:
+            again.append((p.op, stages.memory("total", p.op.results[0].type.dtype, whole=True)))
+            finished.append(Store(again[-1][1], item, cast(value, again[-1][1].dtype)))
+    finished += row.store_kept(list(targets))
+    body.append(If((thread < across) & (first + thread < kept), tuple(finished)))
+    stages.add("combine", Grid(ceil_div(kept, across), COMBINERS, (), choice.narrow), kept * chunks, body)
+    for op, buffer in again:
+        row.pull.bind(op.results[0], _total(buffer))
+
+
+def _identity(row: RowGroup, p: Part) -> tuple[Expr, ...]:
+    if p.op.name in POSITIONAL:
+        e = Extremum(row, p.op, 1, p.buffers[1].dtype)
+        return e.identity, e.far
+    return (Plain(row, p.op, 1).identity,)
+
+
+def _total(buffer: Buffer) -> Bound:
+    return lambda at: load(buffer, at.flat)

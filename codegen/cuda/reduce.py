@@ -18,9 +18,9 @@ from collections.abc import Mapping
 
 from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
 from graphc.codegen.cuda.columns import Columns
-from graphc.codegen.cuda.partials import divisible, lower_partials
+from graphc.codegen.cuda.partials import lower_partials
 from graphc.codegen.cuda.rows import WARP, Rows, copied
-from graphc.codegen.cuda.sweeps import domain_of, held_values, most_live, shared_slots
+from graphc.codegen.cuda.sweeps import domain_of, held_values, levels_of, most_live, shared_slots
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.lowered import Lowered
@@ -35,6 +35,7 @@ Sizes = Mapping[str, int]
 ACCESS = 16  # bytes of the widest load
 # Registers of a thread that may hold elements; a wide access asks for more of them at once.
 MOST_HELD, MOST_WIDE = 96, 48
+SECTORS = 64  # bytes of neighbouring columns that a block takes at least
 FEW_CHUNKS = 4  # fewer are not worth a second kernel
 MOST_DOWN = 32  # threads that share a column
 
@@ -59,7 +60,9 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
         return Choice("rows registers", numbers, divides, narrow)
     chunks = -(-length // CHUNK)
     rows = _value(tuple(d for i, d in enumerate(shape) if i not in axes), sizes)
-    if chunks >= FEW_CHUNKS and rows < target.multiprocessors and divisible(group):
+    # Several levels read their operands again where they are spread over the device.
+    few = target.multiprocessors // (1 if _single(group) else 4)
+    if chunks >= FEW_CHUNKS and rows < few:
         wide = min(ACCESS // _widest(group, shape), 4)
         while wide > 1 and (length % wide or rows * chunks // wide < target.multiprocessors * 8):
             wide //= 2
@@ -97,7 +100,9 @@ def _choose_columns(group: Function, sizes: Sizes, target: Target) -> Choice:
     while wide > 1 and (n % wide or blocks(wide, WARP) < 2 * target.multiprocessors):
         wide //= 2
     across = min(WARP, _power(-(-n // wide), WARP))
-    while across > 8 and blocks(wide, across) < target.multiprocessors:
+    # At least a sector of memory, better two, for each line of a block.
+    chunks = max(1, -(-length // CHUNK))
+    while across * wide * _widest(group, shape) > SECTORS and blocks(wide, across) * chunks < target.multiprocessors:
         across //= 2
     down = min(lanes, MOST_DOWN)
     while down > 1 and across * down > 512 and lines * (lanes // down) * wide * live * 2 <= MOST_WIDE:
@@ -113,10 +118,18 @@ def _choose_columns(group: Function, sizes: Sizes, target: Target) -> Choice:
         numbers = (*numbers, ("even", even), ("lines", lines), ("full", int(lines * lanes == length)))
         return Choice("columns registers", numbers, divides, is_narrow(group, sizes))
     tiles = -(-rows // items) * -(-n // (across * wide))
-    if length > CHUNK and tiles < target.multiprocessors and divisible(group):
+    if length > CHUNK and tiles < target.multiprocessors // (1 if _single(group) else 2):
         numbers = (*numbers, ("even", even), ("together", _power(rows * n, WARP)))
         return Choice("partials columns", numbers, divides, is_narrow(group, sizes))
     return Choice("columns loop", (*numbers, ("even", even)), divides, is_narrow(group, sizes))
+
+
+def _single(group: Function) -> bool:
+    """Whether one pass over the domain does it."""
+    shape, _ = domain_of(group)
+    level = levels_of(group)
+    full = [level[r] for r in group.results if r.type.shape == shape]
+    return max(level.values()) == 1 and not any(full)
 
 
 def _power(n: int, most: int) -> int:

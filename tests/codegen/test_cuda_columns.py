@@ -162,6 +162,30 @@ def test_long_rows_and_columns_over_the_device() -> None:
     assert all(p.choice.form.startswith("partials") for p in prepared), [str(p.choice) for p in prepared]
 
 
+def test_levels_over_the_device() -> None:
+    """Softmax, its gradient and normalisation of few and long rows and columns, a pair of kernels for each level."""
+    rows = Choice("partials rows", (("lanes", 32), ("wide", 1), ("parts", 1), ("warps", 2), ("together", 2)), (), True)
+    numbers = (("lanes", 32), ("wide", 1), ("across", 4), ("down", 16), ("items", 2), ("even", 0), ("together", 8))
+    over_columns = Choice("partials columns", numbers, (), True)
+    cases = []
+    for shape, axis, form in (("f32[2, 9000]", 1, rows), ("f32[9000, 3]", 0, over_columns), ("bf16[2, 4500, 3]", 1, over_columns)):
+        f = softmax(shape, axis)
+        cases += row_cases(f, arguments(f), lambda *_, form=form: form)
+        g = gradient(f)
+        cases += row_cases(g, arguments(g), lambda *_, form=form: form)
+    assert len(cases) == 6
+    for dtype in (F32, F16, I32):
+        cases.append(reduction_case(dtype, (2, 9000), (1,), rows))
+        cases.append(reduction_case(dtype, (9000, 3), (0,), over_columns))
+    b = Builder("both")
+    x = b.param(TensorType(F32, (2, 9000)))
+    y = b.exp(x)
+    total = b.sum(y, axes=(1,))
+    f = b.build([y, total, b.sub(y, b.broadcast(total, shape=(2, 9000), axes=(0,))), b.argmax(x, axis=1)])
+    cases.append(Case(f, [plain(F32, (2, 9000), 3)], rows))
+    check_groups(cases)
+
+
 def test_wide_partial_sums() -> None:
     cases = []
     for wide, n in ((4, 20004), (2, 20002), (1, 20003)):
