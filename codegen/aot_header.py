@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from graphc.codegen.aot_entry import messages
 from graphc.codegen.aot_plan import AheadPlan
@@ -41,8 +42,16 @@ def check_name(name: str) -> None:
         raise ValueError(f"{name!r} is a word of C or C++, so it cannot name the compiled function")
 
 
-def header(plan: AheadPlan, target: Target) -> str:
-    """The text of the header: what every argument is, in bytes and order, and every return code."""
+@dataclass(frozen=True)
+class Names:
+    """The names of an entry's arguments in C: of symbols, and of inputs and outputs with their types."""
+
+    dims: dict[str, str]
+    inputs: list[tuple[str, TensorType]]
+    outputs: list[tuple[str, TensorType]]
+
+
+def names_of(plan: AheadPlan) -> Names:
     n = plan.name
     taken: set[str] = {n, *(f"{n}_{part}" for part in ("workspace", "error", "state", "init"))}
     dims = {s: _unique(s, f"d{i}", taken) for i, s in enumerate(plan.symbols)}
@@ -55,14 +64,30 @@ def header(plan: AheadPlan, target: Target) -> str:
         (_unique("", "out" if count == 1 else f"out{k}", taken), plan.entry.results[i].type)
         for k, i in enumerate(plan.outputs)
     ]
-    sizes = [f"int64_t {d}" for d in dims.values()]
-    arguments = [
-        *sizes,
-        *(f"const {C_TYPES[t.dtype.short]} *{a}" for a, t in ins),
-        *(f"{C_TYPES[t.dtype.short]} *{a}" for a, t in outs),
+    return Names(dims, ins, outs)
+
+
+def entry_arguments(plan: AheadPlan, names: Names) -> list[str]:
+    """The declarations of the entry's arguments, in order."""
+    return [
+        *(f"int64_t {d}" for d in names.dims.values()),
+        *(f"const {C_TYPES[t.dtype.short]} *{a}" for a, t in names.inputs),
+        *(f"{C_TYPES[t.dtype.short]} *{a}" for a, t in names.outputs),
         *(["void *state"] if plan.state else []),
         "void *workspace",
     ]
+
+
+def header(plan: AheadPlan, target: Target | None) -> str:
+    """The text of the header: what every argument is, in bytes and order, and every return code.
+
+    target: of the object; None where the code is C.
+    """
+    n = plan.name
+    names = names_of(plan)
+    dims, ins, outs = names.dims, names.inputs, names.outputs
+    sizes = [f"int64_t {d}" for d in dims.values()]
+    arguments = entry_arguments(plan, names)
     about = [
         *(f"{c}: the size of a dimension, 0 or more" for c in dims.values()),
         *(f"{a}: input {_described(t, dims)}" for a, t in ins),
@@ -75,9 +100,9 @@ def header(plan: AheadPlan, target: Target) -> str:
     guard = f"{n.upper()}_H"
     return "\n".join(
         [
-            f"/* {n}, compiled by graphc for {target.triple}, CPU {target.cpu}.",
+            *_origin(plan, target),
             " *",
-            f" * Link with the object or the library of the same name; nothing else is needed. {n} allocates nothing,",
+            f" * {'It needs libm only' if target is None else 'Link with the object or the library of the same name; nothing else is needed'}. {n} allocates nothing,",
             f" * starts no threads and has no hidden state: calls may run at the same time, each with its own {own}.",
             f" * Outputs, {own} must not overlap anything else. Results are the same bits as in Python.",
             " *",
@@ -97,11 +122,11 @@ def header(plan: AheadPlan, target: Target) -> str:
             'extern "C" {',
             "#endif",
             "",
-            _declaration(f"int64_t {n}", arguments),
+            declaration(f"int64_t {n}", arguments),
             "",
             *_state_declarations(plan),
             f"/* The bytes of workspace that {n} needs for these sizes. */",
-            _declaration(f"int64_t {n}_workspace", sizes or ["void"]),
+            declaration(f"int64_t {n}_workspace", sizes or ["void"]),
             "",
             f"/* What a return code of {n} means, in English. The text must not be freed. */",
             f"const char *{n}_error(int64_t code);",
@@ -114,6 +139,17 @@ def header(plan: AheadPlan, target: Target) -> str:
             "",
         ]
     )
+
+
+def _origin(plan: AheadPlan, target: Target | None) -> list[str]:
+    if target is not None:
+        return [f"/* {plan.name}, compiled by graphc for {target.triple}, CPU {target.cpu}."]
+    return [
+        f"/* {plan.name}, written by graphc as C99.",
+        " *",
+        " * Compile with -ffp-contract=off, and without options that change floating-point results (such as -ffast-math);",
+        " * call it in the default mode of rounding, with subnormals kept.",
+    ]
 
 
 def _about_state(plan: AheadPlan) -> list[str]:
@@ -174,6 +210,7 @@ def _comment(text: str) -> str:
     return text.replace("*/", "* /").replace("/*", "/ *")
 
 
-def _declaration(head: str, arguments: list[str]) -> str:
+def declaration(head: str, arguments: list[str]) -> str:
+    """A prototype, on several lines if it is long."""
     line = f"{head}({', '.join(arguments)});"
     return line if len(line) <= _WIDTH else f"{head}(\n    " + ",\n    ".join(arguments) + ");"

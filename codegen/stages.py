@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from graphc.ir.function import Function, Module
 from graphc.ir.types import DimExpr
+
+if TYPE_CHECKING:
+    from graphc.codegen.loops import Kernel
 
 
 def optimised(f: Function) -> Function:
@@ -77,6 +82,67 @@ def _asm(group: Function, hint: dict[str, int]) -> str:
     return "\n".join(assembly(emit_kernel(k, target), target) for k in lower(group, target, hint).kernels)
 
 
+def _c(f: Function) -> str:
+    from graphc.codegen.c.c99 import emit_kernels
+    from graphc.codegen.llvm.target import host_target
+    from graphc.codegen.lower.lower import lower
+
+    target = host_target()
+    return _one_unit(f, lambda group, hint: lower(group, target, hint).kernels, lambda k, notes: emit_kernels(k, notes, True))
+
+
+def _device_kernels(group: Function, hint: dict[str, int]) -> tuple[Kernel, ...]:
+    """The device kernels of a canonical group; a size that is not known is taken for 64."""
+    from graphc.codegen.cuda.lower import choose, lower
+    from graphc.codegen.cuda.target import HOPPER
+    from graphc.codegen.lower.nest import group_extents
+
+    sizes = dict.fromkeys(group_extents(group), 64) | hint
+    return lower(group, choose(group, sizes, HOPPER), HOPPER).kernels
+
+
+def _cuda(f: Function) -> str:
+    from graphc.codegen.c.cuda import emit_kernels
+    from graphc.codegen.cuda.target import HOPPER
+
+    return _one_unit(f, _device_kernels, lambda k, notes: emit_kernels(k, HOPPER, notes))
+
+
+def _cuda_scheduled(group: Function, hint: dict[str, int]) -> str:
+    from graphc.codegen.loops import print_kernel
+
+    return "\n".join(map(print_kernel, _device_kernels(group, hint)))
+
+
+def _one_unit(
+    f: Function,
+    kernels_of: Callable[[Function, dict[str, int]], tuple[Kernel, ...]],
+    emit: Callable[[list[Kernel], list[str]], str],
+) -> str:
+    """One translation unit of a program, with a comment on each group; kernels have names of their own."""
+    from graphc.codegen.canonical import canonicalise
+
+    kernels: list[Kernel] = []
+    notes: list[str] = []
+    seen: dict[object, int] = {}
+    for op in fused(f).entry.ops:
+        group: Function = op.attrs["function"]
+        canonical = canonicalise(group)
+        sizes = ", ".join(f"{name}={d}" for name, d in canonical.extents)
+        title = f"{group.name} [{sizes}]" + (f" at {op.loc}" if op.loc else "")
+        key = canonical.function.key()
+        if key in seen:
+            notes[seen[key]] = f"{title}\n{notes[seen[key]]}"
+            continue
+        hint = {name: d for name, d in canonical.extents if not isinstance(d, DimExpr)}
+        for i, kernel in enumerate(kernels_of(canonical.function, hint)):
+            if i == 0:
+                seen[key] = len(kernels)
+            notes.append(f"{title}\n{canonical.function}" if i == 0 else f"{title}, continued")
+            kernels.append(replace(kernel, name=f"{group.name}_{kernel.name}{i or ''}"))
+    return emit(kernels, notes)
+
+
 def _plan(f: Function) -> str:
     from graphc.codegen.aot_plan import symbols_of
     from graphc.codegen.plan import make_plan
@@ -98,6 +164,9 @@ STAGES: dict[str, Callable[[Function], str]] = {
     "llvm": lambda f: _each_group(f, _llvm),
     "asm": lambda f: _each_group(f, _asm),
     "plan": _plan,
+    "c": _c,
+    "cuda-scheduled": lambda f: _each_group(f, _cuda_scheduled),
+    "cuda": _cuda,
 }
 
 

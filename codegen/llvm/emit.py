@@ -89,6 +89,8 @@ def emit_kernels(kernels: Sequence[Kernel], target: Target) -> str:
 
 def _function(kernel: Kernel, first: int) -> list[str]:
     """The lines of a kernel's function; `first` is its first metadata node."""
+    if kernel.grid is not None:
+        raise TypeError(f"kernel {kernel.name} has a grid: it is scheduled for a device, and codegen/c/cuda.py writes it")
     w = _Emitter()
     w.set_width(0)
     w.written = _effects(w, kernel.body)

@@ -1,9 +1,10 @@
-"""compile a Python function or module to an object, a C header and a shared library
+"""compile a Python function or module to an object, a C header and a shared library; or to C (-o PATH.c)
 
 Symbolic dimensions of the inputs become arguments of the C function. Parameters become constants, or with --train
 part of a state that every call updates: a whole training step runs without Python.
 
     graphc compile model.py:net --input "f32[B,1,8,8]" -o build/net
+    graphc compile model.py:net --input "f32[B,1,8,8]" -o build/net.c
     graphc compile train.py:step --train --input "f32[B,1,8,8]" --input "i64[B]" -o build/step
 """
 
@@ -20,6 +21,7 @@ from graphc.cli.failure import Failure
 if TYPE_CHECKING:
     from graphc.cli.source import Source
     from graphc.codegen.aot import AheadOfTime
+    from graphc.codegen.aot_c import AheadOfTimeC
     from graphc.runtime.trace import Traced
 
 
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input", action="append", default=[], metavar="TYPE", help='type of an argument, such as "f32[B,1,8,8]"; one for each'
     )
-    parser.add_argument("-o", "--output", required=True, metavar="PATH", help="where PATH.o, PATH.h and PATH.so go")
+    parser.add_argument("-o", "--output", required=True, metavar="PATH", help="where PATH.o, PATH.h and PATH.so go; with .c: C99 source and header")
     parser.add_argument("--weights", metavar="FILE", help="safetensors file with the module's parameters")
     parser.add_argument("--train", action="store_true", help="parameters and optimizer state become state of the C function")
     parser.add_argument("--name", help="name of the C function (default: the last part of PATH)")
@@ -40,8 +42,10 @@ def main(options: argparse.Namespace) -> None:
     from graphc.cli.files import reason
     from graphc.cli.source import load_source, trace
     from graphc.codegen.aot import compile_ahead, write_files
+    from graphc.codegen.aot_c import AheadOfTimeC, compile_ahead_c, write_c_files
 
-    output = re.sub(r"\.(o|h|so|dylib)$", "", options.output)
+    as_c = options.output.endswith(".c")
+    output = re.sub(r"\.(o|h|so|dylib|c)$", "", options.output)
     name = options.name or Path(output).name
     source = load_source(options.source)
     if options.weights is not None:
@@ -57,16 +61,20 @@ def main(options: argparse.Namespace) -> None:
     first = len(traced.function.params) - len(traced.captured)
     held: list[Any] = list(traced.captured)
     constants = {first + i: t.detach().numpy() for i, t in enumerate(held)}
+    compile_it = compile_ahead_c if as_c else compile_ahead
     try:
-        compiled = compile_ahead(traced.function, name, constants, options.cpu, state)
+        compiled = compile_it(traced.function, name, constants, options.cpu, state)
     except ValueError as error:
         cure = "; give another with --name" if "cannot name" in str(error) else ""
         raise Failure(f"{error}{cure}") from error
     try:
-        written = write_files(compiled, output, shared=not options.no_shared)
+        if isinstance(compiled, AheadOfTimeC):
+            written = write_c_files(compiled, output)
+        else:
+            written = write_files(compiled, output, shared=not options.no_shared)
     except OSError as error:
-        raise Failure(f"cannot write {output}.o: {reason(error)}") from error
-    _report(compiled, written, asked_shared=not options.no_shared)
+        raise Failure(f"cannot write {output}.{'c' if as_c else 'o'}: {reason(error)}") from error
+    _report(compiled, written, asked_shared=not options.no_shared and not as_c)
 
 
 def _load_weights(name: str, module: Any, path: str) -> None:
@@ -103,13 +111,15 @@ def _state(source: Source, traced: Traced) -> dict[int, int | None]:
     }
 
 
-def _report(compiled: AheadOfTime, written: list[Path], asked_shared: bool) -> None:
+def _report(compiled: AheadOfTime | AheadOfTimeC, written: list[Path], asked_shared: bool) -> None:
+    from graphc.codegen.aot import AheadOfTime
     from rich.console import Console
     from rich.table import Table
 
     plan = compiled.plan
+    how = f"compiled for {compiled.cpu}" if isinstance(compiled, AheadOfTime) else "written as C99"
     console = Console(highlight=False, soft_wrap=True)
-    table = Table(title=f"{compiled.name}, compiled for {compiled.cpu}", title_justify="left")
+    table = Table(title=f"{compiled.name}, {how}", title_justify="left")
     table.add_column("written")
     table.add_column("bytes", justify="right")
     for path in written:

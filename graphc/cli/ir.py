@@ -1,7 +1,7 @@
 """show the text of a Python function or module at any stage of the compiler
 
 Stages: trace (as traced, with calls of composites), grad (with its gradient), optimized, fused, loops,
-scheduled, llvm, asm, plan. With --wrt, the later stages show the gradient too.
+scheduled, llvm, asm, plan, c (C99 of the CPU's kernels), cuda-scheduled, cuda (CUDA C). With --wrt, the later stages show the gradient too.
 
     graphc ir model.py:net --input "f32[B,1,8,8]" --stage optimized
 """
@@ -17,7 +17,7 @@ from graphc.cli.failure import Failure, choose
 if TYPE_CHECKING:
     from graphc.ir.function import Function
 
-STAGES = ("trace", "grad", "optimized", "fused", "loops", "scheduled", "llvm", "asm", "plan")
+STAGES = ("trace", "grad", "optimized", "fused", "loops", "scheduled", "llvm", "asm", "plan", "c", "cuda-scheduled", "cuda")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
