@@ -130,7 +130,7 @@ def choose(group: Function, sizes: Mapping[str, int], target: Target) -> Choice:
     params, _ = group_buffers(group)
     across = across_dim(group, Pull(group, dict(zip(group.params, params, strict=True))), sizes)
     if across is not None:
-        elements = elements_for(group)
+        elements = elements_for(group, across, sizes)
         whole = elements == 1 or (inner % elements == 0 and extent(shape, across, sizes) % elements == 0)
         square = (("across", across), ("elements", elements), ("whole", int(whole)))
         return Choice("map transpose", square, inner_divides(group, sizes, elements) if whole else (), narrow)

@@ -30,11 +30,12 @@ from graphc.codegen.lower.index import Position, dim_expr
 from graphc.codegen.lower.nest import Names, ceil_div, split_coords
 from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Function, Value
-from graphc.ir.types import Shape, size_of, substitute
+from graphc.ir.types import BOOL, Shape, size_of, substitute
 
 LANES = 32
 # Smaller squares would be mostly empty, and smaller images fit the first cache.
 LEAST_SIDE, LEAST_AREA = 16, 4096
+MANY = 1 << 21  # elements of larger squares
 MOST_SHARED = 40 << 10  # of the 48 KB that every block may have
 
 
@@ -85,9 +86,14 @@ def _fits(shape: Shape, k: int, sizes: Mapping[str, int]) -> bool:
     return min(a, b) >= LEAST_SIDE and a * b >= LEAST_AREA
 
 
-def elements_for(group: Function) -> int:
-    """Elements of a line of the square that a thread takes: 2 where they are small."""
-    return 2 if all(v.type.dtype.itemsize <= 2 for v in group.results) else 1
+def elements_for(group: Function, k: int, sizes: Mapping[str, int]) -> int:
+    """Elements of a line of the square that a thread takes: 2 where they are small, or where there are squares enough
+    for all multiprocessors."""
+    shape = group.results[0].type.shape
+    inner = max(i for i, d in enumerate(shape) if d != 1)
+    a, b, total = (int(substitute(d, dict(sizes))) for d in (shape[k], shape[inner], size_of(shape)))
+    size = max(v.type.dtype.itemsize for v in group.results)
+    return 2 if size <= 2 or (size == 4 and min(a, b) >= 2 * LANES and total >= MANY) else 1
 
 
 def squares(
@@ -123,16 +129,6 @@ def squares(
         moved = {v: c for v, c in zip(template.coords, coords, strict=True) if v.op == "var"}
         return {**moved, template.coords[k]: a, template.coords[inner]: b}
 
-    def line(inside: Callable[[Expr], list[Stmt]], first: Expr, stop: Expr, other: Expr, end: Expr) -> Stmt:
-        """A thread's share of a line: `elements` from `first` on, of a line `other` below `end`."""
-        if elements == 1:
-            return If(logical_and(first < stop, other < end), tuple(inside(index(0))))
-        lane = names.fresh("l")
-        stmts = tuple(inside(lane))
-        if whole:
-            return If(logical_and(first < stop, other < end), (Vector(lane, elements, stmts),))
-        return If(other < end, (Vector(lane, elements, (If(first + lane < stop, stmts),)),))
-
     step = names.fresh("r")
 
     def fetch(lane: Expr) -> list[Stmt]:
@@ -155,13 +151,30 @@ def squares(
         ]
         return [*reports, *lets, *stores]
 
-    def lines(inside: Stmt) -> Stmt:
-        return For(step, index(0), index(side), (inside,), index(THREADS // LANES), unroll=True)
+    full = names.fresh("full", BOOL)
+
+    def lines(inside: Callable[[Expr], list[Stmt]], first: Expr, stop: Expr, other: Expr, end: Expr) -> Stmt:
+        """A thread's shares of all lines: `elements` from `first` on, of the lines from `other` on."""
+        lane = names.fresh("l") if elements > 1 else index(0)
+        stmts = tuple(inside(lane))
+        there = other + step < end
+        if elements == 1:
+            plain, masked = stmts, (If(logical_and(first < stop, there), stmts),)
+        else:
+            plain = (Vector(lane, elements, stmts),)
+            if whole:
+                masked = (If(logical_and(first < stop, there), plain),)
+            else:
+                masked = (If(there, (Vector(lane, elements, (If(first + lane < stop, stmts),)),)),)
+        apart = index(THREADS // LANES)
+        every = [For(step, index(0), index(side), b, apart, unroll=u) for b, u in ((plain, True), (masked, False))]
+        return If(full, (every[0],), (every[1],))
 
     body += [
-        lines(line(fetch, top + x, across, left + (y + step), along)),
+        Let(full, logical_and(top + side <= across, left + side <= along)),
+        lines(fetch, top + x, across, left + y, along),
         Barrier(),
-        lines(line(compute, left + x, along, top + (y + step), across)),
+        lines(compute, left + x, along, top + y, across),
         Barrier(),
     ]
     items = dim_expr(size_of(outer)) * down * right

@@ -171,7 +171,10 @@ def test_transposes() -> None:
     assert all("map transpose" in form(c) for c in cases)
     # A matrix and its transpose meet: one is read through squares.
     cases.append(built((F32, (96, 96)), body=lambda b, x: b.add(x, b.permute(x, axes=(1, 0)))))
-    check_groups([*cases, forced(cases[0], narrow=False)])
+    larger = [("across", 0), ("elements", 2), ("whole", 1)]
+    wide = [forced(crossed(s, (1, 0), F32), numbers=tuple(larger)) for s in ((128, 66), (64, 192))]
+    wide.append(forced(crossed((129, 67), (1, 0), F32), numbers=(*larger[:2], ("whole", 0)), divides=()))
+    check_groups([*cases, *wide, forced(cases[0], narrow=False)])
     small = crossed((8, 9), (1, 0), F32)
     assert "map transpose" not in form(small)
 
