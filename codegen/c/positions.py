@@ -5,8 +5,9 @@ address of a `Place`) never leaves its buffer: its arithmetic does not overflow,
 `int`. Data (an iota, an index read from memory, a counter that is stored) wraps at 64 bits. One expression can be both,
 so it is looked at under a role; names get the roles of all their uses.
 
-Comparisons have positions as operands if both are plainly so: names, extents and their products, and whatever
-also stands in an index; otherwise they compare data, which is always right.
+Comparisons have positions as operands if both are plainly so: names, extents and their products, whatever also stands in
+an index, and sums and quotients of these; otherwise they compare data, which is always right. An iota of dtype i64 makes
+data of positions without a trace, so `cuda/choice.py` takes no group with one for narrow.
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ Role = str | None  # None: not a 64-bit integer
 _SAME = frozenset(("add", "sub", "mul", "neg", "select"))
 _BITS = frozenset(("and", "or", "xor", "not", "shl"))
 _EXACT = frozenset(("idiv", "irem", "shr"))  # what they give depends on all bits of their operands
-SLACK = 1 << 20  # how far a position may overhang (cuda/choice.py)
 
 
 def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
@@ -159,12 +159,7 @@ class Positions:
             return all(
                 a.op == "const" or (a.op == "var" and (a.data in self.extents or a.data == "block")) or a.op == "mul" for a in e.args
             )
-        if e.op in ("idiv", "irem"):
-            return all(self._plain(a) for a in e.args)
-        if e.op in ("add", "sub"):
-            near = [a for a in e.args if (a.op == "const" and abs(a.data) <= SLACK) or (a.op == "var" and a.data == "thread")]
-            return bool(near) and all(self._plain(a) for a in e.args)
-        return False
+        return e.op in ("add", "sub", "idiv", "irem") and all(self._plain(a) for a in e.args)
 
     def is_position(self, e: Expr) -> bool:
         """Whether a 64-bit operand of a comparison is computed as a position."""

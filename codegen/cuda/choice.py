@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from graphc.codegen.lower.nest import group_extents
 from graphc.ir.function import Function
-from graphc.ir.types import substitute
+from graphc.ir.types import I64, substitute
 
 # Extents are told apart by these divisors: what a 16-byte access of small elements needs.
 _DIVISORS = (16, 8, 4, 2)
@@ -46,7 +46,12 @@ def divisors(group: Function, sizes: Mapping[str, int]) -> tuple[tuple[str, int]
 
 
 def is_narrow(group: Function, sizes: Mapping[str, int], slack: int = 1 << 20) -> bool:
-    """Whether every position in the group fits 32 bits, with room for tiles that overhang."""
+    """Whether every position in the group fits 32 bits, with room for tiles that overhang.
+
+    An i64 iota is a position that arithmetic may take anywhere, so it is not narrow.
+    """
+    if any(op.name == "iota" and op.result.type.dtype is I64 for op in group.ops):
+        return False
     largest = 0
     for v in [*group.params, *(r for op in group.ops for r in op.results)]:
         total = 1
