@@ -92,7 +92,7 @@ def predict(model: gc.nn.Module, images: gc.Tensor) -> np.ndarray:
     with gc.no_grad():
         scores = model(images)
     model.train()
-    found: np.ndarray = scores.numpy().argmax(axis=1)
+    found: np.ndarray = scores.cpu().numpy().argmax(axis=1)
     return found
 
 
@@ -101,7 +101,7 @@ def fingerprint(model: gc.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -177,7 +177,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the split, the weights and the order of batches")
     parser.add_argument("--eager", action="store_true", help="run operation by operation, without compiling the step")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--output", type=Path, default=Path("weights.safetensors"), help="where the weights go")
     parser.add_argument("--time-first-step", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -108,6 +108,9 @@ def _like(obj: Tensor, kind: DType | None, copy: bool | None) -> Tensor:
 
 def _on_cpu(obj: Any, kind: DType | None, copy: bool | None) -> Tensor:
     """A tensor from anything else: where its memory is, or on the CPU."""
+    if hasattr(obj, "__dlpack_device__") and not isinstance(obj, np.ndarray) and obj.__dlpack_device__()[0] == 2:
+        t = from_dlpack(obj)
+        return t if kind is None else astype(t, kind, copy=False)
     if isinstance(obj, (np.ndarray, np.generic)) or (
         hasattr(obj, "__array__") and not isinstance(obj, (int, float, list, tuple))
     ):
@@ -325,6 +328,13 @@ def dlpack(x: Tensor, **options: Any) -> Any:
 
     Raises `BufferError` for element types that DLPack consumers on NumPy cannot hold (bfloat16).
     """
+    if x._spec.device is not CPU:
+        from graphc.runtime.cuda.dlpack import export
+
+        if state.active and local.tracer is not None:
+            local.tracer.observe(x)
+        x._spec.device.context.synchronize()
+        return export(x, options.get("max_version"))
     if x._spec.dtype.name == "bfloat16":
         raise BufferError("DLPack export of bfloat16 is not supported; use x.astype(graphc.float32)")
     if state.active and local.tracer is not None:
@@ -342,7 +352,14 @@ def dlpack_device(x: Tensor) -> tuple[int, int]:
 
 
 def from_dlpack(obj: Any, /) -> Tensor:
-    """A tensor that shares the memory of an object with `__dlpack__` on the CPU."""
+    """A tensor that shares the memory of an object with `__dlpack__`, on the CPU or a CUDA device."""
+    if obj.__dlpack_device__()[0] == 2:
+        from graphc.runtime.cuda.dlpack import import_from
+
+        t = import_from(obj)
+        if state.active and local.tracer is not None:
+            local.tracer.note_foreign(t)
+        return t
     return _shared(np.from_dlpack(obj))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from graphc.ir.function import Builder, DenseArray, Function, Value
 from graphc.ir.types import TensorType
 from graphc.runtime.core import ABSTRACT, Meta, Tensor, abstract, alias, make, values_of
-from graphc.runtime.device import CPU
+from graphc.runtime.device import CPU, resolve
 from graphc.runtime.dispatch import Entry, execute
 from graphc.runtime.errors import AbstractValueError, describe, here, loc_of, user_frame
 from graphc.runtime.grad_mode import local, state
@@ -128,7 +128,7 @@ class Tracer:
 
     def input(self, type: Any, name: str | None = None) -> Tensor:
         """A parameter of this type, as a tensor without a value."""
-        spec = of_type(type) if isinstance(type, TensorType) else type
+        spec = of_type(type, False, resolve(None)) if isinstance(type, TensorType) else type
         t = abstract(spec)
         t._traced = (self, self.builder.param(spec.type, name))
         return t

@@ -68,21 +68,29 @@ def _threads() -> int:
 
 
 def _devices() -> Iterator[Row]:
-    from graphc.runtime.device import device
+    from graphc.runtime import cuda
 
     yield "device cpu", "ready"
-    try:
-        device("cuda")
-        yield "device cuda", "ready"
-    except RuntimeError as error:
-        yield "device cuda", str(error)
+    missing = cuda.why_unavailable()
+    if missing is not None:
+        yield "device cuda", missing
+    for index in range(cuda.device_count()):
+        try:
+            p = cuda.get_device_properties(index)
+        except RuntimeError as error:
+            yield f"device cuda:{index}", str(error)
+            continue
+        memory = f"{p.total_memory / (1 << 30):.1f} GiB, {p.multi_processor_count} multiprocessors"
+        yield f"device cuda:{index}", f"ready: {p.name}, compute capability {p.major}.{p.minor}, {memory}"
 
 
 def _compiler() -> Iterator[Row]:
     from graphc.codegen.aot import c_compiler
+    from graphc.codegen.cuda import compiler
 
     found = c_compiler()
     yield "C compiler", found or "none (cc, gcc, clang or $CC): graphc compile links no shared library"
+    yield "CUDA compiler", compiler.available()
 
 
 def _cache() -> Iterator[Row]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -69,6 +70,8 @@ class Context:
         self._sent_blocks: list[Any] = []
         self._lock = threading.Lock()
         self._modules: dict[str, Any] = {}
+        # As with CUDA's own tools: wait after each program, so that an error is raised where it happens.
+        self.blocking = os.environ.get("CUDA_LAUNCH_BLOCKING") == "1"
         self._arenas: dict[Any, Any] = {}
 
     def stream(self) -> Any:
@@ -236,6 +239,7 @@ class Context:
         return self.driver.function(module, symbol, shared)
 
 
+# (id of a driver, number) -> context; drivers are never collected.
 _contexts: dict[tuple[int, int], Context] = {}
 _lock = threading.RLock()
 

@@ -109,25 +109,23 @@ class Missing(RuntimeError):
     """There is no CUDA device that graphc can use; the text says what is missing and how to get it."""
 
 
-_found: Driver | None = None
-_asked: str | None = None
-_why: str | None = None
+# What GRAPHC_CUDA asked for -> the driver, or why there is none. A driver lives as long as Python.
+_drivers: dict[str, Driver | str] = {}
 
 
 def driver() -> Driver:
     """The driver. Raises `RuntimeError`, saying what is missing and how to get it, where there is none."""
-    global _found, _asked, _why
     asked = os.environ.get("GRAPHC_CUDA", "")
-    if asked != _asked:
-        _found, _why, _asked = None, None, asked
-    if _found is None and _why is None:
+    found = _drivers.get(asked)
+    if found is None:
         try:
-            _found = _find(asked)
+            found = _find(asked)
         except Missing as error:
-            _why = str(error)
-    if _found is None:
-        raise Missing(_why)
-    return _found
+            found = str(error)
+        _drivers[asked] = found
+    if isinstance(found, str):
+        raise Missing(found)
+    return found
 
 
 def _find(asked: str) -> Driver:

@@ -63,6 +63,8 @@ class OnDevice:
         """Queue the program on the current stream of this thread; wait for it only where results go to the CPU."""
         if not self.staged and not self.back:
             self._launch(inputs, outputs)
+            if self.context.blocking:
+                self.context.synchronize()
             return
         context, borrowed = self.context, []
         inputs, wanted = list(inputs), list(outputs)
@@ -130,13 +132,18 @@ class _Launch:
     "out", "arena" or "host" and the number is of a tensor or an offset; maps: (parameter, space, number, map).
     """
 
-    __slots__ = ("context", "last", "maps", "node", "parameters", "places")
+    __slots__ = ("context", "last", "maps", "node", "number_at", "parameters", "places")
 
     def __init__(self, context: Context, launch: Any, constants: Sequence[int], host_bytes: int) -> None:
         self.context = context
-        sizes = [_size_of(a) for a in launch.arguments]
-        self.parameters = Parameters([*sizes, 8, 4])
-        words, starts = self.parameters.words, self.parameters.starts
+        if launch.members:  # one parameter of words
+            self.parameters = Parameters([8 * (len(launch.arguments) + 2)])
+            first = self.parameters.starts[0]
+            starts = [first + i for i in range(len(launch.arguments) + 2)]
+        else:
+            self.parameters = Parameters([*map(_size_of, launch.arguments), 8, 4])
+            starts = self.parameters.starts
+        words, self.number_at = self.parameters.words, starts[-1]
         self.places: list[tuple[int, str, int]] = []
         self.maps: list[tuple[int, str, int, Any]] = []
         # The addresses that the maps were made for.
@@ -174,7 +181,7 @@ class _Launch:
             if self.last.get(i) != address:
                 self.parameters.put(i, self.context.driver.tensor_map(address, made))
                 self.last[i] = address
-        words[self.parameters.starts[-1]] = number
+        words[self.number_at] = number
 
     def differs(self, spaces: dict[str, Any]) -> bool:
         """Whether the addresses of a call are others than those that were set."""
@@ -297,6 +304,6 @@ class Executable(OnDevice):
         del self._graphs[key]
         for i in concerned:
             launch = graph.launches[i]
-            launch.set(spaces, launch.parameters.words[launch.parameters.starts[-1]])
+            launch.set(spaces, launch.parameters.words[launch.number_at])
             self.context.driver.update_graph(graph.raw, i, launch.node)
         return graph

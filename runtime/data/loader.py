@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from graphc.runtime.cuda import is_available
 from graphc.runtime.data.collate import default_collate
 from graphc.runtime.data.dataset import IterableDataset
 from graphc.runtime.data.sampler import (
@@ -22,6 +23,8 @@ from graphc.runtime.data.sampler import (
     SequentialSampler,
     check_batch_size,
 )
+from graphc.runtime.structure import flatten, unflatten
+from graphc.runtime.tensor import Tensor
 
 
 class DataLoader:
@@ -35,7 +38,8 @@ class DataLoader:
         and `default_collate` stacks the samples of any other.
     num_workers: threads that fetch batches ahead; 0 fetches in the thread that iterates.
     prefetch: how many batches are fetched ahead at most, 2 for each worker unless told.
-    pin_memory: accepted from programs for PyTorch; on "cpu" there is nothing to pin.
+    pin_memory: put the tensors of batches in pinned memory, from which `batch.to("cuda", non_blocking=True)` copies while
+        Python goes on. Without a CUDA device there is nothing to pin.
 
     >>> import graphc as gc, numpy as np
     >>> loader = gc.data.DataLoader(gc.data.TensorDataset(np.arange(5)), batch_size=2)
@@ -76,6 +80,7 @@ class DataLoader:
         self.drop_last = drop_last
         self.collate_fn = collate_fn
         self.num_workers = num_workers
+        self.pin_memory = pin_memory
         self.prefetch = prefetch if prefetch is not None else max(1, 2 * num_workers)
         self.sampler: Any = None
         self.batch_sampler: Any = batch_sampler
@@ -97,6 +102,8 @@ class DataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         jobs = self._stream() if self.batch_sampler is None else self._indexed()
+        if self.pin_memory and is_available():
+            jobs = (_pinned(fetch) for fetch in jobs)
         if self.num_workers == 0:
             return (fetch() for fetch in jobs)
         # A stream is read by the thread that iterates it: only the collation of its batches runs ahead.
@@ -120,6 +127,17 @@ class DataLoader:
         while batch := list(islice(samples, self.batch_size)):
             if len(batch) == self.batch_size or not self.drop_last:
                 yield _job(collate, batch)
+
+
+def _pinned(fetch: Callable[[], Any]) -> Callable[[], Any]:
+    """A job whose tensors are pinned, by the thread that fetches them."""
+
+    def job() -> Any:
+        leaves: list[Any] = []
+        structure = flatten(fetch(), leaves)
+        return unflatten(structure, iter([x.pin_memory() if isinstance(x, Tensor) and not x.is_cuda else x for x in leaves]))
+
+    return job
 
 
 def _job(function: Callable[[Any], Any], argument: Any) -> Callable[[], Any]:
