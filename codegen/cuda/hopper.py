@@ -110,6 +110,14 @@ def choose(
 
     c, divides, narrow, example: as contract.py found them, which also decides that this is one.
     """
+    return candidates(group, c, sizes, target, divides, narrow, example)[0]
+
+
+def candidates(
+    group: Function, c: Contraction, sizes: Sizes, target: Target, divides: tuple[tuple[str, int], ...], narrow: bool,
+    example: int,
+) -> list[Choice]:
+    """All schedules, by estimated time; they give the same bits."""
     element = element_type(c)
     assert element is not None
     p = Product(group, Choice(FORM, (("example", example),), divides, narrow))
@@ -118,21 +126,19 @@ def choose(
     batches = dim_value(size_of(c.batch), sizes)
     steps = -(-dim_value(size_of(c.depth), sizes) * element.itemsize // ROW)
     after = _instructions(p) / 128  # clocks for each element of the result
-    best: tuple[float, Tile] | None = None
-    for tile in TILES:
-        if GATHER in ways and tile.sums > 64:
-            continue
+
+    def cost(tile: Tile) -> float:
         tiles = batches * -(-rows // tile.rows) * -(-columns // tile.columns)
         waves = -(-tiles // (target.multiprocessors * tile.resident))
         products = steps * (ROW // element.itemsize) / (2048 if element.itemsize == 2 else 1024) / tile.speed
         # Blocks that run together hide each other's epilogues.
         hidden = tile.paired or tile.resident > 1
         each = max(products, after) + 0.1 * min(products, after) if hidden else products + after
-        cost = waves * tile.resident * tile.rows * tile.columns * each
-        if best is None or cost < best[0]:
-            best = cost, tile
-    assert best is not None
-    return tile_choice(best[1], ways, example, divides, narrow)
+        return waves * tile.resident * tile.rows * tile.columns * each
+
+    # Gathering threads need registers that the largest tiles have not left.
+    fitting = [t for t in TILES if GATHER not in ways or t.sums <= 64]
+    return [tile_choice(t, ways, example, divides, narrow) for t in sorted(fitting, key=cost)]
 
 
 def _instructions(p: Product) -> int:
@@ -396,4 +402,4 @@ class WgmmaProduct:
         return [For(turn, index(0), index(64 * across // GROUP), tuple(body), index(1))]
 
 
-__all__ = ["FORM", "TILES", "Tile", "choose", "element_type", "lower", "tile_choice"]
+__all__ = ["FORM", "TILES", "Tile", "candidates", "choose", "element_type", "lower", "tile_choice"]
