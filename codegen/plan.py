@@ -103,34 +103,46 @@ class Layout:
     size: int
 
 
-def lay_out(entry: Function, scratch: Callable[[int, Operation], Sequence[int]], reserved: int = 0) -> Layout:
+def lay_out(
+    entry: Function,
+    scratch: Callable[[int, Operation], Sequence[int]],
+    reserved: int = 0,
+    order: Sequence[Sequence[int]] | None = None,
+) -> Layout:
     """Places by lifetime, for calls that run in order.
 
     scratch: the bytes of each scratch buffer of the entry's operation i; asked once, in order, for every
     operation that computes something. reserved: bytes at the start of the arena that are not given out.
+    order: the operations as they run, those of a run at the same time; one after the other if not given.
     """
     place: dict[Value, Place] = {p: ("in", i) for i, p in enumerate(entry.params)}
     place.update({r: ("out", i) for i, r in enumerate(entry.results)})
+    steps = [[i] for i in range(len(entry.ops))] if order is None else order
     last: dict[Value, int] = {}
-    for i, op in enumerate(entry.ops):
-        for v in op.operands:
-            last[v] = i
+    for n, step in enumerate(steps):
+        for i in step:
+            for v in entry.ops[i].operands:
+                last[v] = n
     arena = Arena()
     if reserved:
         arena.take(reserved)
     offsets: dict[int, list[int]] = {}
-    for i, op in enumerate(entry.ops):
-        for r in op.results:
+    for n, step in enumerate(steps):
+        ops = [entry.ops[i] for i in step]
+        for r in (r for op in ops for r in op.results):
             if r not in place:
                 place[r] = ("arena", arena.take(_bytes(r)))
-        if any(map(_bytes, op.results)):  # else there is nothing to compute
-            needs = scratch(i, op)
-            offsets[i] = [arena.take(n) for n in needs]
-            for offset, n in zip(offsets[i], needs, strict=True):
-                arena.give(offset, n)
-        for v in {*op.operands, *op.results}:
+        taken: list[tuple[int, int]] = []
+        for i, op in zip(step, ops, strict=True):
+            if any(map(_bytes, op.results)):  # else there is nothing to compute
+                needs = scratch(i, op)
+                offsets[i] = [arena.take(size) for size in needs]
+                taken += zip(offsets[i], needs, strict=True)
+        for offset, size in taken:
+            arena.give(offset, size)
+        for v in dict.fromkeys(v for op in ops for v in (*op.operands, *op.results)):
             kind, offset = place[v]
-            if kind == "arena" and last.get(v, i) == i:
+            if kind == "arena" and last.get(v, n) == n:
                 arena.give(offset, _bytes(v))
     return Layout(place, offsets, arena.size)
 

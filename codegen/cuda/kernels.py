@@ -1,8 +1,8 @@
 """Device groups: from group functions to kernels in built units, through memory and disk.
 
-A group is made canonical first, as on the CPU. All groups of a program that no cache holds are written
-as one translation unit and built by one call of a compiler, which costs far more to start than a kernel costs to
-compile; later each is found on its own.
+A group is made canonical first, as on the CPU. What a launch needs to know of a group (`DeviceGroup`) is found
+first, for all groups of a program; then those kernels that the program launches and no cache holds are written as one
+translation unit and built by one call of a compiler, which costs far more to start than a kernel costs to compile.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any, Protocol
 
 from graphc.codegen import cache
 from graphc.codegen.canonical import Canonical, canonicalise
+from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.lower import choose, lower
 from graphc.codegen.cuda.target import Target
+from graphc.codegen.cuda.together import can_join, join, most_members
 from graphc.codegen.donation import InPlace
 from graphc.codegen.kernels import BufferRef, Site, evaluate_size, kernel_text, rename, site_of, size_text
 from graphc.codegen.loops import Kernel
@@ -27,7 +29,7 @@ from graphc.ir.types import dtype
 
 
 class Builder(Protocol):
-    """Turns CUDA C into something that a driver loads. kind: "cubin" or "simulation"; part of all keys."""
+    """Turns CUDA C into something that a driver loads. kind: "cubin" or "simulation ..."; part of all keys."""
 
     kind: str
 
@@ -72,15 +74,26 @@ class GroupLaunch:
 
 @dataclass(frozen=True)
 class DeviceGroup:
-    """The kernels of one canonical text under one choice. scratch: (dtype, number of elements as text)."""
+    """The kernels of one canonical text under one choice, not built yet.
 
-    unit: Unit
+    scratch: (dtype, number of elements as text). members: how many groups like it may share one launch; 0 if none.
+    """
+
+    key: str
+    function: Function
+    choice: Choice
+    in_place: InPlace
     launches: tuple[GroupLaunch, ...]
     scratch: tuple[tuple[str, str], ...]
     sites: tuple[tuple[str, int], ...]
+    members: int
 
     def scratch_bytes(self, sizes: Mapping[str, int]) -> list[int]:
         return [dtype(d).itemsize * evaluate_size(text, sizes) for d, text in self.scratch]
+
+    def kernels(self, target: Target) -> tuple[Kernel, ...]:
+        """The kernels themselves, under symbols that are unique in the process."""
+        return rename(lower(self.function, self.choice, target, self.in_place).kernels, self.key)
 
 
 @dataclass(frozen=True)
@@ -92,42 +105,16 @@ class BoundGroup:
     sites: tuple[Site, ...]
 
 
-@dataclass(frozen=True)
-class _Request:
-    """A group to bind, and the key of its kernels."""
-
-    canonical: Canonical
-    sizes: dict[str, int]
-    choice: Any
-    in_place: InPlace
-    key: str
-
-
 _canonical: dict[Any, Canonical] = {}
-_choices: dict[Any, Any] = {}
+_choices: dict[Any, Choice] = {}
 _groups: dict[str, DeviceGroup] = {}
+# (key of a group, members or 0) -> the unit of its kernels
+_built: dict[tuple[str, int], Unit] = {}
 _units: dict[str, Unit] = {}
 
 
-def bind_groups(
-    groups: Sequence[tuple[Function, InPlace]], target: Target, builder: Builder
-) -> list[BoundGroup]:
-    """The kernels of several groups with concrete dimensions; those that no cache holds are built together."""
-    requests = [_request(group, in_place, target, builder) for group, in_place in groups]
-    missing: dict[str, _Request] = {}
-    for r in requests:
-        if r.key not in _groups and not _from_disk(r.key):
-            missing.setdefault(r.key, r)
-    if missing:
-        _build(list(missing.values()), target, builder)
-    bound = []
-    for (group, _), r in zip(groups, requests, strict=True):
-        found = _groups[r.key]
-        bound.append(BoundGroup(found, r.sizes, tuple(site_of(group, *site) for site in found.sites)))
-    return bound
-
-
-def _request(group: Function, in_place: InPlace, target: Target, builder: Builder) -> _Request:
+def bind_group(group: Function, in_place: InPlace, target: Target, builder: Builder) -> BoundGroup:
+    """What launches of a group with concrete dimensions need to know."""
     text = group.key()
     canonical = _canonical.get(text)
     if canonical is None:
@@ -139,10 +126,40 @@ def _request(group: Function, in_place: InPlace, target: Target, builder: Builde
         choice = _choices[asked] = choose(canonical.function, sizes, target)
     named = f"{choice} in place {in_place}" if in_place else str(choice)
     key = cache.key(kernel_text(canonical.function, named), f"{target.key()} {builder.kind}")
-    return _Request(canonical, sizes, choice, in_place, key)
+    found = _groups.get(key)
+    if found is None:
+        found = _groups[key] = _described(key, canonical.function, choice, in_place, target)
+    return BoundGroup(found, sizes, tuple(site_of(group, *site) for site in found.sites))
 
 
-def describe(lowered: Lowered, kernels: Sequence[Kernel], canonical: Function) -> dict[str, Any]:
+def _described(key: str, function: Function, choice: Choice, in_place: InPlace, target: Target) -> DeviceGroup:
+    data = cache.get(key)
+    if data is None:
+        lowered = lower(function, choice, target, in_place)
+        data = json.dumps(_description(lowered, rename(lowered.kernels, key), function)).encode()
+        cache.put(key, data)
+    head = json.loads(data)
+    launches = tuple(
+        GroupLaunch(
+            launch["symbol"],
+            tuple((str(a), int(b)) for a, b in launch["buffers"]),
+            tuple(launch["extents"]),
+            launch["blocks"],
+            launch["threads"],
+            launch["shared"],
+            launch["narrow"],
+            tuple(
+                GroupMap((str(b[0]), int(b[1])), d, tuple(sizes), tuple(strides), tuple(box), rounded)
+                for b, d, sizes, strides, box, rounded in launch["maps"]
+            ),
+        )
+        for launch in head["launches"]
+    )
+    scratch, sites = tuple((d, n) for d, n in head["scratch"]), tuple((n, i) for n, i in head["sites"])
+    return DeviceGroup(key, function, choice, in_place, launches, scratch, sites, head["members"])
+
+
+def _description(lowered: Lowered, kernels: Sequence[Kernel], canonical: Function) -> dict[str, Any]:
     """What a launch needs to know of a lowered group, as JSON."""
     from graphc.codegen.c.cuda import shared_bytes
 
@@ -168,24 +185,41 @@ def describe(lowered: Lowered, kernels: Sequence[Kernel], canonical: Function) -
                     for m in k.grid.maps
                 ],
             }
-        )
+        )  # fmt: skip
     sites = []
     for op in lowered.sites:
         sites.append([op.name, [o for o in canonical.ops if o.name == op.name].index(op)])
-    return {"launches": launches, "scratch": [[s.dtype.name, str(s.size)] for s in lowered.scratch], "sites": sites}
+    scratch = [[s.dtype.name, str(s.size)] for s in lowered.scratch]
+    members = most_members(kernels[0]) if can_join(lowered) else 0
+    return {"launches": launches, "scratch": scratch, "sites": sites, "members": members}
 
 
-def _build(requests: Sequence[_Request], target: Target, builder: Builder) -> None:
-    """Lower, write and build all of these as one unit."""
+def build_kernels(
+    wanted: Sequence[tuple[DeviceGroup, int]], target: Target, builder: Builder
+) -> dict[tuple[str, int], Unit]:
+    """The units of kernels: (group, 0), or (group, members) for the form that runs so many members at once.
+
+    What no cache holds is built as one unit. Keys of the result are (key of the group, members).
+    """
+    needed = {(group.key, members): group for group, members in wanted}
+    missing = [k for k in needed if k not in _built and not _from_disk(k)]
+    if missing:
+        _build([(needed[k], k[1]) for k in missing], target, builder)
+    return {k: _built[k] for k in needed}
+
+
+def joined_symbol(symbol: str, members: int) -> str:
+    """The symbol of a kernel in the form for so many members; see `together.join`."""
+    return f"{symbol}_x{members}"
+
+
+def _build(wanted: Sequence[tuple[DeviceGroup, int]], target: Target, builder: Builder) -> None:
     from graphc.codegen.c.cuda import emit_kernels
 
     kernels: list[Kernel] = []
-    heads: list[dict[str, Any]] = []
-    for r in requests:
-        lowered = lower(r.canonical.function, r.choice, target, r.in_place)
-        named = rename(lowered.kernels, r.key)
-        heads.append(describe(lowered, named, r.canonical.function))
-        kernels += named
+    for group, members in wanted:
+        own = group.kernels(target)
+        kernels += [join(own[0], members)] if members else own
     text = emit_kernels(kernels, target) if kernels else ""
     digest = hashlib.sha256(f"{target.key()} {builder.kind}\n{text}".encode()).hexdigest()
     unit = _unit(digest)
@@ -194,9 +228,14 @@ def _build(requests: Sequence[_Request], target: Target, builder: Builder) -> No
         _units[digest] = unit
         data = text.encode()
         cache.put(f"unit-{digest}", struct.pack("<Q", len(data)) + data + unit.binary)
-    for r, head in zip(requests, heads, strict=True):
-        _groups[r.key] = _group(unit, head)
-        cache.put(r.key, json.dumps({"unit": unit.name, **head}).encode())
+    for group, members in wanted:
+        _built[group.key, members] = unit
+        cache.put(_place(group.key, members), unit.name.encode())
+
+
+def _place(key: str, members: int) -> str:
+    """The cache entry that names the unit of a kernel."""
+    return hashlib.sha256(f"{key} x{members}".encode()).hexdigest()
 
 
 def _unit(name: str) -> Unit | None:
@@ -210,42 +249,18 @@ def _unit(name: str) -> Unit | None:
     return unit
 
 
-def _from_disk(key: str) -> bool:
-    """Load a group if it and its unit are in the cache."""
-    data = cache.get(key)
-    if data is None:
-        return False
-    head = json.loads(data)
-    unit = _unit(head["unit"])
+def _from_disk(kernel: tuple[str, int]) -> bool:
+    """Find the unit of a kernel in the cache."""
+    name = cache.get(_place(*kernel))
+    unit = _unit(name.decode()) if name is not None else None
     if unit is None:
         return False
-    _groups[key] = _group(unit, head)
+    _built[kernel] = unit
     return True
-
-
-def _group(unit: Unit, head: dict[str, Any]) -> DeviceGroup:
-    launches = tuple(
-        GroupLaunch(
-            launch["symbol"],
-            tuple((str(a), int(b)) for a, b in launch["buffers"]),
-            tuple(launch["extents"]),
-            launch["blocks"],
-            launch["threads"],
-            launch["shared"],
-            launch["narrow"],
-            tuple(
-                GroupMap((str(b[0]), int(b[1])), d, tuple(sizes), tuple(strides), tuple(box), rounded)
-                for b, d, sizes, strides, box, rounded in launch["maps"]
-            ),
-        )
-        for launch in head["launches"]
-    )
-    return DeviceGroup(
-        unit, launches, tuple((d, n) for d, n in head["scratch"]), tuple((n, i) for n, i in head["sites"])
-    )
 
 
 def forget() -> None:
     """Forget all kernels of this process; the cache on disk stays."""
-    for remembered in (_canonical, _choices, _groups, _units):
-        remembered.clear()
+    remembered: tuple[dict[Any, Any], ...] = (_canonical, _choices, _groups, _built, _units)
+    for known in remembered:
+        known.clear()

@@ -15,7 +15,7 @@ from graphc.codegen.lower.lowered import Lowered
 
 MOST_BETWEEN = 200  # launches that one may be moved across
 TABLE_BYTES = 4000  # of the 4 KB of arguments that every device takes
-_FORMS = ("map", "map_rows", "map_single", "map_join")  # of one thread each: without shared memory
+_FORMS = ("map", "map_wrapped", "map_rows", "map_single", "map_join")  # of one thread each: without shared memory
 # Memory: (space, first byte, end). Two places meet only in one space.
 Place = tuple[Hashable, int, int]
 
@@ -63,21 +63,30 @@ class Launched:
 def runs(launches: Sequence[Launched]) -> list[list[int]]:
     """The launches in an order that means the same, those that can be one launch side by side.
 
-    Each goes to the latest launch of its kernel that has room, unless something from there on touches what it writes,
-    or writes what it touches.
+    First each goes to the latest launch of its kernel before it, then what is left to the next one after it (the update
+    of a parameter, which waits for its gradient), unless something from there on touches what it writes, or writes
+    what it touches.
     """
+    earlier = _gathered(launches, [[i] for i in range(len(launches))])
+    later = _gathered(launches, earlier[::-1])
+    return [sorted(run) for run in later[::-1]]
+
+
+def _gathered(launches: Sequence[Launched], order: Sequence[list[int]]) -> list[list[int]]:
+    """Each run moved to the last one of its kernel that came in this order, where that is allowed."""
     out: list[list[int]] = []
-    open_runs: dict[Hashable, int] = {}
-    for i, launch in enumerate(launches):
-        at = open_runs.get(launch.key) if launch.key is not None else None
-        if at is not None and len(out[at]) < launch.limit:
-            between = [launches[j] for run in out[at:] for j in run] if len(out) - at <= MOST_BETWEEN else []
-            if between and not any(_meet(launch, other) for other in between):
-                out[at].append(i)
+    last: dict[Hashable, int] = {}
+    for run in order:
+        first = launches[run[0]]
+        at = last.get(first.key) if first.key is not None else None
+        if at is not None and len(out[at]) + len(run) <= first.limit and len(out) - at <= MOST_BETWEEN:
+            between = [launches[j] for other in out[at:] for j in other]
+            if not any(_meet(launches[i], other) for i in run for other in between):
+                out[at] += run
                 continue
-        out.append([i])
-        if launch.key is not None:
-            open_runs[launch.key] = len(out) - 1
+        out.append(list(run))
+        if first.key is not None:
+            last[first.key] = len(out) - 1
     return out
 
 

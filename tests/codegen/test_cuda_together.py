@@ -94,8 +94,13 @@ def test_dependent_launches_stay_apart() -> None:
     assert runs([launched("k", "a", "b"), launched("k", "b", "c")]) == [[0], [1]]
     assert runs([launched("k", "a", "b"), launched("k", "c", "a")]) == [[0], [1]]
     assert runs([launched("k", "a", "b"), launched("k", "c", "b")]) == [[0], [1]]
-    # Between them the second one's operand is made.
-    assert runs([launched("k", "a", "b"), launched("m", "x", "c"), launched("k", "c", "d")]) == [[0], [1], [2]]
+    # Between them the second one's operand is made, of what the first one makes.
+    assert runs([launched("k", "a", "b"), launched("m", "b", "c"), launched("k", "c", "d")]) == [[0], [1], [2]]
+
+
+def test_launches_wait_for_the_last_of_their_kernel() -> None:
+    # An update waits for the gradient of the other parameter, which is made after it.
+    assert runs([launched("k", "a", "b"), launched("m", "x", "c"), launched("k", "c", "d")]) == [[1], [0, 2]]
     assert runs([launched(None, "a", "b"), launched(None, "c", "d")]) == [[0], [1]]
 
 
