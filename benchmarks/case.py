@@ -50,13 +50,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure to reach: in seconds, as a multiple of the limit's time, or faster than some peers."""
+    """A figure to reach: in seconds, as a multiple of the limit's time, or faster than some peers; `share` of
+    their speed is enough."""
 
     text: str
     seconds: float = 0.0
     of_limit: float = 0.0
     faster_than: tuple[str, ...] = ()
     above: str = ""  # `seconds` counts on top of this peer's time
+    share: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def judge(figure: Figure, result: Result) -> bool | None:
         return None if share is None else share <= figure.of_limit
     if figure.faster_than:
         over = [result.over(p) for p in figure.faster_than]
-        return None if None in over else all(o is not None and o > 1 for o in over)
+        return None if None in over else all(o is not None and o > figure.share for o in over)
     base = result.seconds(figure.above) if figure.above else 0.0
     return None if base is None else ours - base <= figure.seconds
 
