@@ -4,7 +4,8 @@
 | --- | --- | --- |
 | map single | one element | it |
 | map | the innermost dimension is a multiple of the width, or there is one dimension | vectors of consecutive elements |
-| map rows | a long innermost dimension that is no multiple of anything | elements of one line; its block divides once |
+| map wrapped | other innermost dimensions, of operands that are read in order | vectors that may reach into the next line |
+| map rows | long innermost dimensions of other operands | elements of one line; its block divides once |
 | map transpose | operands whose innermost dimension is another one than the result's | a square's share (transpose.py) |
 | map join | a concat | as map, over one operand after the other (pieces.py) |
 """
@@ -30,7 +31,7 @@ from graphc.codegen.cuda.sweep import (
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.cuda.transpose import across_dim, elements_for, squares
 from graphc.codegen.donation import InPlace
-from graphc.codegen.expr import Expr, equal, index
+from graphc.codegen.expr import Expr, equal, index, select
 from graphc.codegen.loops import Buffer, For, Grid, If, Kernel, Let, Stmt
 from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.lowered import Lowered
@@ -134,8 +135,12 @@ def choose(group: Function, sizes: Mapping[str, int], target: Target) -> Choice:
         whole = elements == 1 or (inner % elements == 0 and extent(shape, across, sizes) % elements == 0)
         square = (("across", across), ("elements", elements), ("whole", int(whole)))
         return Choice("map transpose", square, inner_divides(group, sizes, elements) if whole else (), narrow)
+    full = width
     while inner % width:
         width //= 2
+    # Half an access is better than one that looks where its line ends.
+    if 2 * width < full <= inner and all(p.type.shape == shape for p in streams(group)[: -len(group.results)]):
+        return Choice("map wrapped", (("width", full), ("vectors", vectors if full <= 4 else 1)), narrow=narrow)
     if width == 1 and inner >= LONG_LINE:
         return Choice("map rows", (("vectors", min(4, -(-inner // THREADS))),), narrow=narrow)
     numbers = (("width", width), ("vectors", vectors if width > 1 else 2 * vectors))
@@ -202,6 +207,33 @@ def _flat(group: Function, choice: Choice, target: Target, pull: Pull, targets: 
     return body, blocks_for(tiles_of(total, width, vectors), target)
 
 
+def _wrapped(group: Function, choice: Choice, target: Target, pull: Pull, targets: Targets) -> tuple[list[Stmt], Expr]:
+    """As `_flat`, where a vector may reach into the next line: both lines' coordinates are divided out, once a vector."""
+    shape = group.results[0].type.shape
+    names = Names()
+    inner = big_dims(shape)[-1]
+    outer = tuple(1 if d == inner else n for d, n in enumerate(shape))
+    n, total = dim_expr(shape[inner]), dim_expr(size_of(shape))
+    width, vectors = choice.number("width"), choice.number("vectors")
+
+    def prepare(p: Expr) -> tuple[list[Stmt], Lanes]:
+        column, row, next_row = names.fresh("column"), names.fresh("row"), names.fresh("next")
+        here, coords = split_coords(row, outer, names)
+        there, following = split_coords(next_row, outer, names)
+        stmts: list[Stmt] = [Let(column, p % n), Let(row, p // n), Let(next_row, row + 1), *here, *there]
+
+        def lanes(lane: Expr) -> list[Stmt]:
+            c = column + lane
+            at = [select(c < n, a, b) for a, b in zip(coords, following, strict=True)]
+            at[inner] = select(c < n, c, c - n)
+            return store_results(pull, targets, tuple(at), shape, names=names, flat=p + lane)
+
+        return [*stmts, *draw_vectors(group, pull, p, width, names)], lanes
+
+    body = sweep_grid(total, width, vectors, False, prepare, names)
+    return body, blocks_for(tiles_of(total, width, vectors), target)
+
+
 def _rows(group: Function, choice: Choice, target: Target, pull: Pull, targets: Targets) -> tuple[list[Stmt], Expr]:
     """A block takes parts of lines: what it divides is the same for all its threads."""
     shape = group.results[0].type.shape
@@ -239,4 +271,11 @@ def _join(group: Function, choice: Choice, target: Target, pull: Pull, targets: 
     return join_pieces(group, op, pull, targets, choice.number("width"), choice.number("vectors"), target)
 
 
-_FORMS = {"map single": _single, "map": _flat, "map rows": _rows, "map transpose": _transpose, "map join": _join}
+_FORMS = {
+    "map single": _single,
+    "map": _flat,
+    "map wrapped": _wrapped,
+    "map rows": _rows,
+    "map transpose": _transpose,
+    "map join": _join,
+}

@@ -144,10 +144,27 @@ def biased(shape: tuple[int, ...], d: DType = F32) -> tuple[Function, list[Array
 def test_lines() -> None:
     """Innermost dimensions that the width divides, and lines that nothing divides."""
     even = [biased(s) for s in ((3, 4), (7, 64), (5, 3, 8), (33, 516))] + [biased((5, 24), BF16), biased((6, 10), F64)]
-    odd = [biased(s) for s in ((3, 1), (7, 63), (5, 3, 7), (3, 193), (2, 257), (5, 1025), (2, 3, 771))] + [biased((3, 333), F16)]
+    wrapped = [biased(s) for s in ((7, 63), (5, 3, 7), (3, 193), (2, 257), (5, 1025), (2, 3, 771), (9, 5))]
+    wrapped += [biased((3, 333), F16), biased((40, 9), BF16), biased((6, 7, 17), I8), biased((33, 18), BF16)]
+    short = [biased((3, 3)), biased((70, 2, 3)), biased((5, 7), F16), biased((33, 7), F64), biased((7, 66))]
     assert all("map width" in form(c) and "%" in form(c) for c in even)
-    assert sum("map rows" in form(c) for c in odd) >= 5
-    check_groups([*even, *odd, *(forced(c, narrow=False) for c in (even[1], odd[3]))])
+    assert all("map wrapped" in form(c) for c in wrapped)
+    assert all("map width" in form(c) for c in short)
+    check_groups([*even, *wrapped, *short, *(forced(c, narrow=False) for c in (even[1], wrapped[3]))])
+
+
+def test_long_lines_read_out_of_order() -> None:
+    """A block divides once, and its threads take elements of one line."""
+
+    def flipped(shape: tuple[int, ...], d: DType) -> tuple[Function, list[Array]]:
+        return built((d, shape), (d, shape[:1]), body=lambda b, x, y: b.add(
+            b.flip(b.slice(x, start=(0, 1), limit=shape, stride=(1, 1)), axes=(1,)),
+            b.broadcast(y, shape=(shape[0], shape[1] - 1), axes=(0,)),
+        ))  # fmt: skip
+
+    cases = [flipped(s, d) for s, d in (((3, 194), F32), ((2, 1026), F32), ((5, 258), BF16), ((2, 772), F64))]
+    assert all("map rows" in form(c) for c in cases)
+    check_groups([*cases, forced(cases[1], narrow=False)])
 
 
 def crossed(shape: tuple[int, ...], axes: tuple[int, ...], d: DType) -> tuple[Function, list[Array]]:
@@ -347,7 +364,8 @@ HOT = {
     "add": built((F32, (4096,)), (F32, (4096,)), body=lambda b, x, y: b.add(x, y)),
     "gelu": built((BF16, (4096,)), body=lambda b, x: b.mul(x, b.emit("erf", x))),
     "bias": biased((64, 256)),
-    "rows": biased((64, 257)),
+    "wrapped": biased((64, 257)),
+    "wrapped16": biased((64, 49), BF16),
     "transpose": crossed((128, 96), (1, 0), F32),
     "transpose16": crossed((128, 96), (1, 0), BF16),
 }
