@@ -24,7 +24,7 @@ from graphc.codegen.c.dialect import (
     reinterpret,
     zero,
 )
-from graphc.codegen.c.positions import DATA, POSITION, Positions, Role, depends
+from graphc.codegen.c.positions import DATA, POSITION, Positions, Role
 from graphc.codegen.c.unique import base_name
 from graphc.codegen.expr import Expr, children_first
 from graphc.codegen.loops import Buffer, TensorMap
@@ -51,6 +51,7 @@ class Scope:
         self.lines, self.pad = lines, pad
         self.start = len(lines)
         self.known: dict[Key, Text] = {}
+        self.readers: dict[Any, list[Key]] = {}  # register or buffer -> what is known and depends on it
         self.names: set[str] = set()
         self.uses: Counter[Expr] = Counter()
 
@@ -130,19 +131,36 @@ class Writer:
         return None
 
     def depends(self, e: Expr) -> frozenset[Any]:
-        found = self._depends.get(e)
-        if found is None:
-            found = self._depends[e] = depends(e)
-        return found
+        """The names and buffers that an expression reads."""
+        known = self._depends
+        stack = [e]
+        while stack:
+            n = stack[-1]
+            if n in known:
+                stack.pop()
+                continue
+            missing = [a for a in n.args if a not in known]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            own = frozenset((n,)) if n.op == "var" else frozenset((n.data,)) if n.op == "load" else frozenset()
+            known[n] = own.union(*[known[a] for a in n.args])
+        return known[e]
+
+    def remember(self, scope: Scope, e: Expr, role: Role, text: Text) -> None:
+        """A value has a name in a scope, until something that it depends on is written."""
+        scope.known[(e, role)] = text
+        if e.op != "var":
+            for d in self.depends(e):
+                scope.readers.setdefault(d, []).append((e, role))
 
     def forget(self, written: Iterable[Any]) -> None:
         """Registers and buffers have other contents from here on."""
-        gone = frozenset(written)
-        if not gone:
-            return
-        for s in self.scopes:
-            for key in [k for k in s.known if k[0].op != "var" and self.depends(k[0]) & gone]:
-                del s.known[key]
+        for d in written:
+            for s in self.scopes:
+                for key in s.readers.pop(d, ()):
+                    s.known.pop(key, None)
 
     def varying(self, e: Expr) -> bool:
         """Whether an expression differs from lane to lane; regions.py knows."""
@@ -221,7 +239,7 @@ class Writer:
         name = self.temporary(scope)
         self.line(f"const {self.value_type(node, text)} {name} = {text};", scope)
         named = Text(name, ATOM, False, text.bound, text.small)
-        scope.known[(node, role)] = named
+        self.remember(scope, node, role, named)
         return named
 
     def value_type(self, node: Expr, text: Text) -> str:

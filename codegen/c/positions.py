@@ -13,12 +13,12 @@ data of positions without a trace, so `cuda/choice.py` takes no group with one f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from graphc.codegen.c.dialect import COMPARISONS
-from graphc.codegen.expr import Expr, children_first
+from graphc.codegen.expr import Expr
 from graphc.codegen.loops import (
     Assign,
+    Buffer,
     Call,
     Declare,
     For,
@@ -203,8 +203,3 @@ class Positions:
     def small(self, v: Expr) -> bool:
         """Whether a register is an `int` in a narrow grid: it never holds data, and nobody reads it as data."""
         return self.narrow and v not in self.foreign and DATA not in self.needs.get(v, ())
-
-
-def depends(e: Expr) -> frozenset[Any]:
-    """The names and buffers that an expression reads."""
-    return frozenset(n if n.op == "var" else n.data for n in children_first((e,)) if n.op in ("var", "load"))
