@@ -48,7 +48,8 @@ from graphc.ir.function import Function, Operation
 from graphc.ir.types import DType, Shape, size_of, substitute
 
 LANES = 32
-AHEAD = 8  # steps whose operands are read before the first of them is done
+# Steps whose operands are read before the first of them is done: from memory, from a tile.
+MEMORY_AHEAD, TILE_AHEAD = 16, 8
 READS = 8  # elements of a tile that a thread reads before it stores the first
 SHORT = 8  # a line that a thread reads as well alone
 LINE_THREADS, TILE_THREADS = 64, 128
@@ -114,12 +115,19 @@ class _Scan:
         )
         return Lowered((kernel,), self.params, self.results, sites=tuple(self.pull.sites))
 
-    def walk(self, start: Expr, stop: Expr, step: Callable[[Expr], tuple[Expr, Expr]], done: Callable[[Expr], list[Stmt]]) -> list[Stmt]:
-        """Steps start .. stop - 1: `step` gives the operands of one, `done` what follows it."""
+    def walk(
+        self,
+        start: Expr,
+        stop: Expr,
+        ahead_by: int,
+        step: Callable[[Expr], tuple[Expr, Expr]],
+        done: Callable[[Expr], list[Stmt]],
+    ) -> list[Stmt]:
+        """Steps start .. stop - 1, some at a time: `step` gives the operands of one, `done` what follows it."""
         first, i = self.names.fresh("i"), self.names.fresh("i")
         ahead: list[Stmt] = []
         advance: list[Stmt] = []
-        for j in range(AHEAD):
+        for j in range(ahead_by):
             a, b = step(first + j)
             named = []
             for stem, e in (("a", a), ("b", b)):
@@ -134,8 +142,8 @@ class _Scan:
         reports = self.pull.take_reports()
         single: tuple[Stmt, ...] = (*reports, *self.advance(a, b, equal(i, 0)), *done(i))
         rest = For(i, first, stop, single, index(1))
-        whole = If(first + AHEAD <= stop, (*ahead, *advance), (rest,))
-        return [For(first, start, stop, (whole,), index(AHEAD))]
+        whole = If(first + ahead_by <= stop, (*ahead, *advance), (rest,))
+        return [For(first, start, stop, (whole,), index(ahead_by))]
 
 
 def lower(group: Function, choice: Choice, target: Target) -> Lowered:
@@ -150,7 +158,7 @@ def _lines(s: _Scan, choice: Choice, target: Target) -> Lowered:
     def done(i: Expr) -> list[Stmt]:
         return [Store(s.results[0], s.at(coords, i).flat, cast(s.state, s.dtype))]
 
-    walk = s.walk(index(0), s.length, lambda i: s.operands(s.at(coords, i)), done)
+    walk = s.walk(index(0), s.length, MEMORY_AHEAD, lambda i: s.operands(s.at(coords, i)), done)
     body = (*stmts, Declare(s.state, const(s.wide, 0)), *walk)
     loop = For(line, BLOCK * LINE_THREADS + THREAD, s.lines, body, COUNT * LINE_THREADS)
     return s.lowered([loop], ceil_div(s.lines, LINE_THREADS), LINE_THREADS, choice, target)
@@ -197,7 +205,7 @@ def _tiles(s: _Scan, choice: Choice, target: Target) -> Lowered:
     def done(i: Expr) -> list[Stmt]:
         return [Store(tile, mine + i - start, s.state)]
 
-    walk = s.walk(start, last, step, done)
+    walk = s.walk(start, last, TILE_AHEAD, step, done)
     piece = For(
         start,
         index(0),

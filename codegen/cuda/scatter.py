@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 from graphc.codegen.cuda.choice import Choice, is_narrow
 from graphc.codegen.cuda.map import ACCESS, big_dims, extent, inner_divides
-from graphc.codegen.cuda.sort import Keys, sort_kernels
+from graphc.codegen.cuda.sort import Keys, sort_kernels, touched
 from graphc.codegen.cuda.sweep import SLACK, THREADS, Lanes, blocks_for, sweep_grid, tiles_of
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.expr import Expr, cast, equal, index, load, logical_and, not_equal
@@ -29,8 +29,9 @@ from graphc.ir.function import Function, Operation
 from graphc.ir.types import I32, I64, Dim, Shape, dim_symbols, size_of, substitute
 
 FEW = 64  # updates that every element may as well look at
+MOST_EACH = 2048  # that it looks at one after another in about 10 microseconds
 MOST_LOOKS = 1 << 26  # of a launch: about 20 microseconds
-AHEAD = 4  # updates read before the first of them is added
+AHEAD = 8  # updates read before the first of them is added
 DIGIT_BITS = 8
 
 
@@ -103,7 +104,7 @@ class _Scatter:
     def kernel(self, name: str, buffers: tuple[Buffer, ...], body: tuple[Stmt, ...], blocks: Expr, choice: Choice) -> Kernel:
         return Kernel(
             name=name,
-            buffers=buffers,
+            buffers=tuple(b for b in buffers if b in touched(body)),
             extents=group_extents(self.group),
             parallel=blocks,
             work=dim_expr(size_of(self.shape)),
@@ -117,7 +118,7 @@ def choose(group: Function, sizes: Mapping[str, int], target: Target) -> Choice:
     s = _Scatter(group)
     count, rows, elements = (int(substitute(d, dict(sizes))) for d in (s.count, s.rows, size_of(s.shape)))
     narrow = is_narrow(group, sizes, SLACK)
-    if count <= FEW or count * elements <= MOST_LOOKS:
+    if count <= FEW or (count <= MOST_EACH and count * elements <= MOST_LOOKS):
         return Choice("scatter look", narrow=narrow)
     passes = max(1, -(-(rows - 1).bit_length() // DIGIT_BITS))
     big = big_dims(s.shape)

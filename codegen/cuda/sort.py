@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from graphc.codegen.c.positions import expressions, statements
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.sweep import BLOCK, THREAD
-from graphc.codegen.expr import Expr, binary, cast, const, equal, index, load, select, shuffle
+from graphc.codegen.expr import Expr, binary, cast, children_first, const, equal, index, load, select, shuffle
 from graphc.codegen.loops import (
     Alloc,
     Assign,
@@ -83,6 +84,16 @@ def sort_kernels(
     return tuple(kernels), tuple(scratch), source
 
 
+def touched(body: tuple[Stmt, ...]) -> set[Buffer]:
+    """The buffers that statements read or write."""
+    found: set[Buffer] = set()
+    for s in statements(body):
+        if isinstance(s, Store):
+            found.add(s.buffer)
+        found |= {n.data for n in children_first(tuple(expressions(s))) if n.op == "load"}
+    return found
+
+
 class _Pass:
     """The kernels of one digit. source: what the passes before left, or None."""
 
@@ -106,7 +117,7 @@ class _Pass:
     def kernel(self, name: str, buffers: tuple[Buffer, ...], body: list[Stmt], blocks: Expr) -> Kernel:
         return Kernel(
             name=name,
-            buffers=buffers,
+            buffers=tuple(b for b in buffers if b in touched(tuple(body))),
             extents=self.keys.extents,
             parallel=blocks,
             work=self.total,
