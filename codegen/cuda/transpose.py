@@ -25,7 +25,7 @@ from graphc.codegen.loops import (
     Store,
     Vector,
 )
-from graphc.codegen.lower.affine import Levels, linear
+from graphc.codegen.lower.affine import Levels, depends, linear
 from graphc.codegen.lower.index import Position, dim_expr
 from graphc.codegen.lower.nest import Names, ceil_div, split_coords
 from graphc.codegen.lower.pull import Pull
@@ -64,13 +64,20 @@ def _template(group: Function, pull: Pull) -> _Template:
         if node.op != "load":
             continue
         along = linear(node.args[0], coords[inner], levels)
-        if along is None or (along[0].op == "const" and along[0].data in (0, 1)):
+        if along is None and not _looked_up(node.args[0], coords[inner]):
+            continue
+        if along is not None and along[0].op == "const" and along[0].data in (0, 1):
             continue
         for k, c in enumerate(coords[:inner]):
             step = linear(node.args[0], c, levels) if c.op == "var" else None
             if step is not None and step[0] is index(1):
                 across.setdefault(k, []).append(node)
     return _Template(coords, values, tuple(p.flat for p in at), reports, across)
+
+
+def _looked_up(position: Expr, coordinate: Expr) -> bool:
+    """Whether a position depends on a coordinate through memory, as that of a gathered line does."""
+    return any(n.op == "load" and depends(n, coordinate) for n in children_first((position,)))
 
 
 def across_dim(group: Function, pull: Pull, sizes: Mapping[str, int]) -> int | None:

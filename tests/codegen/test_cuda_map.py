@@ -185,7 +185,14 @@ def test_transposes() -> None:
     cases += [crossed((3, 70, 65), (0, 2, 1), F32), crossed((70, 3, 65), (2, 1, 0), BF16), crossed((66, 5, 64), (2, 1, 0), F64)]
     cases.append(built((F32, (80, 81)), (F32, (80, 81)), body=lambda b, x, y: b.permute(b.mul(x, b.emit("exp", y)), axes=(1, 0))))
     cases.append(built((F32, (80, 81)), body=lambda b, x: b.permute(b.flip(x, axes=(0,)), axes=(1, 0))))
+    cases.append(built((F32, (70, 75)), (F32, ()), body=lambda b, x, v: b.permute(
+        b.pad(x, v, low=(1, 0), high=(2, 3), interior=(0, 0)), axes=(1, 0)
+    )))  # fmt: skip
     assert all("map transpose" in form(c) for c in cases)
+    f, _ = built((F32, (20, 70)), (I64, (66,)), body=lambda b, x, i: b.permute(b.gather(x, i, axis=0), axes=(1, 0)))
+    picked = (f, [plain(F32, (20, 70), 0), np.arange(66) % 40 - 20])
+    assert "map transpose" in form(picked)
+    cases.append(picked)
     # A matrix and its transpose meet: one is read through squares.
     cases.append(built((F32, (96, 96)), body=lambda b, x: b.add(x, b.permute(x, axes=(1, 0)))))
     larger = [("across", 0), ("elements", 2), ("whole", 1)]
