@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from graphc.codegen.cuda import hopper
 from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
 from graphc.codegen.cuda.direct import lower_direct
-from graphc.codegen.cuda.fma import BLOCK, lower_fma
+from graphc.codegen.cuda.fma import IN_REGISTERS, lower_fma
 from graphc.codegen.cuda.product import contraction_of, dim_value
+from graphc.codegen.cuda.sums import BLOCK
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.cuda.tensor import lower_tensor, operand_type
 from graphc.codegen.lower.contraction import Contraction
@@ -49,11 +50,30 @@ class Tile:
     def threads(self) -> int:
         return self.rows // self.tall * (self.columns // self.wide)
 
+    @property
+    def splits(self) -> bool:
+        """Whether blocks of k may go over the grid: their bounds take registers that the largest tile has not."""
+        return self.tall * self.wide * self.slab < 1024
+
+    def shared(self, itemsize: int) -> int:
+        """Bytes of shared memory at most: slabs of both operands with their padding, and the totals."""
+        parts = self.tall * self.wide
+        totals = self.threads * parts if parts > IN_REGISTERS else 0
+        return itemsize * (self.stages * self.slab * (self.rows + self.columns + 8) + totals)
+
+    def resident(self, itemsize: int, target: Target) -> int:
+        """Blocks that a multiprocessor holds at a time; 0 where not even one fits."""
+        if self.shared(itemsize) > target.shared:
+            return 0
+        room = (target.shared + RESERVED) // (self.shared(itemsize) + RESERVED)
+        return max(1, min(room, THREADS // self.threads * (4 // itemsize or 1)))
+
 
 FMA_TILES = (
-    Tile(128, 128, 8, 8, 8, 3, 1.0),
-    Tile(128, 64, 8, 8, 4, 3, 0.85),
-    Tile(64, 128, 8, 4, 8, 3, 0.85),
+    Tile(128, 128, 16, 8, 8, 2, 1.0),
+    Tile(128, 128, 8, 8, 8, 2, 0.95),
+    Tile(128, 64, 16, 8, 4, 2, 0.85),
+    Tile(64, 128, 16, 4, 8, 2, 0.85),
     Tile(64, 64, 16, 4, 4, 3, 0.7),
     Tile(32, 64, 16, 4, 4, 3, 0.55),
     Tile(64, 32, 16, 4, 4, 3, 0.55),
@@ -65,6 +85,8 @@ FMA_TILES = (
     Tile(1, 128, 32, 1, 1, 3, 0.05),
     Tile(128, 1, 32, 1, 1, 3, 0.05),
 )
+
+
 @dataclass(frozen=True)
 class TensorTile:
     """A tile of the table of tensor-core products; tall x wide: of a warp."""
@@ -94,6 +116,12 @@ TENSOR_TILES = (
     TensorTile(16, 64, 16, 16, 4, 0.25),
 )
 MIN_ROWS = 16  # output channels of a group that tensor cores are worth
+FEW = 16  # elements of a product, to which tiles have nothing to give
+THREADS = 512  # of a multiprocessor, with the registers that these kernels take
+RESERVED = 1 << 10  # bytes of shared memory that a block has besides its own
+# What split sums cost besides, in products of one multiprocessor: another launch, and 8 bytes each way for each sum.
+SPLIT_LAUNCH, SPLIT_ELEMENT = 400_000, 0.5
+MOST_SCRATCH = 1 << 29  # bytes
 MIN_DEPTH = 4  # shallower sums have nothing to gain from shared memory
 
 
@@ -114,8 +142,9 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
         if target.tensor_cores == "wgmma":
             return hopper.choose(group, c, sizes, target, divides, narrow, example)
         return tensor_choice(_tensor_tile(rows, columns, batches, target), example, divides, narrow)
-    if depth < MIN_DEPTH or (rows * columns <= 16 and depth <= BLOCK) or (c.root.name == "conv" and rows <= 2 and depth <= BLOCK):
-        return Choice("contract direct", (("example", example),), divides, narrow)
+    few = rows * columns <= FEW or (c.root.name == "conv" and rows <= 2)
+    if depth < MIN_DEPTH or few:
+        return Choice("contract direct", (("split", int(depth > BLOCK)), ("example", example)), divides, narrow)
     tile, split = _fma_tile(c, rows, columns, depth, batches, target)
     if split and -(-depth // BLOCK) * batches * rows * columns >= 1 << 31:
         narrow = False
@@ -180,15 +209,21 @@ def _fma_tile(
 ) -> tuple[Tile, bool]:
     """The tile of the table with the least estimated time, and whether blocks of k go over the grid."""
     best: tuple[float, Tile, bool] | None = None
+    itemsize = c.accumulator.itemsize
     for tile in FMA_TILES:
+        resident = tile.resident(itemsize, target)
+        if not resident:
+            continue
         tiles = batches * -(-rows // tile.rows) * -(-columns // tile.columns)
         parts = -(-depth // BLOCK)
-        for split in (False, True) if parts > 1 else (False,):
+        for split in (False, True) if parts > 1 and tile.splits else (False,):
             blocks = tiles * parts if split else tiles
-            resident = max(1, 512 // tile.threads)
             waves = -(-blocks // (target.multiprocessors * resident))
             each = tile.rows * tile.columns * resident * (min(depth, BLOCK) if split else depth) / tile.speed
-            cost = waves * each + (rows * columns * batches * parts * 0.1 if split else 0)
+            sums = rows * columns * batches * parts
+            if split and sums * itemsize > MOST_SCRATCH:
+                continue
+            cost = waves * each + (SPLIT_LAUNCH + sums * SPLIT_ELEMENT if split else 0)
             if best is None or cost < best[0]:
                 best = cost, tile, split
     assert best is not None

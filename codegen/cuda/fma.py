@@ -12,6 +12,7 @@ from __future__ import annotations
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.product import Body, Product, multiply_add
 from graphc.codegen.cuda.stage import Stager
+from graphc.codegen.cuda.sums import BLOCK, finish_kernel, new_sums
 from graphc.codegen.cuda.tiles import tile_grid
 from graphc.codegen.expr import Expr, const, equal, index, load, logical_and, select, var
 from graphc.codegen.loops import (
@@ -30,14 +31,11 @@ from graphc.codegen.loops import (
     Vector,
 )
 from graphc.codegen.lower.affine import ceil_div, least_of
-from graphc.codegen.lower.index import delinearise
 from graphc.codegen.lower.lowered import Lowered
 from graphc.ir.function import Function
 from graphc.ir.types import size_of
 
-BLOCK = 256  # of k, in the bit contract
 IN_REGISTERS = 16  # totals that a thread keeps in registers; more wait in shared memory
-THREADS = 256  # of the kernel that finishes split sums
 
 
 def lower_fma(group: Function, choice: Choice) -> Lowered:
@@ -55,14 +53,14 @@ class FmaProduct:
         self.deep, self.split = bool(number["deep"]), bool(number["split"])
         self.down, self.across = self.rows // self.tall, self.columns // self.wide
         self.threads = self.down * self.across
-        self.left = Stager(p, p.c.left, self.rows, self.slab, self.threads, self.stages, "left")
-        self.right = Stager(p, p.c.right, self.columns, self.slab, self.threads, self.stages, "right")
+        self.run = min(self.wide, 4)  # neighbouring columns that a thread has
+        self.climb = min(self.tall, 4)
+        self.left = Stager(p, p.c.left, self.rows, self.climb, self.slab, self.threads, self.stages, "left")
+        self.right = Stager(p, p.c.right, self.columns, self.run, self.slab, self.threads, self.stages, "right")
         self.acc = Buffer("acc", p.dtype, "local")
         self.size = self.tall * self.wide
         in_registers = self.size <= IN_REGISTERS
         self.total = Buffer("total", p.dtype, "local" if in_registers else "shared")
-        self.run = min(self.wide, 4)  # neighbouring columns that a thread has
-        self.climb = min(self.tall, 4)
 
     # Which elements a thread has: `tall` rows in runs of `climb`, `wide` columns in runs of `run`
 
@@ -113,7 +111,7 @@ class FmaProduct:
         body += self._fill(lambda i: Store(self.acc, i, const(p.dtype, 0)))
         body += self._sum(start, stop)
         if self.split:
-            sums = p.new_scratch("sums", p.dtype, self._parts() * size_of(p.c.batch) * p.c.left.size * p.c.right.size)
+            sums = new_sums(p)
             base = p.let(body, "base", grid.part * p.batches + grid.batch_flat)
             body += self._each(
                 m0, n0, lambda row, column, lane, value: [
@@ -121,7 +119,7 @@ class FmaProduct:
                 ]
             )  # fmt: skip
             first = p.kernel("contract", body, grid.blocks, self.threads, self._resident())
-            return [first, self._finish(sums)]
+            return [first, finish_kernel(p, sums)]
         body += self._each(m0, n0, lambda row, column, lane, value: p.store(grid.batch, row, column, lane, self.run, value))
         return [p.kernel("contract", body, grid.blocks, self.threads, self._resident())]
 
@@ -129,9 +127,6 @@ class FmaProduct:
         """Two large tiles a multiprocessor need 128 registers a thread, which loads through registers would exceed."""
         copied = self.left.asynchronous and self.right.asynchronous
         return 2 if copied and self.size >= 64 and self.p.dtype.bits == 32 else 0
-
-    def _parts(self) -> object:
-        return (size_of(self.p.c.depth) + (BLOCK - 1)) // BLOCK
 
     def _fill(self, statement: object) -> Body:
         assert callable(statement)
@@ -271,23 +266,3 @@ class FmaProduct:
         unroll = source.kind == "local"
         out.append(For(i, index(0), index(self.tall * runs), tuple(inner), index(1), unroll=unroll))
         return out
-
-    def _finish(self, sums: Buffer) -> Kernel:
-        """The kernel that adds the sums of the blocks of k in order, an element a thread."""
-        p = self.p
-        flat, part, total = p.name("item"), p.name("part"), p.name("total", p.dtype)
-        size = p.batches * p.rows * p.columns
-        body: Body = []
-        column_flat, rest = p.let(body, "column", flat % p.columns), p.let(body, "rest", flat // p.columns)
-        row_flat, batch_flat = p.let(body, "row", rest % p.rows), p.let(body, "batch", rest // p.rows)
-        batch = p.coords(body, "b", batch_flat, p.c.batch)
-        row = p.coords(body, "m", row_flat, p.c.left.free)
-        column = delinearise(column_flat, p.c.right.free)
-        more = Assign(total, total + load(sums, part * size + flat))
-        body += [
-            Declare(total, load(sums, flat)),
-            For(part, index(1), ceil_div(p.depth, BLOCK), (more,), index(1)),
-            *p.finish(total, batch, row, column, [*batch, *row, column_flat]),
-        ]
-        here: Body = [Let(flat, var("block") * THREADS + var("thread")), If(flat < size, tuple(body))]
-        return p.kernel("finish", here, ceil_div(size, THREADS), THREADS)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from math import gcd
 
+from graphc.codegen.c import alignment
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.expr import Expr, cast, fma, index, var
 from graphc.codegen.loops import Buffer, Grid, Kernel, Let, Report, Stmt, Store
-from graphc.codegen.lower.affine import Levels, logical_and, normal, terms, tidy
+from graphc.codegen.lower.affine import Levels, logical_and, normal, tidy
 from graphc.codegen.lower.contraction import Contraction
 from graphc.codegen.lower.conv import conv_contraction
 from graphc.codegen.lower.dot import dot_contraction
@@ -164,13 +164,8 @@ def divisor(e: Expr, known: Mapping[str, int]) -> int:
     >>> divisor(var("e0") * 6 + 4, {"e0": 8})
     4
     """
-    found = 0
-    for monomial, c in terms(e).items():
-        product = abs(c)
-        for atom in monomial:
-            product *= known.get(str(atom.data), 1) if atom.op == "var" else 1
-        found = gcd(found, product)
-    return found or 1 << 30
+    facts = {var(name): d for name, d in known.items()}
+    return alignment.divisor(e, facts) or 1 << 30
 
 
 def dim_value(d: Dim, sizes: Mapping[str, int]) -> int:

@@ -20,20 +20,27 @@ from graphc.codegen.lower.contraction import Access, Operand, access, widened
 from graphc.codegen.lower.index import delinearise, dim_expr
 
 LINE = 8  # neighbouring threads along the depth: 32 bytes of float32, a sector
+LONG_LINE = 32  # where rows of shared memory may have any pitch: a whole warp
 
 
 class Stager:
     """One operand of a tile of `width` free indices, `slab` k at a time, in `stages` stages of shared memory."""
 
-    def __init__(self, p: Product, side: Operand, width: int, slab: int, threads: int, stages: int, name: str) -> None:
+    def __init__(
+        self, p: Product, side: Operand, width: int, run: int, slab: int, threads: int, stages: int, name: str
+    ) -> None:
+        """run: free indices that a thread reads at once."""
         self.p, self.side = p, side
         self.width, self.slab, self.threads = width, slab, threads
         self.count = dim_expr(side.size)
         self.access = access(p.c, side)
         self.way, self.along_depth = _way(p, side, self.access, width)
         self.vector = 4 if self.way == "wide" else 1
-        # Transposed stores of neighbouring k then fall into different banks, and 16-byte reads stay aligned.
-        self.stride = width + (4 if self.along_depth and width % 4 == 0 else 0)
+        # Transposed stores of neighbouring k fall into different banks, and 16-byte reads stay aligned.
+        self.line = min(LINE if run > 1 else LONG_LINE, slab)
+        self.stride = width
+        if self.along_depth and width > 1:
+            self.stride += 4 if run > 1 else 1
         self.buffer = Buffer(name, p.dtype, "shared")
         self.stage_size = slab * self.stride
         pieces = slab * width // self.vector
@@ -64,7 +71,7 @@ class Stager:
         """The free index and the k, inside of the tile, of this thread's piece `e`."""
         width, threads = self.width // self.vector, self.threads
         if self.along_depth:
-            line = min(LINE, self.slab)
+            line = self.line
             if (width * line) % threads == 0:
                 r = width * line // threads
                 return thread // line + (e % r) * (threads // line), thread % line + (e // r) * line

@@ -50,8 +50,10 @@ def _launch(group: Function) -> tuple[tuple[tuple[str, int], ...], bool]:
 def fma_choices(group: Function, deep: bool, examples: Sequence[int] = (1,)) -> list[Choice]:
     """Every tile of the table, with blocks of k over the grid and without."""
     divides, narrow = _launch(group)
-    splits = (False, True) if deep else (False,)
-    return [fma_choice(t, deep, s, e, divides, narrow) for t in FMA_TILES for s in splits for e in examples]
+    return [
+        fma_choice(t, deep, s, e, divides, narrow)
+        for t in FMA_TILES for s in ((False, True) if deep and t.splits else (False,)) for e in examples
+    ]  # fmt: skip
 
 
 def tensor_choices(group: Function, example: int = 1) -> list[Choice]:
