@@ -131,8 +131,8 @@ def candidates(
         tiles = batches * -(-rows // tile.rows) * -(-columns // tile.columns)
         waves = -(-tiles // (target.multiprocessors * tile.resident))
         products = steps * (ROW // element.itemsize) / (2048 if element.itemsize == 2 else 1024) / tile.speed
-        # Blocks that run together hide each other's epilogues.
-        hidden = tile.paired or tile.resident > 1
+        # Consumers that take turns, and blocks that run together, hide each other's epilogues.
+        hidden = waves > 1 if tile.paired else tile.resident > 1 and tiles > target.multiprocessors
         each = max(products, after) + 0.1 * min(products, after) if hidden else products + after
         return waves * tile.resident * tile.rows * tile.columns * each
 

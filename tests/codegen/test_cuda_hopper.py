@@ -23,6 +23,7 @@ from tests.codegen.contractions import biased, conv_attrs, conv_group
 from tests.codegen.device import (
     Case,
     Prepared,
+    Reported,
     check_compiles,
     check_groups,
     cuda_text,
@@ -349,3 +350,107 @@ def test_the_compiler_takes_every_form_without_spills() -> None:
         many = "registers_increase" in cuda_text(p.kernels[-1:], HOPPER)
         assert found.registers * grid.threads * grid.resident <= 65536
         assert not many or (grid.threads, found.registers) == (384, 168)
+
+
+def test_choices_follow_the_sizes() -> None:
+    def tile_of(group: Function) -> tuple[int, ...]:
+        c = canonicalise(group)
+        found = choose(c.function, {n: int(d) for n, d in c.extents}, HOPPER)
+        return tuple(found.number(n) for n in ("rows", "columns", "paired"))
+
+    assert tile_of(plain("bf16", "km", 8192, 8192, 8192)) == (128, 256, 0)
+    # A long epilogue behind a short sum runs beside the products of the next tile.
+    assert tile_of(dot("bf16[4096, 1024]", "bf16[1024, 4096]", epilogue=gelu)) == (128, 128, 1)
+    assert tile_of(plain("bf16", "km", 8, 512, 512)) == (64, 64, 0)
+
+
+def test_a_wrong_index_in_front_is_reported() -> None:
+    """Rows of a table, looked up on their way to be packed."""
+    b = Builder("group")
+    table, rows, w = (b.param(TensorType.parse(t)) for t in ("bf16[50, 24]", "i32[20]", "bf16[24, 16]"))
+    looked_up = b.emit("gather", table, rows, axis=0)
+    group = b.build([b.emit("dot", looked_up, w, lhs_contract=(1,), rhs_contract=(0,))])
+    x = integers(group)
+    x[1] = np.arange(20, dtype=np.int32) - 5
+    check_groups([Case(group, x, None, SMALL)])
+    x[1][7] = 50
+    p = prepare(Case(group, x, None, SMALL))
+    with pytest.raises(Reported) as caught:
+        run_prepared(p, library(cuda_text(p.kernels, SMALL)))
+    assert caught.value.value == 50 and caught.value.operation is not None and caught.value.operation.name == "gather"
+
+
+GOLDEN = """\
+if (thread < 128) {
+    if (t0) {
+        int stage = 0;
+        int parity = 0;
+        for (int tile = block; tile < each; tile += blocks) {
+            const int band = tile / (across * 32);
+            const int rest = tile - band * across * 32;
+            const int t1 = band * 32;
+            const int t2 = down - t1;
+            const int height = t2 < 32 ? t2 : 32;
+            const int column = rest / height;
+            const int row = t1 + (rest - column * height);
+            const int m0 = row * 64;
+            const int n0 = column * 64;
+            for (int step = 0; step < steps; ++step) {
+                const int k = step * 64;
+                const int t3 = parity ^ 1;
+                mbarrier_wait(empty + stage, t3);
+                mbarrier_arrive_expect(full + stage, 16384);
+                const int t4 = stage * 4096;
+                bulk_load_2d(left + t4, &left_map, full + stage, k, m0);
+                bulk_load_2d(right + t4, &right_map, full + stage, n0, k);
+                const bool t5 = stage == 4;
+                parity = t5 ? t3 : parity;
+                stage = t5 ? 0 : stage + 1;
+            }
+        }
+    }
+} else {
+    const int consumer = thread / 128 - 1;
+    __align__(16) float sums[32];
+    int stage = 0;
+    int parity = 0;
+    for (int tile = block; tile < each; tile += blocks) {
+        const int band = tile / (across * 32);
+        const int rest = tile - band * across * 32;
+        const int t6 = band * 32;
+        const int t7 = down - t6;
+        const int height = t7 < 32 ? t7 : 32;
+        const int column = rest / height;
+        const int row = t6 + (rest - column * height);
+        const int m0 = row * 64;
+        const int n0 = column * 64;
+        #pragma unroll
+        for (int i = 0; i < 32; ++i) {
+            sums[i] = 0.0f;
+        }
+        int last = 0;
+        for (int step = 0; step < steps; ++step) {
+            mbarrier_wait(full + stage, parity);
+            wgmma_fence();
+            wgmma_bf16_n64_km(sums, left + (stage * 64 + consumer * 64) * 64, right + stage * 4096);
+            wgmma_commit();
+            wgmma_wait_1();
+            if (thread % 32 == 0 && step > 0) {
+                mbarrier_arrive(empty + last);
+            }
+            last = stage;
+            const bool t8 = stage == 4;
+            parity = t8 ? parity ^ 1 : parity;
+            stage = t8 ? 0 : stage + 1;
+        }
+        wgmma_wait_0();
+"""
+
+
+def test_the_text_of_a_product() -> None:
+    p = prepare(case(plain("bf16", "km", 72, 136, 40), hopper.TILES[6]))
+    text = re.sub(r"\b(?!wgmma)([a-z]\w*)_\d+\b", r"\1", cuda_text(p.kernels, HOPPER))
+    start = text.index("    if (thread < 128) {")
+    found = "\n".join(line[4:] for line in text[start:].splitlines())
+    assert found.startswith(GOLDEN), found
+    assert "asm" not in text[text.index('extern "C"') :]
