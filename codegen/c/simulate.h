@@ -17,6 +17,8 @@
    codegen/cuda/simulate.py, which adds simulate_hopper.h where a kernel needs it. The parts are in the files included below. */
 #pragma once
 #define SIMULATED 1
+/* The headers of C as they are: those of C++ around them would take most of the time of a small unit. */
+#define _GLIBCXX_INCLUDE_NEXT_C_HEADERS
 #include <float.h>
 #include <limits.h>
 #include <math.h>
@@ -30,7 +32,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <pthread.h>
-#include <utility>
+#include <initializer_list>
 
 #include "numbers.h"
 

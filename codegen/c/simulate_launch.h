@@ -148,6 +148,14 @@ static int launch(const char *kernel, void (*body)(const void *const *), const v
     return failed;
 }
 
+template <int... I> struct Numbers {};
+#if defined(__clang__)
+template <class T, T... I> using NumbersOf = Numbers<I...>;
+template <int N> using CountTo = __make_integer_seq<NumbersOf, int, N>;
+#else
+template <int N> using CountTo = Numbers<__integer_pack(N)...>;
+#endif
+
 template <class T> constexpr bool points = false;
 template <class T> constexpr bool points<T *> = true;
 
@@ -156,8 +164,8 @@ template <auto K> struct Entry;
 template <class... P, void (*K)(P...)> struct Entry<K> {
     static constexpr int count = sizeof...(P);
     static constexpr bool is_pointer[] = {points<P>..., false};
-    template <size_t... I> static void spread(const void *const *args, std::index_sequence<I...>) { K(*(P *)const_cast<void *>(args[I])...); }
-    static void body(const void *const *args) { spread(args, std::make_index_sequence<sizeof...(P)>()); }
+    template <int... I> static void spread(const void *const *args, Numbers<I...>) { K(*(P *)const_cast<void *>(args[I])...); }
+    static void body(const void *const *args) { spread(args, CountTo<sizeof...(P)>()); }
 };
 
 } // namespace simulated
