@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from graphc.codegen.canonical import canonicalise
-from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.lower import choose, kind
-from graphc.codegen.cuda.target import AMPERE, HOPPER
-from graphc.codegen.loops import print_kernel
+from graphc.codegen.cuda.target import HOPPER
 from graphc.ir.function import Builder, Function, Value
 from graphc.ir.registry import operations
 from graphc.ir.types import BF16, BOOL, F16, F32, F64, I8, I64, U32, U64, DType, TensorType, dtype
 
-from tests.codegen.device import Case, Reported, check_compiles, check_groups, cuda_text, prepare, run_group
+from tests.codegen.device import Case, Reported, check_groups, prepare, run_group
 from tests.codegen.layouts import WAYS_IN, WAYS_OUT
 from tests.codegen.operation_cases import Case as OperationCase
 from tests.codegen.operation_cases import accepted, apply
@@ -330,69 +328,3 @@ def test_arithmetic_on_positions_is_done_in_64_bits() -> None:
         return b.mul(b.mul(i, i), b.mul(i, i))
 
     check_groups([built(body=body)])
-
-
-# Text
-
-
-def text_of(case: tuple[Function, list[Array]]) -> str:
-    return print_kernel(prepare(Case(*case)).lowered.kernels[0])
-
-
-def test_text_of_a_flat_map() -> None:
-    assert text_of(built((F32, (64, 3)), (F32, (64, 3)), body=lambda b, x, y: b.add(x, y))) == """\
-kernel @map(in x0: f32, in x1: f32, out y0: f32, e0)
-    blocks select(lt(((e0 + 2047) // 2048), 4224), ((e0 + 2047) // 2048), 4224) of 256 threads narrow {
-  for p0 = ((block * 2048) + (thread * 4)) .. e0 step (blocks * 2048) {
-    if le((p0 + 1028), e0) {
-      unrolled for u1 = 0 .. 2 {
-        let q2 = (p0 + (u1 * 1024))
-        vector l3 < 4 {
-          y0[(q2 + l3)] = add(x0[(q2 + l3)], x1[(q2 + l3)])
-        }
-      }
-    } else {
-      for u1 = 0 .. 2 {
-        let q4 = (p0 + (u1 * 1024))
-        if lt(q4, e0) {
-          vector l5 < 4 {
-            if lt((q4 + l5), e0) {
-              y0[(q4 + l5)] = add(x0[(q4 + l5)], x1[(q4 + l5)])
-            }
-          }
-        }
-      }
-    }
-  }
-}"""
-
-
-HOT = {
-    "add": built((F32, (4096,)), (F32, (4096,)), body=lambda b, x, y: b.add(x, y)),
-    "gelu": built((BF16, (4096,)), body=lambda b, x: b.mul(x, b.emit("erf", x))),
-    "bias": biased((64, 256)),
-    "wrapped": biased((64, 257)),
-    "wrapped16": biased((64, 49), BF16),
-    "transpose": crossed((128, 96), (1, 0), F32),
-    "transpose16": crossed((128, 96), (1, 0), BF16),
-}
-
-
-def test_compiled_by_nvcc() -> None:
-    """For both generations, without spills."""
-    texts = []
-    for target in (HOPPER, AMPERE):
-        kernels = [k for i, c in enumerate(HOT.values()) for k in prepare(Case(*c, target=target), i).kernels]
-        texts.append(cuda_text(kernels, target))
-    check_compiles(texts[:1], hot=("map",))
-    wide = HOT["add"]
-    text = cuda_text(prepare(Case(*wide)).kernels)
-    assert "load_wide<4>(x0 + q2)" in text
-
-
-def test_choices_tell_kernels_apart() -> None:
-    assert str(Choice("map", (("width", 4),), narrow=True)) == "map width=4 narrow"
-    assert "e1%4" in form(biased((7, 64)))
-    assert len({form(biased((7, n))) for n in (64, 65, 66, 256)}) == 3
-
-

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from graphc.codegen.c.cuda import emit_kernel
 from graphc.codegen.canonical import canonicalise
 from graphc.codegen.cuda import scatter
 from graphc.codegen.cuda.choice import Choice
@@ -147,6 +148,30 @@ def test_text() -> None:
     y0[p0] = h2
   }
 }""")
+
+
+def test_cuda_text() -> None:
+    assert emit_kernel(prepare(case("scatter_add", (9,), 0, (5,))).lowered.kernels[0]) == """\
+extern "C" __global__ void __launch_bounds__(256) scatter_look(const float *__restrict__ x0, const long long *__restrict__ x1, const float *__restrict__ x2, float *__restrict__ y0, int e0, int e1, long long *error, int launch) {
+    const int block = blockIdx.x;
+    const int blocks = gridDim.x;
+    const int thread = threadIdx.x;
+    for (int p0 = block * 256 + thread; p0 < e0; p0 += blocks * 256) {
+        float h2 = x0[p0];
+        for (int u3 = 0; u3 < e1; ++u3) {
+            const long long t0 = x1[u3];
+            const long long t1 = t0 < 0 ? add_i64(t0, e0) : t0;
+            const bool t2 = t1 < 0 || t1 >= e0;
+            if (t2 && p0 == 0) report_error(error, launch, 1, t0);
+            const long long row4 = t2 ? 0 : t1;
+            if (row4 == p0) {
+                h2 = h2 + x2[u3];
+            }
+        }
+        y0[p0] = h2;
+    }
+}
+"""
 
 
 def test_compiled_by_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
