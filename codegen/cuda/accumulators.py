@@ -55,8 +55,9 @@ class Plain:
     def clear(self) -> list[Stmt]:
         return [Store(self.array, const(I64, v), self.identity) for v in range(self.width)]
 
-    def step(self, i: Expr, slot: Expr) -> list[Stmt]:
-        x = self.row.element(self.op, i)
+    def step(self, i: Expr, slot: Expr, x: Expr | None = None) -> list[Stmt]:
+        """Accumulate the element at reduced position `i`, or `x` in its place."""
+        x = self.row.element(self.op, i) if x is None else x
         checks = self.row.pull.take_reports()
         return [*checks, Store(self.array, slot, combine(self.op, load(self.array, slot), x))]
 
@@ -120,9 +121,10 @@ class Extremum:
         slots = [const(I64, v) for v in range(self.width)]
         return [s for v in slots for s in (Store(self.best, v, self.identity), Store(self.where, v, self.far))]
 
-    def step(self, i: Expr, slot: Expr) -> list[Stmt]:
+    def step(self, i: Expr, slot: Expr, x: Expr | None = None) -> list[Stmt]:
+        """Meet the element at reduced position `i`, or `x` in its place."""
         names = self.row.names
-        x = ordered(self.op.name, self.row.element(self.op, i))
+        x = ordered(self.op.name, self.row.element(self.op, i) if x is None else x)
         checks = self.row.pull.take_reports()
         element, is_better = names.fresh("element", self.dtype), names.fresh("better", BOOL)
         best, where = load(self.best, slot), load(self.where, slot)

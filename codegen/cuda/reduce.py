@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
 from graphc.codegen.cuda.columns import Columns
 from graphc.codegen.cuda.partials import lower_partials
-from graphc.codegen.cuda.rows import WARP, Rows, copied
-from graphc.codegen.cuda.sweeps import domain_of, held_values, levels_of, most_live, shared_slots
+from graphc.codegen.cuda.rows import WARP, Rows
+from graphc.codegen.cuda.staged import Places, Staged
+from graphc.codegen.cuda.sweeps import domain_of, held_values, levels_of, most_live
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.lowered import Lowered
@@ -32,10 +33,12 @@ from graphc.ir.function import Function
 from graphc.ir.types import Shape, dim_symbols, size_of, substitute
 
 Sizes = Mapping[str, int]
+FORMS: dict[str, type[Rows] | type[Columns] | type[Staged]] = {"columns": Columns, "rows shared": Staged, "rows": Rows}
 ACCESS = 16  # bytes of the widest load
 # Registers of a thread that may hold elements; a wide access asks for more of them at once.
 MOST_HELD, MOST_WIDE = 96, 48
 SECTORS = 64  # bytes of neighbouring columns that a block takes at least
+RESIDENT = 48  # warps of a multiprocessor that hide each other's waiting
 FEW_CHUNKS = 4  # fewer are not worth a second kernel
 MOST_DOWN = 32  # threads that share a column
 
@@ -68,18 +71,35 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
             wide //= 2
         numbers = (("lanes", LANES), ("wide", wide), ("parts", 1), ("warps", 4), ("together", _power(rows, WARP)))
         return Choice("partials rows", numbers, _useful(group, sizes, shape, axes, wide), narrow)
+    shared = _choose_staged(group, sizes, target, length)
+    if shared is not None:
+        return shared
     parts = min(chunks, 16)
-    once = int(chunks <= parts)
-    room = -(-length // 256) * 256
     warps = parts if parts > 1 else 2
-    numbers = (("lanes", LANES), ("wide", 1), ("parts", parts), ("warps", warps), ("once", once))
+    numbers = (("lanes", LANES), ("wide", 1), ("parts", parts), ("warps", warps), ("once", int(chunks <= parts)))
+    return Choice("rows loop", numbers, (), narrow)
+
+
+def _choose_staged(group: Function, sizes: Sizes, target: Target, length: int) -> Choice | None:
+    """Rows in shared memory, where something is to be held, and fits."""
+    shape, axes = domain_of(group)
+    chunks = -(-length // CHUNK)
+    room = -(-length // 256) * 256
     # Elements that a copy may take at once; before compute capability 8.0 there are no such copies.
     even = next(d for d in (16, 8, 4, 2, 1) if length % d == 0) if target.capability >= 80 else 0
-    shared = Choice("rows shared", (*numbers, ("room", room), ("even", even)), (), narrow)
-    places = {k: h.dtype.itemsize for h, k in shared_slots(held, copied(group, held, shared))}
-    if held and once and room * sum(places.values()) * (warps // parts) + (2 << 10) <= target.shared:
-        return shared
-    return Choice("rows loop", numbers, (), narrow)
+    plan = Places(group, even)
+    bytes_a_row = room * plan.itemsize + (1 << 10)
+    if not plan.held or bytes_a_row > target.shared:
+        return None
+    # As many warps as hide each other's waiting, over the rows that fit on a multiprocessor.
+    warps = 4
+    while warps < WARP and 2 * warps * (target.shared // bytes_a_row) <= RESIDENT:
+        warps *= 2
+    wide = max(1, min(ACCESS // _widest(group, shape), 4))
+    while wide > 1 and (length % wide or warps * WARP * wide > length):
+        wide //= 2
+    numbers = (("wide", wide), ("warps", warps), ("chunks", chunks), ("room", room), ("even", even))
+    return Choice("rows shared", numbers, _useful(group, sizes, shape, axes, wide), is_narrow(group, sizes))
 
 
 def _choose_columns(group: Function, sizes: Sizes, target: Target) -> Choice:
@@ -155,7 +175,7 @@ def lower(group: Function, choice: Choice, target: Target) -> Lowered:
     extents, work = group_extents(group), dim_expr(size_of(shape)) * work_of(group)
     if choice.form.startswith("partials"):
         return lower_partials(row, params, results, targets, choice)
-    form = Columns if choice.form.startswith("columns") else Rows
+    form = next((made for name, made in FORMS.items() if choice.form.startswith(name)))
     kernel = form(row, targets, choice).kernel((*params, *results), extents, work)
     return Lowered((kernel,), params, results, sites=tuple(pull.sites))
 

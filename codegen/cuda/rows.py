@@ -4,9 +4,8 @@
 of the contract (one access of V elements) in every line of P elements. The lines are written out, so what is held stays
 in registers: memory is read once, all lines' loads are in flight together, and there is no barrier.
 
-"rows shared": one warp takes a chunk of 4096, as the contract has it; as many warps as there are chunks share a row. What
-is held lies in shared memory, where a thread only ever meets its own elements; only the chunks' values are
-exchanged. "rows loop" is the same without holding anything: rows longer than shared memory are read again, from L2.
+"rows loop": one warp takes a chunk of 4096, as the contract has it; as many warps as there are chunks share a row, and
+exchange the chunks' values. Nothing is held: rows longer than shared memory (`staged.py`) are read again, from L2.
 """
 
 from __future__ import annotations
@@ -15,21 +14,19 @@ from collections.abc import Sequence
 
 from graphc.codegen.cuda.accumulators import POSITIONAL, Extremum, Plain
 from graphc.codegen.cuda.choice import Choice
-from graphc.codegen.cuda.sweeps import Held, Sweep, Sweeps, shared_slots
+from graphc.codegen.cuda.sweeps import Held, Sweep, Sweeps
 from graphc.codegen.expr import Expr, equal, index, load, logical_and, select, var
 from graphc.codegen.loops import (
     Alloc,
     Assign,
     Barrier,
     Buffer,
-    Call,
     Declare,
     For,
     Grid,
     If,
     Kernel,
     Let,
-    Place,
     Stmt,
     Store,
     Vector,
@@ -37,23 +34,12 @@ from graphc.codegen.loops import (
 from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.nest import ceil_div, minimum, split_coords
 from graphc.codegen.lower.row_group import CHUNK, LANES, RowGroup, combine
-from graphc.ir.function import Function, Value
+from graphc.ir.function import Value
 from graphc.ir.types import I32, I64, size_of
 
 WARP = 32
 # Lines of a rolled loop that are written out, so that so many loads are in flight.
 AHEAD = 16
-
-
-def copy_bytes(h: Held, choice: Choice) -> int:
-    """Bytes of one copy past the registers of neighbouring elements that are aligned; 0 if there is none so small."""
-    size = min(16, choice.number("even") * h.dtype.itemsize)
-    return size if size >= 4 else 0
-
-
-def copied(group: Function, held: Sequence[Held], choice: Choice) -> frozenset[Held]:
-    """The values that are elements of a parameter, and can be copied without a register."""
-    return frozenset(h for h in held if h.value in group.params and copy_bytes(h, choice))
 
 
 class Rows:
@@ -73,7 +59,6 @@ class Rows:
         self.part = self.names.fresh("part") if self.parts > 1 else index(0)
         self.local_row = self.names.fresh("r")
         self.allocs: list[Stmt] = []
-        self.places: dict[int, Buffer] = {}
 
     def kernel(self, buffers: tuple[Buffer, ...], extents: tuple[str, ...], work: Expr) -> Kernel:
         return Kernel(
@@ -106,10 +91,9 @@ class Rows:
         out.append(Let(item, minimum(first, rows - 1) if shared_warp else first))
         if shared_warp:
             self.sweeps.guard = first < rows
-        places = dict(shared_slots(self.sweeps.held, self.early()))
-        self.sweeps.hold(lambda h: self._place(h, places[h]))
+        self.sweeps.hold(self._place)
         stmts, row.kept = split_coords(item, row.kept_shape, names)
-        inside = [*stmts, *self._copies(item), *self.sweeps.name_kept(0)]
+        inside = [*stmts, *self.sweeps.name_kept(0)]
         for sweep in self.sweeps.all:
             inside += self._sweep(sweep)
             inside += self.sweeps.name_kept(sweep.number) if sweep.ops else []
@@ -124,49 +108,12 @@ class Rows:
 
     # ---- where values are held
 
-    def _place(self, h: Held, place: int) -> Buffer | None:
-        if self.form == "rows registers":
-            buffer = Buffer(self.names.fresh("held").data, h.dtype, "local")
-            self.allocs.append(Alloc(buffer, self.choice.number("lines") * self.wide))
-            return buffer
-        if self.form != "rows shared":
+    def _place(self, h: Held) -> Buffer | None:
+        if self.form != "rows registers":
             return None
-        if place not in self.places:
-            buffer = Buffer(self.names.fresh("held").data, h.dtype, "shared")
-            self.allocs.append(Alloc(buffer, self.rows_a_block * self.choice.number("room")))
-            self.places[place] = buffer
-        return self.places[place]
-
-    def early(self) -> frozenset[Held]:
-        return copied(self.row.group, self.sweeps.held, self.choice) if self.form == "rows shared" else frozenset()
-
-    def _copies(self, item: Expr) -> list[Stmt]:
-        """Start to copy what comes from memory as it is, past the registers, all of a chunk at once: in the order in which
-        sweeps ask for it. Each warp copies its own chunk."""
-        self.sweeps.early = self.early()
-        out: list[Stmt] = []
-        start = self.part * CHUNK
-        for first in sorted({h.first for h in self.sweeps.early}):
-            for h in sorted((h for h in self.sweeps.early if h.first == first), key=self.sweeps.held.index):
-                size = copy_bytes(h, self.choice)
-                count = size // h.dtype.itemsize
-                k, i = self.names.fresh("k"), self.names.fresh("i")
-                source = Place(self.row.pull.buffers[h.value], item * self.row.length + i)
-                target = Place(self.sweeps.memory[h], self.local_row * self.choice.number("room") + i)
-                call = Call(f"copy_async_{size}", (target, source, index(size)), (target.buffer,))
-                body = (Let(i, k + self.t * count), If(i < self.row.length, (call,)))
-                stop = minimum(start + CHUNK, self.row.length)
-                out.append(For(k, start, stop, body, index(count * WARP)))
-            out.append(Call("copy_async_commit", ()))
-        return out
-
-    def _arrived(self, sweep: Sweep) -> list[Stmt]:
-        """Wait for what this sweep is the first to read; later copies may be under way."""
-        firsts = sorted({h.first for h in self.sweeps.early})
-        if sweep.number not in firsts:
-            return []
-        pending = len(firsts) - 1 - firsts.index(sweep.number)
-        return [Call(f"copy_async_wait_{min(pending, 7)}", ()), Barrier("warp")]
+        buffer = Buffer(self.names.fresh("held").data, h.dtype, "local")
+        self.allocs.append(Alloc(buffer, self.choice.number("lines") * self.wide))
+        return buffer
 
     # ---- a sweep
 
@@ -182,7 +129,7 @@ class Rows:
         plain, found = self.accumulators(sweep)
         if self.form == "rows registers":
             return self._written_out(sweep, plain, found)
-        return [*self._arrived(sweep), *self._rolled(sweep, plain, found)]
+        return self._rolled(sweep, plain, found)
 
     def _line(self, sweep: Sweep, start: Expr, slot: Expr, accs: Sequence[Plain | Extremum], stop: Expr | None) -> list[Stmt]:
         """One line: this thread's `wide` elements from `start`, those before `stop` (all, if None)."""
@@ -267,11 +214,10 @@ class Rows:
         main, line, rest, u = names.fresh("main"), names.fresh("line"), names.fresh("line"), names.fresh("u")
         ahead = AHEAD // self.wide
         block = LANES * ahead
-        room = self.local_row * self.choice.number("room") if self.form == "rows shared" else index(0)
 
         def at(base: Expr, last: Expr | None) -> tuple[Stmt, ...]:
             i = base + self.t * self.wide
-            return tuple(self._line(sweep, i, room + i, accs, last))
+            return tuple(self._line(sweep, i, i, accs, last))
 
         return [
             Let(main, select(start < stop, (stop - start) // block * block + start, start)),

@@ -127,21 +127,6 @@ def most_live(held: Sequence[Held]) -> int:
     )
 
 
-def shared_slots(held: Sequence[Held], early: Collection[Held]) -> list[tuple[Held, int]]:
-    """Which memory each value gets: one that ends in the sweep in which another begins may leave it its place.
-
-    early: values that are there before the first sweep. Values of one place have one dtype.
-    """
-    places: list[tuple[DType, int]] = []  # (dtype, last sweep that reads it)
-    out = []
-    for h in sorted(held, key=lambda h: 0 if h in early else h.first):
-        first = 0 if h in early else h.first
-        k = next((k for k, (d, last) in enumerate(places) if d is h.dtype and last <= first and first), len(places))
-        places[k : k + 1] = [(h.dtype, h.last)]
-        out.append((h, k))
-    return out
-
-
 class Sweeps:
     """The sweeps of `row`, and the statements of each at one element.
 
@@ -171,17 +156,20 @@ class Sweeps:
             if buffer is not None:
                 self.memory[h] = buffer
 
-    def at(self, sweep: Sweep, i: Expr, slot: Expr) -> tuple[list[Stmt], list[Stmt]]:
+    def at(
+        self, sweep: Sweep, i: Expr, slot: Expr, overwritten: Collection[Buffer] = ()
+    ) -> tuple[list[Stmt], list[Stmt]]:
         """(what is computed and held at reduced position `i`, what is stored there).
 
         slot: where in the memory of held values this element lies. Reductions pull their operands in between.
+        overwritten: memory of held values that the caller writes at this element.
         """
         row, pull = self.row, self.row.pull
         place = Position(row.shape, row.coords(i))
         self._at = place.key()
         body: list[Stmt] = []
         fresh = [h for h in sweep.held if h in self.memory and h not in self.early]
-        overwritten = {self.memory[h] for h in fresh}
+        overwritten = {*overwritten, *(self.memory[h] for h in fresh)}
         for h, buffer in self.memory.items():
             pull.bound.pop(h.value, None)
             there = h.last >= sweep.number and (h.first < sweep.number or h in self.early)
@@ -197,6 +185,13 @@ class Sweeps:
             body += [*pull.take_reports(), Let(name, value), Store(self.memory[h], slot, name)]
             pull.bind(h.value, self._rule(h, name))
         return body, self._stores(sweep, place)
+
+    def look(self, sweep: Sweep, i: Expr) -> None:
+        """From now on, held values at reduced position `i` are read from where they lie, those of this sweep too."""
+        self._at = Position(self.row.shape, self.row.coords(i)).key()
+        for h, buffer in self.memory.items():
+            there = h.first <= sweep.number <= h.last
+            self.row.pull.bind(h.value, self._rule(h, load(buffer, i) if there else None))
 
     def _unbound(self, h: Held, at: Position) -> Expr:
         pull = self.row.pull

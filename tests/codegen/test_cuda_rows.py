@@ -143,27 +143,30 @@ def test_fused_rows(name: str) -> None:
     check_groups(cases)
 
 
-def rolled(n: int, held: bool, parts: int, even: int = 1) -> Choice:
-    """A schedule of long rows for a row that `choose` would give to registers."""
-    once = int(parts * 4096 >= n)
-    room = -(-n // 256) * 256
-    numbers = (("lanes", 32), ("wide", 1), ("parts", parts), ("warps", max(parts, 2)), ("once", once), ("room", room), ("even", even))
-    return Choice("rows shared" if held else "rows loop", numbers, (), True)
+def rolled(n: int, parts: int) -> Choice:
+    """The schedule of long rows that nothing holds."""
+    numbers = (("lanes", 32), ("wide", 1), ("parts", parts), ("warps", max(parts, 2)), ("once", int(parts * 4096 >= n)))
+    return Choice("rows loop", numbers, (), True)
+
+
+def staged(n: int, warps: int, wide: int, even: int) -> Choice:
+    """The schedule of rows in shared memory."""
+    numbers = (("wide", wide), ("warps", warps), ("chunks", -(-n // 4096)), ("room", -(-n // 256) * 256), ("even", even))
+    return Choice("rows shared", numbers, (), True)
 
 
 def test_every_form_gives_the_same_bits() -> None:
+    """Short rows in the forms of long ones, several chunks and one, fewer warps than chains and more."""
     cases = []
     for n in (33, 4100):
-        for make in (softmax, layer_norm):
-            f = make(n, 3)
-            for parts in (1, 2, 3):
-                forms = [rolled(n, False, parts)]
-                if parts * 4096 >= n:
-                    forms += [rolled(n, True, parts, even) for even in (0, 1, 4) if not even or n % even == 0]
-                for form in forms:
-                    cases += row_cases(f, arguments(f), lambda *_, form=form: form)
-        cases.append(reduction_case(F32, (3, n), (1,), rolled(n, False, 2)))
-        cases.append(reduction_case(F32, (3, n), (1,), rolled(n, False, 1)))
+        forms = [rolled(n, 1), rolled(n, 2), rolled(n, 3)]
+        forms += [staged(n, 1, 1, 0), staged(n, 2, 1, 1)] + ([staged(n, 4, 4, 4), staged(n, 3, 2, 2)] if n % 4 == 0 else [])
+        for form in forms:
+            for f in (softmax(n, 2), gradient(softmax(n, 2)), layer_norm(n, 2)):
+                cases += row_cases(f, arguments(f), lambda *_, form=form: form)
+            cases.append(reduction_case(F32, (2, n), (1,), form))
+        cases.append(reduction_case(I32, (2, n), (1,), staged(n, 2, 1, 0)))
+        cases.append(reduction_case(BF16, (2, n), (1,), staged(n, 2, 1, 0)))
     check_groups(cases)
 
 
