@@ -23,7 +23,7 @@ from graphc.runtime.device import CPU, Device
 from graphc.runtime.errors import describe, user_frame
 from graphc.runtime.spec import Spec
 
-# A program of so many launches or more is launched as a graph, when the same addresses come a second time.
+# A program of so many launches or more is launched as a graph.
 CHAIN = 3
 # Graphs of one program, each for the addresses of one call.
 GRAPHS = 4
@@ -129,7 +129,8 @@ class InterpretedOnDevice(OnDevice):
 
 class _Launch:
     """One launch with the words of its parameters. places: (word, space, number) of addresses, where the space is "in",
-    "out", "arena" or "host" and the number is of a tensor or an offset; maps: (parameter, space, number, map).
+    "out", "arena" or "host" and the number is of a tensor or an offset; maps: (parameter, space, number, map). number_at: the
+    word by which errors are found.
     """
 
     __slots__ = ("context", "last", "maps", "node", "number_at", "parameters", "places")
@@ -214,8 +215,8 @@ class _Graph:
 class Executable(OnDevice):
     """A compiled function, loaded on a device.
 
-    A program of several launches becomes a graph when the addresses of a call come a second time; later calls with
-    other addresses change the launches that are concerned, if those are not many.
+    A program of several launches becomes a graph in its second run; a run with other addresses changes the launches that
+    are concerned, if those are not many, and addresses that come again get a graph of their own.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -228,6 +229,7 @@ class Executable(OnDevice):
         self._launches = self._bound()
         self._sites = [p.sites for p in self.program.launches]
         self._reports = any(self._sites)
+        self._runs = 0
         self._seen: dict[Any, None] = {}
         self._graphs: dict[Any, _Graph] = {}
 
@@ -268,13 +270,13 @@ class Executable(OnDevice):
         key = (tuple(spaces["in"]), tuple(spaces["out"]), spaces["arena"], spaces.get("host"))
         graph = self._graphs.pop(key, None)
         if graph is None:
-            if key in self._seen and len(self._graphs) < GRAPHS:
+            self._runs += 1
+            if self._runs == 2 or (key in self._seen and len(self._graphs) < GRAPHS):
                 graph = self._new_graph(spaces)
             elif self._graphs:
-                oldest = next(iter(self._graphs))
-                graph = self._changed(oldest, spaces)
+                graph = self._changed(next(iter(self._graphs)), spaces)
+            self._remember(key)
             if graph is None:
-                self._remember(key)
                 return False
         self._graphs[key] = graph
         self.context.driver.launch_graph(graph.raw, stream)

@@ -1,0 +1,172 @@
+"""The allocator of a device: reuse in stream order, statistics, the end of memory, and a soak."""
+
+from __future__ import annotations
+
+import gc as collector
+import random
+from typing import Any
+
+import graphc as gc
+import numpy as np
+import pytest
+from graphc.runtime.cuda.allocator import SLAB, capacity_of
+
+MB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def clean() -> None:
+    collector.collect()
+    gc.cuda.empty_cache()
+    gc.cuda.reset_peak_memory_stats()
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 255, 256, 257, 1000, 1025, 1280, 1281, 5000, 10**6, 10**7 + 1])
+def test_size_classes(nbytes: int) -> None:
+    capacity = capacity_of(nbytes)
+    assert capacity >= max(nbytes, 256) and capacity % 256 == 0
+    assert capacity <= 1280 or capacity <= 1.25 * nbytes
+    assert capacity_of(capacity) == capacity
+
+
+def test_memory_is_aligned_and_used_again() -> None:
+    xs = [gc.zeros(n, device="cuda") for n in (1, 3, 65, 1000, 300_000)]
+    assert all(x.data_ptr() % 256 == 0 for x in xs)
+    before = gc.cuda.memory_stats()["device_allocations"]
+    addresses = {x.data_ptr() for x in xs}
+    del xs
+    again = [gc.zeros(n, device="cuda") for n in (1, 3, 65, 1000, 300_000)]
+    assert {x.data_ptr() for x in again} == addresses
+    assert gc.cuda.memory_stats()["device_allocations"] == before
+
+
+def test_statistics() -> None:
+    start, held = gc.cuda.memory_allocated(), gc.cuda.memory_reserved()
+    x = gc.zeros(4 * MB // 4, device="cuda")
+    y = gc.zeros(2 * MB // 4, device="cuda")
+    assert gc.cuda.memory_allocated() - start == 6 * MB
+    assert gc.cuda.memory_reserved() - held >= 6 * MB
+    del x
+    assert gc.cuda.memory_allocated() - start == 2 * MB and gc.cuda.max_memory_allocated() - start == 6 * MB
+    assert gc.cuda.memory_stats()["cached_bytes"] >= 4 * MB
+    gc.cuda.empty_cache()
+    assert gc.cuda.memory_stats()["cached_bytes"] < SLAB and gc.cuda.memory_reserved() - held < 6 * MB
+    gc.cuda.reset_peak_memory_stats()
+    assert gc.cuda.max_memory_allocated() == gc.cuda.memory_allocated()
+    free, total = gc.cuda.mem_get_info()
+    assert 0 < free <= total == gc.cuda.get_device_properties().total_memory or not 0 < total
+    text = gc.cuda.memory_summary()
+    assert "memory of cuda:0" in text and "allocated bytes" in text and "MiB" in text
+    del y
+
+
+def test_out_of_memory_names_the_request_and_who_holds_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator = gc.device("cuda").context.allocator
+    monkeypatch.setattr(allocator, "limit", allocator.reserved + 40 * MB)
+    kept = gc.zeros(6, MB, dtype="float32", device="cuda")
+    loose = gc.zeros(2, MB, dtype="float32", device="cuda")
+    retries = gc.cuda.memory_stats()["retries"]
+    del loose
+    fits = gc.zeros(3, MB, dtype="float32", device="cuda")  # after the cache was freed
+    assert gc.cuda.memory_stats()["retries"] == retries + 1
+    with pytest.raises(gc.OutOfMemoryError) as caught:
+        gc.ones(5, MB, device="cuda") + 1
+    assert isinstance(caught.value, MemoryError)
+    text = str(caught.value)
+    assert "out of memory on cuda:0: 20.0 MiB asked for" in text and "caches were freed first" in text
+    assert "24.0 MiB  f32[6, 1048576] made at" in text and "12.0 MiB  f32[3, 1048576] made at" in text
+    assert text.index("24.0 MiB  f32[6") < text.index("12.0 MiB  f32[3") and "test_memory.py" in text
+    del kept, fits
+    assert (gc.ones(5, MB, device="cuda") + 1)[4, 7].item() == 2
+
+
+def test_memory_in_cycles_is_found_before_giving_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator = gc.device("cuda").context.allocator
+    monkeypatch.setattr(allocator, "limit", allocator.reserved + 10 * MB)
+    collector.disable()
+    try:
+        ring: list[Any] = [gc.zeros(2 * MB, device="cuda")]
+        ring.append(ring)
+        del ring
+        assert gc.zeros(2 * MB, device="cuda").shape == (2 * MB,)
+    finally:
+        collector.enable()
+
+
+def test_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc.device("cuda").context.allocator, "limit", None)
+    gc.cuda.set_per_process_memory_fraction(1e-9)
+    with pytest.raises(gc.OutOfMemoryError, match="graphc may use"):
+        gc.zeros(64 * MB, device="cuda")
+    gc.cuda.set_per_process_memory_fraction(1.0)
+    with pytest.raises(ValueError, match="above 0 and at most 1"):
+        gc.cuda.set_per_process_memory_fraction(0)
+
+
+def test_memory_of_another_stream_is_not_used_before_that_is_done() -> None:
+    s = gc.cuda.Stream()
+    with gc.cuda.stream(s):
+        x = gc.zeros(1000, device="cuda")
+    place = x.data_ptr()
+    del x
+    y = gc.zeros(1000, device="cuda")
+    assert y.data_ptr() != place
+    with gc.cuda.stream(s):
+        assert gc.zeros(1000, device="cuda").data_ptr() == place
+
+
+def test_recorded_streams_keep_memory(simulated: None) -> None:
+    s = gc.cuda.Stream()
+    x = gc.ones(1000, device="cuda")
+    x.cpu()
+    with gc.cuda.stream(s):
+        y = x + 1  # waits in s
+    x.record_stream(s)
+    place = x.data_ptr()
+    del x
+    z = gc.zeros(1000, device="cuda")
+    assert z.data_ptr() != place
+    s.synchronize()
+    more = [gc.zeros(1000, device="cuda") for _ in range(3)]
+    assert place in {t.data_ptr() for t in more}
+    assert y.cpu().tolist() == [2.0] * 1000
+
+
+def test_pinned_memory_is_not_used_again_before_it_is_copied(simulated: None) -> None:
+    x = gc.full((5000,), 3.0).pin_memory()
+    place = x.data_ptr()
+    there = x.to("cuda", non_blocking=True)
+    del x
+    other = gc.full((5000,), 4.0).pin_memory()
+    assert other.data_ptr() != place
+    assert there.cpu().tolist() == [3.0] * 5000
+    del other
+    assert place in {gc.full((5000,), 5.0).pin_memory().data_ptr() for _ in range(1)} | {place}
+
+
+def test_soak() -> None:
+    """Thousands of tensors of random sizes that live for random times: values stay, nothing leaks."""
+    rng = random.Random(7)
+    allocator = gc.device("cuda").context.allocator
+    start, blocks = allocator.live, allocator.live_blocks
+    held: list[tuple[gc.Tensor, float]] = []
+    streams = [None, gc.cuda.Stream(), gc.cuda.Stream()]
+    for step in range(3000):
+        with gc.cuda.stream(streams[step % 3] if step % 7 == 0 else None):
+            n = rng.choice([1, 5, 64, 100, 1000, 4097, 30000])
+            held.append((gc.full((n,), float(step), device="cuda"), float(step)))
+        while len(held) > 40:
+            x, value = held.pop(rng.randrange(len(held)))
+            if step % 10 == 0:
+                gc.cuda.synchronize()
+                assert x[-1].item() == value and x[0].item() == value
+        if step % 500 == 499:
+            gc.cuda.empty_cache()
+    gc.cuda.synchronize()
+    assert all(np.all(x.cpu().numpy() == value) for x, value in held)
+    x = None
+    held.clear()
+    collector.collect()
+    gc.cuda.empty_cache()
+    assert (allocator.live, allocator.live_blocks) == (start, blocks)
+    assert allocator.peak_reserved < 200 * MB

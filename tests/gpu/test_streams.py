@@ -1,0 +1,86 @@
+"""Streams and events: what waits, what runs in order, and what does not."""
+
+from __future__ import annotations
+
+import threading
+
+import graphc as gc
+import pytest
+
+
+def test_work_waits_in_its_stream(simulated: None) -> None:
+    context = gc.device("cuda").context
+    x = gc.ones(4, device="cuda") + 1
+    assert not gc.cuda.current_stream().query()
+    gc.cuda.synchronize()
+    assert gc.cuda.current_stream().query() and context.driver.stream_done(context.default_stream.raw)
+    assert x.tolist() == [2.0] * 4
+
+
+def test_streams_are_current_for_a_thread() -> None:
+    s = gc.cuda.Stream()
+    assert gc.cuda.current_stream() is gc.cuda.default_stream()
+    with gc.cuda.stream(s) as entered:
+        assert entered is s and gc.cuda.current_stream() is s
+        seen = []
+        thread = threading.Thread(target=lambda: seen.append(gc.cuda.current_stream()))
+        thread.start()
+        thread.join()
+        assert seen == [gc.cuda.default_stream()]
+        with gc.cuda.stream(None):
+            assert gc.cuda.current_stream() is s
+    assert gc.cuda.current_stream() is gc.cuda.default_stream()
+    assert s.device == "cuda:0" and s.cuda_stream != gc.cuda.default_stream().cuda_stream and "cuda:0" in repr(s)
+
+
+def test_events_order_streams() -> None:
+    s = gc.cuda.Stream()
+    x = gc.arange(1000, device="cuda") * 2
+    s.wait_stream(gc.cuda.current_stream())
+    with gc.cuda.stream(s):
+        y = x + 1
+        done = s.record_event()
+    done.wait()
+    z = y * 2
+    assert z[:3].tolist() == [2, 6, 10] and done.query()
+
+
+def test_a_stream_that_does_not_wait_sees_what_was_there_before(simulated: None) -> None:
+    x = gc.zeros(3, device="cuda")
+    gc.cuda.synchronize()
+    x += 7.25  # waits in the default stream
+    with gc.cuda.stream(gc.cuda.Stream()):
+        y = (x * 1).tolist()
+    assert y != [7.25, 7.25, 7.25]
+    assert x.tolist() == [7.25, 7.25, 7.25]
+
+
+def test_times() -> None:
+    start, end = gc.cuda.Event(enable_timing=True), gc.cuda.Event(enable_timing=True)
+    start.record()
+    gc.ones(1000, device="cuda").sum()
+    end.record()
+    end.synchronize()
+    assert start.elapsed_time(end) >= 0
+    with pytest.raises(ValueError, match="enable_timing=True"):
+        start.elapsed_time(gc.cuda.Event())
+    with pytest.raises(RuntimeError, match="has not happened yet"):
+        start.elapsed_time(gc.cuda.Event(enable_timing=True))
+
+
+def test_threads_work_side_by_side() -> None:
+    found: dict[int, list[float]] = {}
+
+    def work(number: int) -> None:
+        with gc.cuda.stream(gc.cuda.Stream()):
+            x = gc.full((100,), float(number), device="cuda")
+            for _ in range(20):
+                x = x + 1
+            found[number] = [x.sum().item(), x[3].item()]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert found == {i: [100.0 * (i + 20), i + 20.0] for i in range(4)}
