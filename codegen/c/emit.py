@@ -50,6 +50,7 @@ class Emitter(LaneWriter):
         """Statements in the innermost scope, outside of runs or inside one."""
         self.count(e for s in statements(body) for e in expressions(s) if not isinstance(s, Vector))
         for s in body:
+            self.last = s is body[-1]
             self.statement(s)
 
     def let(self, s: Let | Declare, value: Expr, mutable: bool) -> None:

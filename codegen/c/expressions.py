@@ -6,6 +6,7 @@ buffer that it depends on is written. Everything is evaluated where it stands: o
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -26,12 +27,13 @@ from graphc.codegen.c.dialect import (
 )
 from graphc.codegen.c.positions import DATA, POSITION, Positions, Role
 from graphc.codegen.c.unique import base_name
-from graphc.codegen.expr import Expr, children_first
+from graphc.codegen.expr import Expr
 from graphc.codegen.loops import Buffer, TensorMap
 from graphc.ir.types import BOOL, I64
 
 LONGEST = 80  # characters of text that is written inside other text
 Key = tuple[Expr, Role]
+_SUM = re.compile(r"\w+ [+-] \w+")  # as short as a name for it
 _INT = 1 << 31
 _LONG = 1 << 63
 
@@ -115,13 +117,15 @@ class Writer:
 
     def count(self, roots: Iterable[Expr]) -> None:
         """The expressions that this scope will evaluate: who occurs twice gets a name."""
-        uses = self.scope.uses
-        listed = list(roots)
-        for e in children_first(tuple(listed)):
-            for a in e.args:
-                uses[a] += 1
-        for e in listed:
-            uses[e] += 1
+        uses, seen = self.scope.uses, set[Expr]()
+        stack = list(roots)
+        uses.update(stack)
+        while stack:
+            e = stack.pop()
+            if e not in seen and e.op != "lanes":  # what lanes combine is computed before
+                seen.add(e)
+                uses.update(e.args)
+                stack += e.args
 
     def known(self, key: Key) -> Text | None:
         for s in reversed(self.scopes):
@@ -190,7 +194,8 @@ class Writer:
                 raise TypeError("lanes() stands outside a vector region")
             if not ready:
                 stack.append((node, r, True))
-                stack += [(a, b, False) for a, b in zip(node.args, roles, strict=True) if (a, b) not in pending]
+                operands = zip(reversed(node.args), reversed(roles), strict=True)
+                stack += [(a, b, False) for a, b in operands if (a, b) not in pending]
                 continue
             keys = list(zip(node.args, roles, strict=True))
             self._hoist(node, keys, pending)
@@ -213,7 +218,7 @@ class Writer:
             return False
         if not any(s.uses[node] > 1 for s in self.scopes[-1:]):
             return False
-        if node.dtype is I64 and node.op in ("add", "sub") and all(a.op in ("var", "const") for a in node.args):
+        if node.dtype is I64 and not text.loads and _SUM.fullmatch(text.text):
             return False
         return node.op not in ("bitcast",) and not (node.op == "cast" and node.args[0].op in ("var", "const"))
 

@@ -46,6 +46,7 @@ class LaneWriter(Writer):
         self.facts: dict[Expr, int] = {var(n): d for n, d in (kernel.grid.divides if kernel.grid else ())}
         self.lanes: Lanes | None = None
         self.width = 0
+        self.last = False  # whether the statement that is written is the last of its block
         self.crossing: set[Expr] = set()
         self.arrays: dict[tuple[Expr, Any], str] = {}
         self.deferred: list[str] = []
@@ -113,19 +114,19 @@ class LaneWriter(Writer):
         self.lanes, self.width = Lanes(s.var, s.body), s.width
         items = plan(self.lanes, s.body)
         self.crossing = crossing(items)
-        self.lane = s.var
+        self.lane, last = s.var, self.last
         self.open("")
         self.items(items)
-        self._close_plain()
+        self._close_plain(last)
         self.lanes, self.width, self.crossing = None, 0, set()
 
-    def _close_plain(self) -> None:
-        """The braces of a region are only kept where it declares something."""
+    def _close_plain(self, last: bool) -> None:
+        """The braces of a region are only kept where it declares something and others follow it in the block."""
         scope = self.scopes.pop()
         lines, pad = self.scope.lines, "    " * self.scope.pad
         inner = lines[scope.start :]
         del lines[scope.start - 1 :]
-        if any(len(x) - len(x.lstrip()) == 4 * scope.pad and _is_declaration(x) for x in inner):
+        if not last and any(len(x) - len(x.lstrip()) == 4 * scope.pad and _is_declaration(x) for x in inner):
             lines += [pad + "{", *inner, pad + "}"]
         else:
             lines += [x[4:] for x in inner]

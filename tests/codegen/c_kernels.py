@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 from graphc.codegen.c.c99 import emit_kernels
-from graphc.codegen.loops import Buffer, Kernel, print_kernel
+from graphc.codegen.expr import binary, index, var
+from graphc.codegen.loops import Buffer, Grid, If, Kernel, print_kernel
 
+from tests.codegen import device
 from tests.codegen.kernel_oracle import interpret, same_bits
 
 Array = np.ndarray[Any, Any]
@@ -128,3 +130,29 @@ def collect(batch: Batch, module: Any, tests: list[Any]) -> None:
         for test in tests:
             for arguments in parameters(test):
                 test(**arguments)
+
+
+def on_device(kernel: Kernel, narrow: bool) -> Kernel:
+    """A CPU kernel as a device kernel whose first thread does all the work; `begin` and `end` are extents."""
+    alone = If(binary("eq", var("thread"), index(0)), kernel.body)
+    return replace(
+        kernel, body=(alone,), extents=(*kernel.extents, "begin", "end"), grid=Grid(index(1), 32, (), narrow)
+    )
+
+
+def check_simulated(batch: Batch, narrow: bool, keep: Callable[[int], bool] = lambda number: True) -> None:
+    """The kernels of a batch as CUDA C, simulated, give what they must."""
+    names = {k.name: on_device(k, narrow) for i, k in enumerate(batch.names.values()) if keep(i)}
+    built = device.library(device.cuda_text(list(names.values())))
+    for run in batch.runs:
+        kernel = names.get(run.kernel.name)
+        if kernel is None:
+            continue
+        with device._allocation() as held:
+            memory = {b: device.Memory(a.shape, a.dtype, a, b.kind != "in") for b, a in run.arrays.items()}
+            held.extend(memory.values())
+            error = device.launch(built, kernel, memory, {**run.extents, "begin": run.begin, "end": run.end}, 0)
+            wrong = [b.name for b in kernel.buffers if not same_bits(memory[b].array, run.expected[0][b])]
+            if wrong or list(error) != run.expected[1] or not all(m.check() for m in memory.values()):
+                text = device.cuda_text([kernel])
+                pytest.fail(f"{wrong} differ, error {error} for {run.expected[1]}\n{print_kernel(kernel)}\n{text}")
