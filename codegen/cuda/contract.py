@@ -22,11 +22,12 @@ from graphc.codegen.cuda import hopper
 from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
 from graphc.codegen.cuda.direct import lower_direct
 from graphc.codegen.cuda.fma import IN_REGISTERS, lower_fma
-from graphc.codegen.cuda.product import contraction_of, dim_value
+from graphc.codegen.cuda.product import contraction_of, dim_value, divisor
 from graphc.codegen.cuda.sums import BLOCK
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.cuda.tensor import lower_tensor, operand_type
 from graphc.codegen.lower.contraction import Contraction
+from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.lowered import Lowered
 from graphc.ir.function import Function
 from graphc.ir.types import size_of
@@ -132,8 +133,7 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
     if c.root.name == "conv":
         positions = dim_value(size_of(c.right.free), sizes)
         example = int(positions >= 512)
-        if not example:
-            c = contraction_of(group, False)
+        c = contraction_of(group, bool(example), engine(c, target) == "tensor")
     divides = divisors(group, sizes)
     narrow = is_narrow(group, sizes)
     rows, columns = dim_value(c.left.size, sizes), dim_value(c.right.size, sizes)
@@ -141,7 +141,8 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
     if engine(c, target) == "tensor":
         if target.tensor_cores == "wgmma":
             return hopper.choose(group, c, sizes, target, divides, narrow, example)
-        return tensor_choice(_tensor_tile(rows, columns, batches, target), example, divides, narrow)
+        tile = _tensor_tile(rows, columns, batches, target)
+        return tensor_choice(tile, packs(c, dict(divides)), example, divides, narrow)
     few = rows * columns <= FEW or (c.root.name == "conv" and rows <= 2)
     if depth < MIN_DEPTH or few:
         return Choice("contract direct", (("split", int(depth > BLOCK)), ("example", example)), divides, narrow)
@@ -162,8 +163,23 @@ def engine(c: Contraction, target: Target) -> str:
     return "tensor"
 
 
-def tensor_choice(tile: TensorTile, example: int, divides: tuple[tuple[str, int], ...], narrow: bool) -> Choice:
+def packs(c: Contraction, divides: Mapping[str, int]) -> bool:
+    """Whether the operands of a convolution on tensor cores are copied first, with their channels last (channels.py)."""
+    if c.root.name != "conv":
+        return False
+    w = c.root.operands[1].type
+    dtype = operand_type(w.dtype, c.root.attrs.get("precision", ""))
+    assert dtype is not None
+    plain = all(d == 1 for d in w.shape[2:]) and all(s == 1 for s in c.root.attrs["strides"])
+    return not plain and divisor(dim_expr(w.shape[1]), divides) * dtype.itemsize % 16 == 0
+
+
+def tensor_choice(
+    tile: TensorTile, packed: bool, example: int, divides: tuple[tuple[str, int], ...], narrow: bool
+) -> Choice:
+    """packed: a conv's operands are copied with channels last."""
     numbers = {
+        "packed": int(packed),
         "rows": tile.rows,
         "columns": tile.columns,
         "tall": tile.tall,

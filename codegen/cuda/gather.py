@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphc.codegen.cuda.product import Body, Product, divisor
-from graphc.codegen.cuda.swizzle import rounded
+from graphc.codegen.cuda.rounding import rounded
 from graphc.codegen.expr import Expr, binary, const, index, select, var
 from graphc.codegen.loops import Buffer, For, Let, Store, Vector
 from graphc.codegen.lower.affine import least_of, split_lanes, tidy

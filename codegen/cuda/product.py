@@ -27,10 +27,14 @@ from graphc.ir.types import Dim, DimExpr, DType, Shape, size_of
 
 Body = list[Stmt]
 ROOTS = ("dot", "conv")
+TENSOR_FORMS = ("contract tensor", "contract wgmma")
 
 
-def contraction_of(group: Function, per_example: bool) -> Contraction:
-    """The one dot or conv of a group. per_example: examples of a conv are a batch dimension, else columns."""
+def contraction_of(group: Function, per_example: bool, channels_last: bool = False) -> Contraction:
+    """The one dot or conv of a group. per_example: examples of a conv are a batch dimension, else columns.
+
+    channels_last: k of a conv runs over (window, channel), as tensor cores take it.
+    """
     roots = [op for op in group.ops if op.name in ROOTS]
     if len(roots) != 1:
         raise ValueError(f"a contraction group has one dot or conv, @{group.name} has {len(roots)}")
@@ -38,7 +42,7 @@ def contraction_of(group: Function, per_example: bool) -> Contraction:
     pull = Pull(group, buffers)
     if roots[0].name == "dot":
         return dot_contraction(group, roots[0], pull)
-    return conv_contraction(group, roots[0], pull, per_example)
+    return conv_contraction(group, roots[0], pull, per_example, channels_last)
 
 
 def multiply_add(a: Expr, b: Expr, total: Expr) -> Expr:
@@ -51,7 +55,8 @@ class Product:
 
     def __init__(self, group: Function, choice: Choice) -> None:
         self.choice = choice
-        self.c = c = contraction_of(group, bool(dict(choice.numbers).get("example", 1)))
+        tensor = choice.form in TENSOR_FORMS
+        self.c = c = contraction_of(group, bool(dict(choice.numbers).get("example", 1)), tensor)
         self.dtype = c.accumulator
         self.divides = dict(choice.divides)
         self.buffers = tuple(Buffer(f"r{i}", v.type.dtype, "out") for i, v in enumerate(group.results))
@@ -60,6 +65,8 @@ class Product:
         self.depth = dim_expr(size_of(c.depth))
         self.batches = dim_expr(size_of(c.batch))
         self.scratch: list[Scratch] = []
+        # Operands of the root that are read from copies (channels.py); what follows the root reads the originals.
+        self.packed: list[Value] = []
         self._names = itertools.count()
 
     def name(self, stem: str, dtype: DType | None = None) -> Expr:
@@ -108,12 +115,17 @@ class Product:
         return Lowered(tuple(kernels), params, self.buffers, tuple(self.scratch), tuple(c.pull.sites))
 
     def column_coords(self, body: Body | None, base: Expr, lane: Expr, width: int) -> tuple[Expr, ...]:
-        """Coordinates of column base + lane, for lanes 0 .. width - 1 and a base that is a multiple of `width`.
+        """Coordinates of column base + lane, for lanes 0 .. width - 1 and a base that is a multiple of `width`."""
+        return self.lane_coords(self.c.right.free, body, base, lane, width)
+
+    def lane_coords(
+        self, shape: Shape, body: Body | None, base: Expr, lane: Expr, width: int
+    ) -> tuple[Expr, ...]:
+        """Coordinates in `shape` of base + lane, for lanes 0 .. width - 1 and a base that is a multiple of `width`.
 
         Where some innermost dimensions together are a multiple of `width`, the outer coordinates do not depend on the lane.
         body: where statements that name parts go, if anywhere.
         """
-        shape = self.c.right.free
         for first in reversed(range(len(shape))):
             inner = shape[first:]
             if width > 1 and self.divisor(size_of(inner)) % width == 0:
@@ -135,6 +147,8 @@ class Product:
         c = self.c
         at = Position(c.result.type.shape, c.place(batch, row, column))
         value = cast(total, c.result.type.dtype)
+        for v in self.packed:
+            c.pull.bound.pop(v, None)
         c.pull.bind(c.result, lambda _: value)
         out: Body = []
         stores: Body = []

@@ -12,24 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphc.codegen.cuda.product import Body, Product, divisor
-from graphc.codegen.expr import Expr, bitcast, bits_const, cast, const, index, load, not_equal, select, var
+from graphc.codegen.cuda.rounding import rounded
+from graphc.codegen.expr import Expr, bits_const, index, load, select, var
 from graphc.codegen.loops import Alloc, Buffer, Call, If, Let, Place, Store, Vector
-from graphc.codegen.lower.affine import Levels, least_of, normal, tidy
+from graphc.codegen.lower.affine import Levels, depends, least_of, linear, logical_and, normal, tidy
 from graphc.codegen.lower.contraction import Operand, access
 from graphc.codegen.lower.index import delinearise, dim_expr
-from graphc.ir.types import F32, U32, DType, size_of
+from graphc.ir.types import F32, DType, size_of
 
 ROW = 64  # bytes of the depth in a slab: two steps of any instruction
-
-
-def rounded(x: Expr, dtype: DType) -> Expr:
-    """An operand's element as the tensor cores take it: 16-bit floats, or float32 rounded to tf32 (ties to even)."""
-    if dtype is not F32:
-        return cast(x, dtype)
-    x = cast(x, F32)
-    bits = bitcast(x, U32)
-    nearest = (bits + ((bits >> const(U32, 13)) & const(U32, 1)) + const(U32, 0xFFF)) & const(U32, 0xFFFFE000)
-    return select(not_equal(x, x), x, bitcast(nearest, F32))
 
 
 class TensorStager:
@@ -42,8 +33,10 @@ class TensorStager:
         self.slab = ROW // dtype.itemsize
         self.count = dim_expr(side.size)
         self.access = access(p.c, side)
-        self.by_free = self.access.unit_free and dtype is not F32
-        self.asynchronous = self._copied()
+        # By depth as it lies, by free as it lies, or through registers.
+        copied = [by_free for by_free in (False, True) if self._copied(by_free)]
+        self.asynchronous = bool(copied)
+        self.by_free = copied[0] if copied else self.access.unit_free and dtype is not F32
         self.row_units = width // self.unit if self.by_free else self.slab // self.unit
         self.rows = self.slab if self.by_free else width
         self.stage_size = width * self.slab
@@ -56,19 +49,25 @@ class TensorStager:
             self.allocs.append(Alloc(self.held, self.steps * self.unit))
         self._coords: dict[Expr, Sequence[Expr]] = {}
 
-    def _copied(self) -> bool:
-        """Whether units can be copied as they lie: plain 16-bit loads, 16-byte runs at multiples of 16 bytes."""
-        p, side, a = self.p, self.side, self.access
-        batch = [var(f"batch{i}") for i in range(len(p.c.batch))]
-        free, depth = var("free"), var("depth")
-        e = side.at(batch, delinearise(free, side.free), delinearise(depth, p.c.depth))
-        plain = not p.c.pull.take_reports() and e.op == "load" and len(e.args) == 1 and e.dtype is self.dtype
-        if not plain or self.dtype is F32 or not (a.unit_free or (a.unit_depth and a.direct)):
+    def _copied(self, by_free: bool) -> bool:
+        """Whether units can be copied as they lie: loads of 16 neighbouring bytes at multiples of 16, under one condition."""
+        p, side = self.p, self.side
+        if self.dtype is F32 and (by_free or not p.packed):
             return False
-        along, name = (side.size, "free") if self.by_free else (size_of(p.c.depth), "depth")
-        position = normal(e.args[0], Levels([*batch, free, depth]))
-        known = {**p.divides, name: self.unit}
-        return divisor(dim_expr(along), p.divides) % self.unit == 0 and divisor(position, known) % self.unit == 0
+        batch = [var(f"batch{i}") for i in range(len(p.c.batch))]
+        free, depth, lane = var("free"), var("depth"), var("lane")
+        if by_free:
+            along, base = side.size, "free"
+            e = side.at(batch, p.lane_coords(side.free, None, free, lane, self.unit), delinearise(depth, p.c.depth))
+        else:
+            along, base = size_of(p.c.depth), "depth"
+            e = side.at(batch, delinearise(free, side.free), p.lane_coords(p.c.depth, None, depth, lane, self.unit))
+        if p.c.pull.take_reports() or e.op != "load" or e.dtype is not self.dtype or p.divisor(along) % self.unit:
+            return False
+        found = linear(e.args[0], lane, Levels([*batch, free, depth, lane]))
+        if found is None or found[0] is not index(1) or any(depends(cond, lane) for cond in e.args[1:]):
+            return False
+        return divisor(found[1], {**p.divides, base: self.unit}) % self.unit == 0
 
     def prepare(self, body: Body, first: Expr, batch: Sequence[Expr]) -> None:
         """Name what does not change along the depth."""
@@ -88,7 +87,7 @@ class TensorStager:
     def _place(self, thread: Expr, e: int) -> tuple[Expr, Expr]:
         """The row and the unit in the row of this thread's unit `e`."""
         units, threads = self.row_units, self.threads
-        if not self.by_free and not self.access.unit_depth:
+        if not self.by_free and not self.asynchronous and not self.access.unit_depth:
             # Neighbouring threads read neighbouring free indices.
             if threads % self.width == 0:
                 return thread % self.width, thread // self.width + e * (threads // self.width)
@@ -126,12 +125,18 @@ class TensorStager:
             free = unit * self.unit if self.by_free else row
             k = start + (row if self.by_free else unit * self.unit)
             if self.asynchronous:
-                depth = delinearise(k, p.c.depth)
+                if self.by_free:
+                    depth = delinearise(k, p.c.depth)
+                else:
+                    depth = p.lane_coords(p.c.depth, out, k, index(0), self.unit)
                 value = self.side.at(self.batch, self._coords[free], depth)
                 p.c.pull.take_reports()
                 source = Place(value.data, normal(value.args[0], Levels(levels)))
                 target = Place(self.buffer, stage * self.stage_size + self.position(row, unit))
-                there = select(k < p.depth, index(16), index(0))
+                inside = k < p.depth
+                for cond in value.args[1:]:
+                    inside = logical_and(inside, cond)
+                there = select(inside, index(16), index(0))
                 out += self._guarded(e, [Call("copy_async_16", (target, source, there), (self.buffer,))])
                 continue
             lane = p.name("l")

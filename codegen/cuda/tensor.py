@@ -10,6 +10,7 @@ through a small part of shared memory 16 rows at a time, so that the epilogue an
 
 from __future__ import annotations
 
+from graphc.codegen.cuda.channels import pack_channels
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.product import Body, Product
 from graphc.codegen.cuda.swizzle import TensorStager
@@ -54,9 +55,9 @@ def operand_type(dtype: DType, precision: str) -> DType | None:
 
 
 def lower_tensor(group: Function, choice: Choice) -> Lowered:
-    """The kernel of a product on tensor cores; numbers: rows, columns, tall, wide (of a warp), stages."""
+    """The kernel of a product on tensor cores; numbers: rows, columns, tall, wide (of a warp), stages, packed."""
     product = TensorProduct(group, choice)
-    return product.p.lowered([product.kernel()])
+    return product.p.lowered([*product.before, product.kernel()])
 
 
 class TensorProduct:
@@ -71,6 +72,7 @@ class TensorProduct:
         dtype = operand_type(root.operands[0].type.dtype, root.attrs.get("precision", ""))
         assert dtype is not None
         self.dtype = dtype
+        self.before = pack_channels(p, dtype) if number["packed"] else []
         self.left = TensorStager(p, p.c.left, dtype, self.rows, self.threads, self.stages, "left")
         self.right = TensorStager(p, p.c.right, dtype, self.columns, self.threads, self.stages, "right")
         self.slab = self.left.slab

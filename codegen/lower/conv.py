@@ -19,8 +19,13 @@ from graphc.ir.ops.conv import dilated
 from graphc.ir.types import BOOL, Dim
 
 
-def conv_contraction(group: Function, root: Operation, pull: Pull, per_example: bool) -> Contraction:
-    """Batch dimensions: the groups (of channels or of examples), and the examples if `per_example`."""
+def conv_contraction(
+    group: Function, root: Operation, pull: Pull, per_example: bool, channels_last: bool = False
+) -> Contraction:
+    """Batch dimensions: the groups (of channels or of examples), and the examples if `per_example`.
+
+    channels_last: the depth is (window, channel), not (channel, window) as in the bit contract.
+    """
     x, w = root.operands
     a = root.attrs
     groups, parts = a["groups"], a["batch_groups"]
@@ -36,7 +41,12 @@ def conv_contraction(group: Function, root: Operation, pull: Pull, per_example: 
     def split(batch: Coords, free: Coords) -> tuple[Expr, Expr, Coords]:
         return (batch[0], batch[1], free) if per_example else (batch[0], free[0], free[1:])
 
+    def in_order(depth: Coords) -> Coords:
+        """Channel first."""
+        return (depth[-1], *depth[:-1]) if channels_last else depth
+
     def weight(batch: Coords, free: Coords, depth: Coords) -> Expr:
+        depth = in_order(depth)
         o = batch[0] * dim_expr(outputs) + free[0]
         return pull.at(w, Position(w.type.shape, (o, *depth)))
 
@@ -82,6 +92,7 @@ def conv_contraction(group: Function, root: Operation, pull: Pull, per_example: 
     )
 
     def patch(batch: Coords, free: Coords, depth: Coords) -> Expr:
+        depth = in_order(depth)
         n, c, out = where(batch, free, depth[0])
         padded = [
             o * stride + k * reach
@@ -96,6 +107,7 @@ def conv_contraction(group: Function, root: Operation, pull: Pull, per_example: 
         return linearise((n, c, *(o * s for o, s in zip(out, a["strides"], strict=True))), copy_shape)
 
     def reach(depth: Coords) -> Expr:
+        depth = in_order(depth)
         steps = (k * r for k, r in zip(depth[1:], a["rhs_dilation"], strict=True))
         return linearise((index(0), depth[0], *steps), copy_shape)
 
@@ -106,4 +118,5 @@ def conv_contraction(group: Function, root: Operation, pull: Pull, per_example: 
         return (n, batch[0] * dim_expr(outputs) + left[0], *out)
 
     sides = Operand((outputs,), weight), Operand(free, patch)
-    return Contraction(group, root, pull, batch, (channels, *window), *sides, place, patches)
+    depth_shape = (*window, channels) if channels_last else (channels, *window)
+    return Contraction(group, root, pull, batch, depth_shape, *sides, place, patches)

@@ -56,9 +56,9 @@ def fma_choices(group: Function, deep: bool, examples: Sequence[int] = (1,)) -> 
     ]  # fmt: skip
 
 
-def tensor_choices(group: Function, example: int = 1) -> list[Choice]:
+def tensor_choices(group: Function, example: int = 1, packed: bool = False) -> list[Choice]:
     divides, narrow = _launch(group)
-    return [tensor_choice(t, example, divides, narrow) for t in TENSOR_TILES]
+    return [tensor_choice(t, packed, example, divides, narrow) for t in TENSOR_TILES]
 
 
 def gelu(b: Builder, root: Value) -> Sequence[Value]:
