@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from graphc.codegen.fuse import FREE
 from graphc.codegen.lower.nest import group_extents
-from graphc.ir.function import Function
+from graphc.ir.function import Function, Value
+from graphc.ir.registry import lookup
 from graphc.ir.types import I64, substitute
 
 # Extents are told apart by these divisors: what a 16-byte access of small elements needs.
@@ -45,12 +47,29 @@ def divisors(group: Function, sizes: Mapping[str, int]) -> tuple[tuple[str, int]
     return tuple(found)
 
 
+def _only_compared(group: Function, value: Value) -> bool:
+    """Whether nothing but comparisons reads `value`, moved or repeated at most."""
+    found, stack = {value}, [value]
+    while stack:
+        v = stack.pop()
+        if v in group.results:
+            return False
+        for op in group.ops:
+            if v not in op.operands or lookup(op.name).family == "compare":
+                continue
+            if op.name not in FREE:
+                return False
+            stack += [r for r in op.results if r not in found]
+            found |= set(op.results)
+    return True
+
+
 def is_narrow(group: Function, sizes: Mapping[str, int], slack: int = 1 << 20) -> bool:
     """Whether every position in the group fits 32 bits, with room for tiles that overhang.
 
-    An i64 iota is a position that arithmetic may take anywhere, so it is not narrow.
+    An i64 iota is a position that arithmetic may take anywhere, so it is not narrow; one that is only compared is.
     """
-    if any(op.name == "iota" and op.result.type.dtype is I64 for op in group.ops):
+    if any(op.name == "iota" and op.result.type.dtype is I64 and not _only_compared(group, op.result) for op in group.ops):
         return False
     largest = 0
     for v in [*group.params, *(r for op in group.ops for r in op.results)]:

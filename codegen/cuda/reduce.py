@@ -39,6 +39,7 @@ ACCESS = 16  # bytes of the widest load
 MOST_HELD, MOST_WIDE = 96, 48
 SECTORS = 64  # bytes of neighbouring columns that a block takes at least
 RESIDENT = 48  # warps of a multiprocessor that hide each other's waiting
+MANY_CHAINS = 8
 FEW_CHUNKS = 4  # fewer are not worth a second kernel
 MOST_DOWN = 32  # threads that share a column
 
@@ -87,9 +88,13 @@ def _choose_staged(group: Function, sizes: Sizes, target: Target, length: int) -
     room = -(-length // 256) * 256
     # Elements that a copy may take at once; before compute capability 8.0 there are no such copies.
     even = next(d for d in (16, 8, 4, 2, 1) if length % d == 0) if target.capability >= 80 else 0
-    plan = Places(group, even)
-    bytes_a_row = room * plan.itemsize + (1 << 10)
-    if not plan.held or bytes_a_row > target.shared:
+    # Two rows at once hide each other's copies; many chains are work enough for all warps.
+    for plan, limit in ((0, 2), (1, 2 if chunks >= MANY_CHAINS else 0), (2, 2 if chunks >= MANY_CHAINS else 0), (0, 1), (1, 1), (2, 1)):
+        places = Places(group, even, plan)
+        bytes_a_row = room * places.itemsize + (1 << 10)
+        if places.held and bytes_a_row * limit <= target.shared and limit:
+            break
+    else:
         return None
     # As many warps as hide each other's waiting, over the rows that fit on a multiprocessor.
     warps = 4
@@ -98,7 +103,7 @@ def _choose_staged(group: Function, sizes: Sizes, target: Target, length: int) -
     wide = max(1, min(ACCESS // _widest(group, shape), 4))
     while wide > 1 and (length % wide or warps * WARP * wide > length):
         wide //= 2
-    numbers = (("wide", wide), ("warps", warps), ("chunks", chunks), ("room", room), ("even", even))
+    numbers = (("wide", wide), ("warps", warps), ("chunks", chunks), ("room", room), ("even", even), ("plan", plan))
     return Choice("rows shared", numbers, _useful(group, sizes, shape, axes, wide), is_narrow(group, sizes))
 
 

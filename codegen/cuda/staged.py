@@ -44,9 +44,11 @@ AHEAD = 16  # elements that a thread has under way in the elementwise phase
 MOST_CHEAP = 6  # operations that a chain may do itself for each element
 
 
-def reads_in_chain(group: Function, op: Operation, number: int, held: Sequence[Held]) -> frozenset[Held] | None:
+def reads_in_chain(
+    group: Function, op: Operation, number: int, held: Sequence[Held], heavy: bool
+) -> frozenset[Held] | None:
     """The held values from which the chain of reduction `op` in sweep `number` computes its operand itself; None if the
-    operand costs too much for one warp, or comes from memory."""
+    operand costs too much for one warp, or comes from memory. heavy: chains are many, and compute whatever they need."""
     shape, _ = domain_of(group)
     there = {h.value: h for h in held if h.first <= number <= h.last}
     producer = {r: o for o in group.ops for r in o.results}
@@ -62,10 +64,12 @@ def reads_in_chain(group: Function, op: Operation, number: int, held: Sequence[H
         made = producer.get(v)
         if size_of(v.type.shape) in (1, kept) and v.type.shape != shape:
             continue  # the same for all of the row
-        if made is None or made.name in REDUCE or (made.name not in FREE and (made.name in HEAVY or len(made.results) > 1)):
+        if made is None or made.name in REDUCE:
+            if heavy:
+                continue
             return None
         count += made.name not in FREE
-        if count > MOST_CHEAP:
+        if not heavy and (made.name in HEAVY or count > MOST_CHEAP):
             return None
         stack += [o for o in made.operands if o not in seen]
         seen |= set(made.operands)
@@ -74,18 +78,22 @@ def reads_in_chain(group: Function, op: Operation, number: int, held: Sequence[H
 
 class Places:
     """Who lies where in shared memory. What begins in a sweep may take the place of what ends in it, unless a chain of
-    that sweep still reads it."""
+    that sweep still reads it.
 
-    def __init__(self, group: Function, even: int) -> None:
+    plan: 0 holds what costs much and what comes from memory, and operands of reductions for the chains; 1 leaves the operands
+    to the chains; 2 holds only what comes from memory.
+    """
+
+    def __init__(self, group: Function, even: int, plan: int) -> None:
         self.group = group
-        self.held = held_values(group)
+        self.held = held_values(group, heavy=plan < 2)
         self.even = even
         self.early = [h for h in self.held if h.value in group.params and self.copy_bytes(h)]
         self.places: list[tuple[DType, int, bool]] = []  # dtype, the last sweep that reads it, whether a chain does
         self.of: dict[Held, int] = {}
         self.staged: dict[Operation, int] = {}
         levels = _sweep_of(group)
-        self.chains = {op: reads_in_chain(group, op, s, self.held) for op, s in levels.items()}
+        self.chains = {op: reads_in_chain(group, op, s, self.held, plan > 0) for op, s in levels.items()}
         for h in self.early:
             self.of[h] = self._place(h.dtype, 0, self._last_chain(h, levels))
         numbers = sorted({*levels.values(), *(h.first for h in self.held)})
@@ -129,11 +137,11 @@ class Staged:
     def __init__(self, row: RowGroup, targets: Sequence[tuple[Value, Buffer]], choice: Choice) -> None:
         self.row, self.names, self.choice = row, row.names, choice
         self.targets = list(targets)
-        self.sweeps = Sweeps(row, targets)
+        self.sweeps = Sweeps(row, targets, heavy=choice.number("plan") < 2)
         self.wide, self.warps = choice.number("wide"), choice.number("warps")
         self.chunks = choice.number("chunks")
         self.threads = self.warps * WARP
-        self.plan = Places(row.group, choice.number("even"))
+        self.plan = Places(row.group, choice.number("even"), choice.number("plan"))
         # The plan's values, as this lowering's.
         self.place = {h: self.plan.of[p] for h, p in zip(self.sweeps.held, self.plan.held, strict=True)}
         self.early = [h for h, p in zip(self.sweeps.held, self.plan.held, strict=True) if p in self.plan.early]

@@ -63,8 +63,8 @@ def levels_of(group: Function) -> dict[Value, int]:
     return level
 
 
-def held_values(group: Function) -> list[Held]:
-    """What is worth holding, operands before users."""
+def held_values(group: Function, heavy: bool = True) -> list[Held]:
+    """What is worth holding, operands before users. heavy: also what costs much, not only what comes from memory."""
     shape, _ = domain_of(group)
     level = levels_of(group)
     producer = {r: op for op in group.ops for r in op.results}
@@ -102,7 +102,7 @@ def held_values(group: Function) -> list[Held]:
 
     held: dict[Value, int] = {}
     # Values that cost much first, from the last ones back: what only they read is not needed again.
-    for v in reversed(candidates(lambda v: v in producer and producer[v].name in HEAVY, {})):
+    for v in reversed(candidates(lambda v: heavy and v in producer and producer[v].name in HEAVY, {})):
         found = visits(held)[v]
         if len(found) > 1:
             held[v] = min(found)
@@ -133,9 +133,9 @@ class Sweeps:
     guard: where it does not hold, a thread computes but must not store.
     """
 
-    def __init__(self, row: RowGroup, targets: Sequence[tuple[Value, Buffer]]) -> None:
+    def __init__(self, row: RowGroup, targets: Sequence[tuple[Value, Buffer]], heavy: bool = True) -> None:
         self.row = row
-        self.held = held_values(row.group)
+        self.held = held_values(row.group, heavy)
         self.guard: Expr = const(BOOL, True)
         self.memory: dict[Held, Buffer] = {}
         self.early: frozenset[Held] = frozenset()  # in memory before the first sweep

@@ -149,9 +149,9 @@ def rolled(n: int, parts: int) -> Choice:
     return Choice("rows loop", numbers, (), True)
 
 
-def staged(n: int, warps: int, wide: int, even: int) -> Choice:
+def staged(n: int, warps: int, wide: int, even: int, plan: int = 0) -> Choice:
     """The schedule of rows in shared memory."""
-    numbers = (("wide", wide), ("warps", warps), ("chunks", -(-n // 4096)), ("room", -(-n // 256) * 256), ("even", even))
+    numbers = (("wide", wide), ("warps", warps), ("chunks", -(-n // 4096)), ("room", -(-n // 256) * 256), ("even", even), ("plan", plan))
     return Choice("rows shared", numbers, (), True)
 
 
@@ -160,7 +160,7 @@ def test_every_form_gives_the_same_bits() -> None:
     cases = []
     for n in (33, 4100):
         forms = [rolled(n, 1), rolled(n, 2), rolled(n, 3)]
-        forms += [staged(n, 1, 1, 0), staged(n, 2, 1, 1)] + ([staged(n, 4, 4, 4), staged(n, 3, 2, 2)] if n % 4 == 0 else [])
+        forms += [staged(n, 1, 1, 0), staged(n, 2, 1, 1, 1)] + ([staged(n, 4, 4, 4), staged(n, 3, 2, 2, 2)] if n % 4 == 0 else [])
         for form in forms:
             for f in (softmax(n, 2), gradient(softmax(n, 2)), layer_norm(n, 2)):
                 cases += row_cases(f, arguments(f), lambda *_, form=form: form)
