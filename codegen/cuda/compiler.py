@@ -227,17 +227,22 @@ def _run_nvcc(flags: Sequence[str], texts: Sequence[str], folder: Path) -> str:
     return log
 
 
+def _gencode(arch: str) -> str:
+    """`-arch=sm_90a` alone makes some versions compile for a plain sm_90 too, which lacks wgmma."""
+    return f"-gencode=arch={arch.replace('sm_', 'compute_')},code={arch}"
+
+
 def _compile_with_nvcc(text: str, target: Target, lines: bool) -> Cubin:
     with tempfile.TemporaryDirectory(prefix="graphc-nvcc-") as name:
         folder = Path(name)
-        flags = ["-cubin", f"-arch={target.arch}", "-o", "out.cubin", *(["-lineinfo"] if lines else [])]
+        flags = ["-cubin", _gencode(target.arch), "-o", "out.cubin", *(["-lineinfo"] if lines else [])]
         log = _run_nvcc(flags, [text], folder)
         return Cubin((folder / "out.cubin").read_bytes(), {n: u for (n, _), u in parse_report(log).items()})
 
 
 def usage_with_nvcc(texts: Sequence[str], archs: Sequence[str]) -> dict[tuple[str, str], Usage]:
     """The same by one call of nvcc for all."""
-    codes = [f"-gencode=arch={a.replace('sm_', 'compute_')},code={a}" for a in archs]
+    codes = [_gencode(a) for a in archs]
     with tempfile.TemporaryDirectory(prefix="graphc-nvcc-") as folder:
         return parse_report(_run_nvcc(["-fatbin", *codes], texts, Path(folder)))
 
