@@ -28,7 +28,7 @@ class Parameters:
         start = -ctypes.addressof(self._raw) % _ALIGNMENT
         self.words = (ctypes.c_int64 * (at // _WORD)).from_buffer(self._raw, start)
         base = ctypes.addressof(self.words)
-        self.pointers = (ctypes.c_void_p * max(1, len(self.sizes)))(*(base + _WORD * s for s in self.starts))
+        self.pointers = (ctypes.c_void_p * (len(self.sizes) + 1))(*(base + _WORD * s for s in self.starts), None)
         self.address = ctypes.addressof(self.pointers)
 
     def copy(self) -> Parameters:

@@ -6,6 +6,7 @@ of the primary context may work beside graphc.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
@@ -67,11 +68,10 @@ class PycudaDevice:
         self._pycuda = pycuda
         device = pycuda.Device(index)
         attributes = pycuda.device_attribute
-        major, minor = device.compute_capability()
         self.properties = Properties(
             device.name(),
-            major,
-            minor,
+            device.get_attribute(attributes.COMPUTE_CAPABILITY_MAJOR),
+            device.get_attribute(attributes.COMPUTE_CAPABILITY_MINOR),
             device.total_memory(),
             device.get_attribute(attributes.MULTIPROCESSOR_COUNT),
             _shared(device, attributes),
@@ -79,6 +79,8 @@ class PycudaDevice:
             device.get_attribute(attributes.WARP_SIZE),
         )
         self._context = device.retain_primary_context()
+        # Else pycuda detaches it in a way that is not for primary contexts, and complains.
+        atexit.register(self._context.detach)
         self._raw_context = c_void_p()
         library.call("cuDevicePrimaryCtxRetain", byref(self._raw_context), index)
         self._launch = library.function("cuLaunchKernel")

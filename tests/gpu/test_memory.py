@@ -54,7 +54,7 @@ def test_statistics() -> None:
     gc.cuda.reset_peak_memory_stats()
     assert gc.cuda.max_memory_allocated() == gc.cuda.memory_allocated()
     free, total = gc.cuda.mem_get_info()
-    assert 0 < free <= total == gc.cuda.get_device_properties().total_memory or not 0 < total
+    assert 0 < free <= total
     text = gc.cuda.memory_summary()
     assert "memory of cuda:0" in text and "allocated bytes" in text and "MiB" in text
     del y

@@ -85,7 +85,7 @@ def test_modules_move_with_buffers_and_gradients() -> None:
 
 def test_state_of_an_optimizer_is_loaded_where_its_parameters_are() -> None:
     _, _, here = train("cpu", "adam", False)
-    _, net, there = train("cuda", "adam", False, 1)
+    _, _, there = train("cuda", "adam", False, 1)
     there.load_state_dict(here.state_dict())
     for name, t in here.state_dict().items():
         same(there.state_dict()[name], t)
