@@ -7,17 +7,31 @@ and elements are rounded to the type that the tensor cores take.
 
 from __future__ import annotations
 
-from graphc.codegen.cuda.product import Body, Product
-from graphc.codegen.cuda.rounding import rounded
+from collections.abc import Mapping
+
+from graphc.codegen.cuda.product import Body, Product, divisor
+from graphc.codegen.cuda.rounding import operand_type, rounded
 from graphc.codegen.expr import Expr, index, load, var
 from graphc.codegen.loops import Alloc, Barrier, Buffer, For, If, Kernel, Store
 from graphc.codegen.lower.affine import ceil_div, least_of, logical_and, tidy
+from graphc.codegen.lower.contraction import Contraction
 from graphc.codegen.lower.index import Position, dim_expr, linearise
 from graphc.ir.function import Value
 from graphc.ir.types import DType, size_of
 
 SIDE = 32  # of the squares that are turned in shared memory
 DOWN = 8  # rows of threads
+
+
+def packs(c: Contraction, divides: Mapping[str, int]) -> bool:
+    """Whether the operands of a convolution on tensor cores are copied first, with their channels last."""
+    if c.root.name != "conv":
+        return False
+    w = c.root.operands[1].type
+    dtype = operand_type(w.dtype, c.root.attrs.get("precision", ""))
+    assert dtype is not None
+    plain = all(d == 1 for d in w.shape[2:]) and all(s == 1 for s in c.root.attrs["strides"])
+    return not plain and divisor(dim_expr(w.shape[1]), divides) * dtype.itemsize % 16 == 0
 
 
 def pack_channels(p: Product, dtype: DType) -> list[Kernel]:

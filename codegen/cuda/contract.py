@@ -19,15 +19,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from graphc.codegen.cuda import hopper
+from graphc.codegen.cuda.channels import packs
 from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
 from graphc.codegen.cuda.direct import lower_direct
 from graphc.codegen.cuda.fma import IN_REGISTERS, lower_fma
-from graphc.codegen.cuda.product import contraction_of, dim_value, divisor
+from graphc.codegen.cuda.product import contraction_of, dim_value
+from graphc.codegen.cuda.rounding import operand_type
 from graphc.codegen.cuda.sums import BLOCK
 from graphc.codegen.cuda.target import Target
-from graphc.codegen.cuda.tensor import lower_tensor, operand_type
+from graphc.codegen.cuda.tensor import lower_tensor
 from graphc.codegen.lower.contraction import Contraction
-from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.lowered import Lowered
 from graphc.ir.function import Function
 from graphc.ir.types import size_of
@@ -161,17 +162,6 @@ def engine(c: Contraction, target: Target) -> str:
         rows = c.left.size
         return "tensor" if isinstance(rows, int) and rows >= MIN_ROWS else "fma"
     return "tensor"
-
-
-def packs(c: Contraction, divides: Mapping[str, int]) -> bool:
-    """Whether the operands of a convolution on tensor cores are copied first, with their channels last (channels.py)."""
-    if c.root.name != "conv":
-        return False
-    w = c.root.operands[1].type
-    dtype = operand_type(w.dtype, c.root.attrs.get("precision", ""))
-    assert dtype is not None
-    plain = all(d == 1 for d in w.shape[2:]) and all(s == 1 for s in c.root.attrs["strides"])
-    return not plain and divisor(dim_expr(w.shape[1]), divides) * dtype.itemsize % 16 == 0
 
 
 def tensor_choice(

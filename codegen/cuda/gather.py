@@ -8,7 +8,7 @@ from graphc.codegen.cuda.product import Body, Product, divisor
 from graphc.codegen.cuda.rounding import rounded
 from graphc.codegen.expr import Expr, binary, const, index, select, var
 from graphc.codegen.loops import Buffer, For, Let, Store, Vector
-from graphc.codegen.lower.affine import least_of, split_lanes, tidy
+from graphc.codegen.lower.affine import least_of, tidy
 from graphc.codegen.lower.contraction import Operand
 from graphc.codegen.lower.index import delinearise, dim_expr
 from graphc.ir.types import size_of
@@ -48,6 +48,7 @@ class Gather:
         p, c = self.p, self.p.c
         depth = dim_expr(size_of(c.depth))
         whole = divisor(depth, p.divides) % self.line == 0
+        even = p.divisor(size_of(c.depth)) % self.width == 0  # units lie inside or outside
         apart = THREADS // self.along  # threads that share a row
         out: Body = []
         for row, coords in places:
@@ -57,12 +58,13 @@ class Gather:
             place = stage * (self.rows * self.line) + row * self.line + binary("xor", unit, row % 8) * self.width
             at = p.let(inner, "at", place)
             here = start + lane
-            if whole:
-                position = split_lanes(start, lane, self.width, c.depth)
+            if even:
+                first = start if whole else p.let(inner, "first", least_of(start, depth - self.width))
+                position = p.lane_coords(c.depth, inner, first, lane, self.width)
             else:
                 position = delinearise(least_of(here, depth - 1), c.depth)
             value = rounded(self.side.at(batch, coords, position), self.ring.dtype)
-            inside = None if whole else here < depth
+            inside = None if whole else (start if even else here) < depth
             if inside is not None:
                 value = select(inside, value, const(self.ring.dtype, 0))
             loops = [e for e in (*batch, *coords, start, lane) if e.op == "var"]

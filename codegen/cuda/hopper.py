@@ -18,13 +18,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from graphc.codegen.cuda.channels import pack_channels, packs
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.gather import Gather
 from graphc.codegen.cuda.operand_view import ROW, Copies, view_of
 from graphc.codegen.cuda.pack import pack
 from graphc.codegen.cuda.product import Body, Product, dim_value
+from graphc.codegen.cuda.rounding import operand_type
 from graphc.codegen.cuda.target import Target
-from graphc.codegen.cuda.tensor import operand_type
 from graphc.codegen.expr import Expr, children_first, const, equal, index, load, select, var
 from graphc.codegen.loops import (
     Alloc,
@@ -121,6 +122,9 @@ def candidates(
     element = element_type(c)
     assert element is not None
     p = Product(group, Choice(FORM, (("example", example),), divides, narrow))
+    packed = packs(c, dict(divides))
+    if packed:
+        pack_channels(p, element)
     ways = tuple(_way(p, side, element) for side in (p.c.left, p.c.right))
     rows, columns = dim_value(c.left.size, sizes), dim_value(c.right.size, sizes)
     batches = dim_value(size_of(c.batch), sizes)
@@ -138,7 +142,7 @@ def candidates(
 
     # Gathering threads need registers that the largest tiles have not left.
     fitting = [t for t in TILES if GATHER not in ways or t.sums <= 64]
-    return [tile_choice(t, ways, example, divides, narrow) for t in sorted(fitting, key=cost)]
+    return [tile_choice(t, ways, example, divides, narrow, packed) for t in sorted(fitting, key=cost)]
 
 
 def _instructions(p: Product) -> int:
@@ -154,11 +158,14 @@ def _domains(c: Contraction) -> tuple[tuple[str, Shape], ...]:
 
 
 def tile_choice(
-    tile: Tile, ways: tuple[int, ...], example: int, divides: tuple[tuple[str, int], ...], narrow: bool
+    tile: Tile, ways: tuple[int, ...], example: int, divides: tuple[tuple[str, int], ...], narrow: bool,
+    packed: bool = False,
 ) -> Choice:
+    """packed: a conv's operands are copied first, with channels last."""
     numbers = {
         "rows": tile.rows, "columns": tile.columns, "consumers": tile.consumers, "stages": tile.stages,
-        "resident": tile.resident, "paired": int(tile.paired), "left": ways[0], "right": ways[1], "example": example,
+        "resident": tile.resident, "paired": int(tile.paired), "left": ways[0], "right": ways[1], "packed": int(packed),
+        "example": example,
     }  # fmt: skip
     return Choice(FORM, tuple(numbers.items()), divides, narrow)
 
@@ -189,7 +196,7 @@ class WgmmaProduct:
         self.staged = Buffer("staged", F32, "shared")
         self.full, self.empty = Buffer("full", U64, "shared"), Buffer("empty", U64, "shared")
         self.sums = Buffer("sums", F32, "local")
-        self.packing: list[Kernel] = []
+        self.packing: list[Kernel] = pack_channels(self.p, element) if n("packed") else []
         self.sides = tuple(self._side(i, choice.number(name)) for i, name in enumerate(("left", "right")))
         self.gathers = [s for s in self.sides if isinstance(s, Gather)]
         self.copies = [s for s in self.sides if isinstance(s, Copies)]

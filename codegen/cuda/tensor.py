@@ -13,6 +13,7 @@ from __future__ import annotations
 from graphc.codegen.cuda.channels import pack_channels
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.product import Body, Product
+from graphc.codegen.cuda.rounding import operand_type
 from graphc.codegen.cuda.swizzle import TensorStager
 from graphc.codegen.cuda.tiles import tile_grid
 from graphc.codegen.expr import Expr, const, equal, index, load, logical_and, select, var
@@ -34,24 +35,11 @@ from graphc.codegen.loops import (
 )
 from graphc.codegen.lower.lowered import Lowered
 from graphc.ir.function import Function
-from graphc.ir.types import BF16, F16, F32, U32, DType
+from graphc.ir.types import BF16, F16, F32, U32
 
 # element type of the operands -> the instruction: d (16 x 8) += a * b
 INSTRUCTIONS = {BF16: "mma_16816_bf16", F16: "mma_16816_f16", F32: "mma_1688_tf32"}
 PAD = 4  # floats between rows of a finished part, so that rows lie in different banks
-
-
-def operand_type(dtype: DType, precision: str) -> DType | None:
-    """What the operands of a product become on tensor cores; None where it is done by fma.
-
-    >>> operand_type(F32, "tf32"), operand_type(BF16, ""), operand_type(F32, "")
-    (f32, bf16, None)
-    """
-    if dtype in (F16, BF16):
-        return None if precision == "exact" else dtype
-    if dtype is F32:
-        return {"tf32": F32, "bf16": BF16}.get(precision)
-    return None
 
 
 def lower_tensor(group: Function, choice: Choice) -> Lowered:

@@ -68,8 +68,9 @@ def chosen(group: Function, tile: hopper.Tile, target: Any = SMALL) -> Choice:
     found = choose(c.function, {n: int(d) for n, d in c.extents}, target)
     assert found.form == hopper.FORM
     return hopper.tile_choice(
-        tile, (found.number("left"), found.number("right")), found.number("example"), found.divides, found.narrow
-    )
+        tile, (found.number("left"), found.number("right")), found.number("example"), found.divides, found.narrow,
+        bool(found.number("packed")),
+    )  # fmt: skip
 
 
 def case(group: Function, tile: hopper.Tile | None = None, inputs: list[Array] | None = None) -> Case:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from graphc.codegen.cuda.contract import contraction_of, engine
+from graphc.codegen.cuda.rounding import operand_type
 from graphc.codegen.cuda.target import AMPERE, Target
-from graphc.codegen.cuda.tensor import operand_type
 from graphc.ir.function import Function
 from graphc.ir.interpret import interpret
 from graphc.ir.types import BF16, F16, F32, F64
