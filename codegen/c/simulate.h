@@ -70,7 +70,9 @@ extern "C" __attribute__((visibility("default"))) unsigned long long simulate_fa
     extern char __start_shared_##name[] __attribute__((weak)), __stop_shared_##name[] __attribute__((weak)); \
     char *const from = __start_shared_##name, *const to = __stop_shared_##name;
 #endif
+/* The launcher of a kernel, and the bytes of each of its arguments, then 0. */
 #define SIMULATED_KERNEL(name) \
+    extern "C" __attribute__((visibility("default"))) const int *simulate_sizes_##name() { return simulated::Entry<&name>::sizes; } \
     extern "C" __attribute__((visibility("default"))) int simulate_##name(const void *const *args, long long blocks, int threads, long long dynamic_shared, unsigned seed) { \
         SIMULATED_SHARED(name) \
         using Entry = simulated::Entry<&name>; \

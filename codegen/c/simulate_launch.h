@@ -164,6 +164,7 @@ template <auto K> struct Entry;
 template <class... P, void (*K)(P...)> struct Entry<K> {
     static constexpr int count = sizeof...(P);
     static constexpr bool is_pointer[] = {points<P>..., false};
+    static constexpr int sizes[] = {(int)sizeof(P)..., 0};
     template <int... I> static void spread(const void *const *args, Numbers<I...>) { K(*(P *)const_cast<void *>(args[I])...); }
     static void body(const void *const *args) { spread(args, CountTo<sizeof...(P)>()); }
 };
