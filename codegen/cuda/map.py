@@ -90,6 +90,11 @@ def vectors_for(group: Function) -> int:
     return 2 if cheap and len(streams(group)) - len(group.results) <= MOST_STREAMS else 1
 
 
+def in_flight(width: int, vectors: int) -> int:
+    """Vectors that a thread takes at once: more of single elements, where a body is cheap."""
+    return 4 if width == 1 and vectors > 1 else vectors
+
+
 def inner_divides(group: Function, sizes: Mapping[str, int], width: int) -> tuple[tuple[str, int], ...]:
     """The extents that innermost dimensions have, and what divides them: proof that lines start aligned."""
     names: set[str] = set()
@@ -124,7 +129,8 @@ def choose(group: Function, sizes: Mapping[str, int], target: Target) -> Choice:
     op = joining(group)
     if op is not None:
         width = piece_width(op, sizes, width)
-        return Choice("map join", (("width", width), ("vectors", vectors)), inner_divides(group, sizes, width), narrow)
+        numbers = (("width", width), ("vectors", in_flight(width, vectors)))
+        return Choice("map join", numbers, inner_divides(group, sizes, width), narrow)
     if len(big) == 1:
         return Choice("map", (("width", width), ("vectors", vectors)), narrow=narrow)
     inner = extent(shape, big[-1], sizes)
@@ -143,7 +149,7 @@ def choose(group: Function, sizes: Mapping[str, int], target: Target) -> Choice:
         return Choice("map wrapped", (("width", full), ("vectors", vectors if full <= 4 else 1)), narrow=narrow)
     if width == 1 and inner >= LONG_LINE:
         return Choice("map rows", (("vectors", min(4, -(-inner // THREADS))),), narrow=narrow)
-    numbers = (("width", width), ("vectors", vectors if width > 1 else 2 * vectors))
+    numbers = (("width", width), ("vectors", in_flight(width, vectors)))
     return Choice("map", numbers, inner_divides(group, sizes, width) if width > 1 else (), narrow)
 
 

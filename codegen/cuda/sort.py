@@ -36,7 +36,7 @@ from graphc.ir.types import I32, I64, Dim, DType
 BITS = 8
 DIGITS = 1 << BITS  # as many as a block has threads
 WARP, WARPS = 32, DIGITS // 32
-RUN = 256  # keys that a warp walks
+RUN = 64  # keys that a warp walks: few, so that even 10,000 keys keep many multiprocessors busy
 CHUNK = WARPS * RUN
 
 

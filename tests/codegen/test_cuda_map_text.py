@@ -59,16 +59,14 @@ extern "C" __global__ void __launch_bounds__(256) map(const float *__restrict__ 
             #pragma unroll
             for (int u1 = 0; u1 < 2; ++u1) {
                 const int q2 = p0 + u1 * 1024;
-                {
-                    const wide<float, 4> x0_4 = load_wide<4>(x0 + q2);
-                    const wide<float, 4> x1_4 = load_wide<4>(x1 + q2);
-                    wide<float, 4> y0_4;
-                    #pragma unroll
-                    for (int l3 = 0; l3 < 4; ++l3) {
-                        y0_4.lane[l3] = x0_4.lane[l3] + x1_4.lane[l3];
-                    }
-                    store_wide(y0 + q2, y0_4);
+                const wide<float, 4> x0_4 = load_wide<4>(x0 + q2);
+                const wide<float, 4> x1_4 = load_wide<4>(x1 + q2);
+                wide<float, 4> y0_4;
+                #pragma unroll
+                for (int l3 = 0; l3 < 4; ++l3) {
+                    y0_4.lane[l3] = x0_4.lane[l3] + x1_4.lane[l3];
                 }
+                store_wide(y0 + q2, y0_4);
             }
         } else {
             for (int u1 = 0; u1 < 2; ++u1) {
@@ -97,12 +95,12 @@ extern "C" __global__ void __launch_bounds__(256) map_transpose(const float *__r
     __shared__ __align__(16) float square0[1056];
     const int x5 = thread % 32;
     const int y6 = thread / 32;
-    const int t0 = (e0 + 31) / 32;
-    const int t1 = (e1 + 31) / 32;
-    for (int item0 = block; item0 < t1 * t0; item0 += blocks) {
-        const int left4 = item0 % t0 * 32;
-        const int rest1 = item0 / t0;
-        const int top3 = rest1 % t1 * 32;
+    const int t0 = (e1 + 31) / 32;
+    const int t1 = (e0 + 31) / 32;
+    for (int item0 = block; item0 < t0 * t1; item0 += blocks) {
+        const int left4 = item0 % t1 * 32;
+        const int rest1 = item0 / t1;
+        const int top3 = rest1 % t0 * 32;
         const bool full8 = top3 + 32 <= e1 && left4 + 32 <= e0;
         if (full8) {
             #pragma unroll
