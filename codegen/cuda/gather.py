@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from graphc.codegen.cuda.product import Body, Product, divisor
 from graphc.codegen.cuda.rounding import rounded
-from graphc.codegen.expr import Expr, binary, const, index, select, var
-from graphc.codegen.loops import Buffer, For, Let, Store, Vector
+from graphc.codegen.expr import Expr, binary, const, index, load, select, var
+from graphc.codegen.loops import Alloc, Buffer, For, Let, Store, Vector
 from graphc.codegen.lower.affine import least_of, tidy
 from graphc.codegen.lower.contraction import Operand
 from graphc.codegen.lower.index import delinearise, dim_expr
@@ -50,13 +50,15 @@ class Gather:
         whole = divisor(depth, p.divides) % self.line == 0
         even = p.divisor(size_of(c.depth)) % self.width == 0  # units lie inside or outside
         apart = THREADS // self.along  # threads that share a row
+        own = -(-UNITS // apart)  # units of a thread: all are loaded before the first is stored
+        begin = var("thread") // self.along if apart > 1 else index(0)
         out: Body = []
         for row, coords in places:
-            unit, lane = p.name("unit"), p.name("lane")
+            held = Buffer(str(p.name("held").data), self.ring.dtype, "local")
+            i, lane = p.name("i"), p.name("lane")
             inner: Body = []
+            unit = p.let(inner, "unit", begin + i * apart)
             start = p.let(inner, "start", k + unit * self.width)
-            place = stage * (self.rows * self.line) + row * self.line + binary("xor", unit, row % 8) * self.width
-            at = p.let(inner, "at", place)
             here = start + lane
             if even:
                 first = start if whole else p.let(inner, "first", least_of(start, depth - self.width))
@@ -69,10 +71,14 @@ class Gather:
                 value = select(inside, value, const(self.ring.dtype, 0))
             loops = [e for e in (*batch, *coords, start, lane) if e.op == "var"]
             named = p.name("value", self.ring.dtype)
-            each: Body = [*p.checks(inside), Let(named, tidy(value, loops)), Store(self.ring, at + lane, named)]
+            each: Body = [*p.checks(inside), Let(named, tidy(value, loops)), Store(held, i * self.width + lane, named)]
             inner.append(Vector(lane, self.width, tuple(each)))
-            begin = var("thread") // self.along if apart > 1 else index(0)
-            out.append(For(unit, begin, index(UNITS), tuple(inner), index(apart)))
+            out += [Alloc(held, own * self.width), For(i, index(0), index(own), tuple(inner), index(1), unroll=True)]
+            n, lane = p.name("i"), p.name("lane")
+            unit = begin + n * apart
+            at = stage * (self.rows * self.line) + row * self.line + binary("xor", unit, row % 8) * self.width
+            store = Store(self.ring, at + lane, load(held, n * self.width + lane))
+            out.append(For(n, index(0), index(own), (Vector(lane, self.width, (store,)),), index(1), unroll=True))
         return out
 
 
