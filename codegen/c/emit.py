@@ -147,7 +147,7 @@ def _assign(w: Emitter, s: Assign) -> None:
         if not w.narrow and DATA not in w.positions.needs[s.var]:
             role = POSITION
     target = _register(w, s.var, role)
-    text = w.value(s.value, role)
+    text = w.value(s.value, role, w.scope.uses[s.value] < 2)
     guard = f"if ({w.mask}) " if w.mask is not None and w.run is not None else ""
     w.line(f"{guard}{target} = {text};")
     w.forget([s.var])
@@ -161,7 +161,7 @@ def _register(w: Emitter, v: Expr, role: Any) -> Text:
 
 
 def _store(w: Emitter, s: Store) -> None:
-    value = w.value(s.value, DATA if s.value.dtype is I64 else None)
+    value = w.value(s.value, DATA if s.value.dtype is I64 else None, w.scope.uses[s.value] < 2)
     direct = w.direct.get(id(s))
     target = direct.text if direct is not None else f"{w.pointer(s.buffer)}[{w.position(s.index)}]"
     guard = f"if ({w.mask}) " if w.mask is not None and w.run is not None else ""

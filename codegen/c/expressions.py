@@ -16,6 +16,7 @@ from graphc.codegen.c.dialect import (
     ATOM,
     CHOICE,
     COMPARISONS,
+    OPERATIONS,
     UNARY,
     Dialect,
     Text,
@@ -271,7 +272,7 @@ class Writer:
             how, width = e.data
             called = Text(f"shuffle_{how}({args[0]}, {args[1]}, {width})", ATOM, True)
             if e.dtype is I64 and args[0].small:
-                called = Text(f"shuffle_{how}((long long){args[0]:15}, {args[1]}, {width})", ATOM, True)
+                called = Text(f"shuffle_{how}({self._long(args[0])}, {args[1]}, {width})", ATOM, True)
             return self._narrowed(e, role, called)
         if op == "cast":
             return self._narrowed(e, role, convert(self.dialect, args[0], e.args[0].dtype, e.dtype))
@@ -307,22 +308,26 @@ class Writer:
         bound = _BOUNDS[op](*[a.bound for a in args])
         small = all(a.small for a in args)
         loads = any(a.loads for a in args)
-        template = "sub" if op == "sub" else op
-        if is_position and self.narrow:
-            return self._plain(template, args, loads, min(bound or _INT, _INT), True)
+        if op == "shr" and args[0].small and (args[1].bound is None or args[1].bound > 31):
+            # Beyond the width of int.
+            args, small = [self._long(args[0]), args[1]], False
+        elif is_position and self.narrow:
+            return self._plain(op, args, loads, min(bound or _INT, _INT), True)
         if op in ("add", "sub", "mul", "neg", "shl"):
             if small and bound is not None and bound < _INT:
-                return self._plain(template, args, loads, bound, True)
+                return self._plain(op, args, loads, bound, True)
             if is_position or (bound is not None and bound < _LONG):
                 if small:
-                    args = [Text(f"({self.dialect.type(I64)}){args[0]:15}", UNARY, loads), *args[1:]]
-                return self._plain(template, args, loads, bound, False)
+                    args = [self._long(args[0]), *args[1:]]
+                return self._plain(op, args, loads, bound, False)
             return Text(operation(self.dialect, op, I64, args).text, ATOM, loads)
-        return self._plain(template, args, loads, bound, small)
+        return self._plain(op, args, loads, bound, small)
+
+    def _long(self, x: Text) -> Text:
+        """An `int` as a 64-bit integer."""
+        return Text(f"({self.dialect.type(I64)}){x:15}", UNARY, x.loads, x.bound)
 
     def _plain(self, op: str, args: list[Text], loads: bool, bound: int | None, small: bool) -> Text:
-        from graphc.codegen.c.dialect import OPERATIONS
-
         table = OPERATIONS[op]
         template, level = table["f"] if op == "neg" else table["u"] if "u" in table else table["i"]
         if op == "neg" and args[0].text.startswith("-"):
