@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from graphc.codegen.cuda import hopper
+from graphc.codegen.cuda import hopper, tuned
 from graphc.codegen.cuda.channels import packs
 from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
 from graphc.codegen.cuda.direct import lower_direct
@@ -128,7 +128,12 @@ MIN_DEPTH = 4  # shallower sums have nothing to gain from shared memory
 
 
 def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
-    """The schedule for a launch of these sizes."""
+    """The schedule for a launch of these sizes: the one that was measured to be best, else the one estimated so."""
+    return tuned.lookup(group, sizes, target) or candidates(group, sizes, target)[0]
+
+
+def candidates(group: Function, sizes: Sizes, target: Target) -> list[Choice]:
+    """All schedules for a launch of these sizes, by estimated time; they give the same bits."""
     c = contraction_of(group, True)
     example = 1
     if c.root.name == "conv":
@@ -141,16 +146,18 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
     depth, batches = dim_value(size_of(c.depth), sizes), dim_value(size_of(c.batch), sizes)
     if engine(c, target) == "tensor":
         if target.tensor_cores == "wgmma":
-            return hopper.choose(group, c, sizes, target, divides, narrow, example)
-        tile = _tensor_tile(rows, columns, batches, target)
-        return tensor_choice(tile, packs(c, dict(divides)), example, divides, narrow)
+            return hopper.candidates(group, c, sizes, target, divides, narrow, example)
+        packed = packs(c, dict(divides))
+        tiles = _tensor_tiles(rows, columns, batches, target)
+        return [tensor_choice(t, packed, example, divides, narrow) for t in tiles]
     few = rows * columns <= FEW or (c.root.name == "conv" and rows <= 2)
     if depth < MIN_DEPTH or few:
-        return Choice("contract direct", (("split", int(depth > BLOCK)), ("example", example)), divides, narrow)
-    tile, split = _fma_tile(c, rows, columns, depth, batches, target)
-    if split and -(-depth // BLOCK) * batches * rows * columns >= 1 << 31:
-        narrow = False
-    return fma_choice(tile, depth > BLOCK, split, example, divides, narrow)
+        return [Choice("contract direct", (("split", int(depth > BLOCK)), ("example", example)), divides, narrow)]
+    found = []
+    for tile, split in _fma_tiles(c, rows, columns, depth, batches, target):
+        small = narrow and not (split and -(-depth // BLOCK) * batches * rows * columns >= 1 << 31)
+        found.append(fma_choice(tile, depth > BLOCK, split, example, divides, small))
+    return found
 
 
 def engine(c: Contraction, target: Target) -> str:
@@ -180,16 +187,16 @@ def tensor_choice(
     return Choice("contract tensor", tuple(numbers.items()), divides, narrow)
 
 
-def _tensor_tile(rows: int, columns: int, batches: int, target: Target) -> TensorTile:
-    """The tile of the table with the least estimated time."""
+def _tensor_tiles(rows: int, columns: int, batches: int, target: Target) -> list[TensorTile]:
+    """The tiles of the table by estimated time."""
 
     def cost(tile: TensorTile) -> float:
         blocks = batches * -(-rows // tile.rows) * -(-columns // tile.columns)
-        resident = max(1, min(4, 512 // tile.threads))
+        resident = max(1, min(4, THREADS // tile.threads))
         waves = -(-blocks // (target.multiprocessors * resident))
         return waves * tile.rows * tile.columns * resident / tile.speed
 
-    return min(TENSOR_TILES, key=cost)
+    return sorted(TENSOR_TILES, key=cost)
 
 
 def fma_choice(
@@ -210,30 +217,26 @@ def fma_choice(
     return Choice("contract fma", tuple(numbers.items()), divides, narrow)
 
 
-def _fma_tile(
+def _fma_tiles(
     c: Contraction, rows: int, columns: int, depth: int, batches: int, target: Target
-) -> tuple[Tile, bool]:
-    """The tile of the table with the least estimated time, and whether blocks of k go over the grid."""
-    best: tuple[float, Tile, bool] | None = None
-    itemsize = c.accumulator.itemsize
-    for tile in FMA_TILES:
+) -> list[tuple[Tile, bool]]:
+    """The tiles of the table by estimated time, each with whether blocks of k go over the grid."""
+    found: list[tuple[float, int, Tile, bool]] = []
+    itemsize, parts = c.accumulator.itemsize, -(-depth // BLOCK)
+    sums = rows * columns * batches * parts
+    for i, tile in enumerate(FMA_TILES):
         resident = tile.resident(itemsize, target)
         if not resident:
             continue
         tiles = batches * -(-rows // tile.rows) * -(-columns // tile.columns)
-        parts = -(-depth // BLOCK)
         for split in (False, True) if parts > 1 and tile.splits else (False,):
-            blocks = tiles * parts if split else tiles
-            waves = -(-blocks // (target.multiprocessors * resident))
-            each = tile.rows * tile.columns * resident * (min(depth, BLOCK) if split else depth) / tile.speed
-            sums = rows * columns * batches * parts
             if split and sums * itemsize > MOST_SCRATCH:
                 continue
+            waves = -(-tiles * (parts if split else 1) // (target.multiprocessors * resident))
+            each = tile.rows * tile.columns * resident * (min(depth, BLOCK) if split else depth) / tile.speed
             cost = waves * each + (SPLIT_LAUNCH + sums * SPLIT_ELEMENT if split else 0)
-            if best is None or cost < best[0]:
-                best = cost, tile, split
-    assert best is not None
-    return best[1], best[2]
+            found.append((cost, i, tile, split))
+    return [(tile, split) for _, _, tile, split in sorted(found, key=lambda f: f[:2])]
 
 
 def lower(group: Function, choice: Choice, target: Target) -> Lowered:

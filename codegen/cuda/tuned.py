@@ -6,8 +6,9 @@ graphc's back end: another version measures anew.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from graphc.codegen import cache
 from graphc.codegen.cuda.choice import Choice
@@ -22,9 +23,26 @@ def entry(group: Function, sizes: Mapping[str, int], target: Target) -> str:
     return cache.key(kernel_text(group, f"tuned {text}"), target.key())
 
 
+_forced: dict[str, Choice] = {}
+
+
+@contextlib.contextmanager
+def forced(group: Function, sizes: Mapping[str, int], target: Target, choice: Choice) -> Iterator[None]:
+    """Within, `choose` gives this choice: how a schedule is measured."""
+    name = entry(group, sizes, target)
+    _forced[name] = choice
+    try:
+        yield
+    finally:
+        del _forced[name]
+
+
 def lookup(group: Function, sizes: Mapping[str, int], target: Target) -> Choice | None:
-    """The stored choice, if there is one."""
-    data = cache.get(entry(group, sizes, target))
+    """The forced or stored choice, if there is one."""
+    name = entry(group, sizes, target)
+    if name in _forced:
+        return _forced[name]
+    data = cache.get(name)
     return None if data is None else decode(data)
 
 

@@ -36,14 +36,14 @@ class _Version(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from graphc.cli import cache, compile, doctor, ir, opt, run
+    from graphc.cli import cache, compile, doctor, ir, opt, run, tune
 
     parser = _Parser(prog="graphc", description="Compile, show, transform and run programs of tensors.")
     parser.add_argument("--version", nargs=0, action=_Version, help="show the version and leave")
     every = _Parser(add_help=False)
     every.add_argument("--traceback", action="store_true", help="show Python's traceback of an error")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for module in (compile, ir, opt, run, doctor, cache):
+    for module in (compile, ir, opt, run, tune, doctor, cache):
         name = module.__name__.rpartition(".")[2]
         about = (module.__doc__ or "").partition("\n\n")[0]
         sub = commands.add_parser(
