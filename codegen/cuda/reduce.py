@@ -37,6 +37,7 @@ FORMS: dict[str, type[Rows] | type[Columns] | type[Staged]] = {"columns": Column
 ACCESS = 16  # bytes of the widest load
 # Registers of a thread that may hold elements; a wide access asks for more of them at once.
 MOST_HELD, MOST_WIDE = 96, 48
+MOST_UNHELD = 32  # elements that a thread loads at once where nothing is held: enough are under way
 SECTORS = 64  # bytes of neighbouring columns that a block takes at least
 RESIDENT = 48  # warps of a multiprocessor that hide each other's waiting
 MANY_CHAINS = 8
@@ -56,10 +57,11 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
     lanes = _power(length, LANES)
     lines = max(1, -(-length // lanes))
     wide = max(1, min(ACCESS // _widest(group, shape), lanes))
-    while wide > 1 and (length % wide or length == 0 or lines * wide * live > MOST_WIDE):
+    most, most_wide = (MOST_HELD, MOST_WIDE) if held else (MOST_UNHELD, MOST_UNHELD)
+    while wide > 1 and (length % wide or length == 0 or lines * wide * live > most_wide):
         wide //= 2
     divides = _useful(group, sizes, shape, axes, wide)
-    if lines * live * wide <= MOST_HELD:
+    if lines * live * wide <= most:
         numbers = (("lanes", lanes), ("wide", wide), ("lines", lines), ("full", int(lines * lanes == length)), ("parts", 1), ("warps", 4))
         return Choice("rows registers", numbers, divides, narrow)
     chunks = -(-length // CHUNK)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from graphc.codegen.cuda.accumulators import POSITIONAL, Extremum, Plain
 from graphc.codegen.cuda.choice import Choice
-from graphc.codegen.cuda.sweeps import Held, Sweep, Sweeps
+from graphc.codegen.cuda.sweeps import Held, Rewrite, Sweep, Sweeps
 from graphc.codegen.expr import Expr, equal, index, load, logical_and, select, var
 from graphc.codegen.loops import (
     Alloc,
@@ -131,13 +131,23 @@ class Rows:
             return self._written_out(sweep, plain, found)
         return self._rolled(sweep, plain, found)
 
-    def _line(self, sweep: Sweep, start: Expr, slot: Expr, accs: Sequence[Plain | Extremum], stop: Expr | None) -> list[Stmt]:
+    def _line(
+        self,
+        sweep: Sweep,
+        start: Expr,
+        slot: Expr,
+        accs: Sequence[Plain | Extremum],
+        stop: Expr | None,
+        rewrite: Rewrite | None = None,
+    ) -> list[Stmt]:
         """One line: this thread's `wide` elements from `start`, those before `stop` (all, if None)."""
         v = self.names.fresh("v") if self.wide > 1 else index(0)
         body, stores = self.sweeps.at(sweep, start + v, slot + v)
         for a in accs:
             body += a.step(start + v, v)
         inside: list[Stmt] = [*body, *stores]
+        if rewrite is not None:
+            inside = rewrite(inside, v)
         if self.wide > 1:
             inside = [Vector(v, self.wide, tuple(inside))]
         return inside if stop is None else [If(start < stop, tuple(inside))]
@@ -145,20 +155,27 @@ class Rows:
     def _written_out(self, sweep: Sweep, plain: Sequence[Plain], found: Sequence[Extremum]) -> list[Stmt]:
         row, lines = self.row, self.choice.number("lines")
         accs = [*plain, *found]
-        out = [s for a in accs for s in a.clear()]
         whole = lines if self.choice.number("full") else lines - 1
-        if whole:
-            r = self.names.fresh("line")
-            start = r * self.lanes + self.t * self.wide
-            body = self._line(sweep, start, r * self.wide, accs, None)
-            out.append(For(r, index(0), index(whole), tuple(body), index(1), unroll=True))
-        if whole < lines:
-            start = self.t * self.wide + whole * self.lanes
-            out += self._line(sweep, start, index(whole * self.wide), accs, row.length)
+
+        def loops(rewrite: Rewrite | None) -> list[Stmt]:
+            out = [s for a in accs for s in a.clear()]
+            if whole:
+                r = self.names.fresh("line")
+                start = r * self.lanes + self.t * self.wide
+                body = self._line(sweep, start, r * self.wide, accs, None, rewrite)
+                out.append(For(r, index(0), index(whole), tuple(body), index(1), unroll=True))
+            if whole < lines:
+                start = self.t * self.wide + whole * self.lanes
+                out += self._line(sweep, start, index(whole * self.wide), accs, row.length, rewrite)
+            return out
+
+        arrays, out = self.sweeps.by_reciprocals(loops, self.wide)
+        self.allocs += arrays
         for p in plain:
             stmts, value = p.tree(self.threads)
             total = self.names.fresh("total", p.dtype)
             out += [*stmts, Let(total, p.total(value))]
+            self.sweeps.uniform.add(total)
             row.bind(p.op, total)
         for e in found:
             stmts, (_, where) = e.winner(self.threads)

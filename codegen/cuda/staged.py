@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from graphc.codegen.cuda.accumulators import POSITIONAL, Extremum, Plain, halve
 from graphc.codegen.cuda.choice import Choice
-from graphc.codegen.cuda.sweeps import HEAVY, Held, Sweep, Sweeps, domain_of, held_values, levels_of
+from graphc.codegen.cuda.sweeps import HEAVY, Held, Rewrite, Sweep, Sweeps, domain_of, held_values, levels_of
 from graphc.codegen.expr import Expr, equal, index, load, select, var
 from graphc.codegen.fuse import FREE
 from graphc.codegen.loops import (
@@ -210,28 +210,40 @@ class Staged:
 
     def _elementwise(self, sweep: Sweep, staged: Mapping[Operation, Buffer]) -> list[Stmt]:
         """All threads run over the row; every element stays with its thread."""
-        names, row = self.names, self.row
-        base, rest, u, main = (names.fresh(s) for s in ("base", "rest", "u", "main"))
         ahead = max(1, AHEAD // self.wide)
         line = self.threads * self.wide
 
-        def at(start: Expr) -> list[Stmt]:
-            v = names.fresh("v") if self.wide > 1 else index(0)
-            i = start + var("thread") * self.wide + v
-            body, stores = self.sweeps.at(sweep, i, i, staged.values())
-            for op, buffer in staged.items():
-                x = row.element(op, i)
-                body += [*row.pull.take_reports(), Store(buffer, i, x)]
-            inside = [*body, *stores]
-            return [Vector(v, self.wide, tuple(inside))] if self.wide > 1 else inside
+        def loops(rewrite: Rewrite | None) -> list[Stmt]:
+            names, row = self.names, self.row
+            base, rest, u, main = (names.fresh(s) for s in ("base", "rest", "u", "main"))
 
-        whole = For(u, index(0), index(ahead), tuple(at(base + u * line)), index(1), unroll=True)
-        last = If(rest + var("thread") * self.wide < row.length, tuple(at(rest)))
-        return [
-            Let(main, row.length // (line * ahead) * (line * ahead)),
-            For(base, index(0), main, (whole,), index(line * ahead)),
-            For(rest, main, row.length, (last,), index(line)),
-        ]
+            def at(start: Expr) -> list[Stmt]:
+                v = names.fresh("v") if self.wide > 1 else index(0)
+                i = start + var("thread") * self.wide + v
+                body, stores = self.sweeps.at(sweep, i, i, staged.values())
+                for op, buffer in staged.items():
+                    x = row.element(op, i)
+                    body += [*row.pull.take_reports(), Store(buffer, i, x)]
+                inside = [*body, *stores]
+                if rewrite is not None:
+                    inside = rewrite(inside, v)
+                return [Vector(v, self.wide, tuple(inside))] if self.wide > 1 else inside
+
+            whole = For(u, index(0), index(ahead), tuple(at(base + u * line)), index(1), unroll=True)
+            last = If(rest + var("thread") * self.wide < row.length, tuple(at(rest)))
+            return [
+                Let(main, row.length // (line * ahead) * (line * ahead)),
+                For(base, index(0), main, (whole,), index(line * ahead)),
+                For(rest, main, row.length, (last,), index(line)),
+            ]
+
+        written = {*staged.values(), *(self.sweeps.memory[h] for h in sweep.held if h not in self.early)}
+        read = {self.sweeps.memory[h] for h in self.sweeps.held if h.first < sweep.number <= h.last or h in self.early}
+        if written & read:
+            return loops(None)  # what is overwritten could not be computed again
+        arrays, out = self.sweeps.by_reciprocals(loops, self.wide)
+        self.allocs += arrays
+        return out
 
     def _chain(self, sweep: Sweep, op: Operation, k: int, staged: Buffer | None) -> tuple[list[Stmt], list[Stmt]]:
         """The chunks of one reduction, a warp each; then how every thread combines them."""
@@ -308,5 +320,6 @@ class Staged:
                 first = (both,)
         value = names.fresh("value", first[-1].dtype)
         out.append(Let(value, a.total(first[0]) if isinstance(a, Plain) else first[1]))
+        self.sweeps.uniform.add(value)
         self.row.bind(op, value)
         return out

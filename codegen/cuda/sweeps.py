@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from graphc.codegen.expr import Expr, const, load
+from graphc.codegen.cuda.quotients import Quotients, safe_divisor, unless_fine
+from graphc.codegen.expr import Expr, const, index, load, logical_and
 from graphc.codegen.fuse import FREE
-from graphc.codegen.loops import Buffer, If, Let, Stmt, Store
+from graphc.codegen.loops import Alloc, Buffer, If, Let, Stmt, Store
 from graphc.codegen.lower.index import Position
 from graphc.codegen.lower.row_group import REDUCE, RowGroup
 from graphc.ir.function import Function, Operation, Value
@@ -23,6 +24,9 @@ from graphc.ir.types import BOOL, DType, Shape, size_of
 HEAVY = frozenset(
     ["exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "pow", "atan2", "hypot", "logaddexp", "nextafter", "remainder", "floor_divide", "random_bits", "div", "sqrt", "reciprocal", "gather", "take_along", "pad", "concat"]
 )  # fmt: skip
+
+
+Rewrite = Callable[[Sequence[Stmt], Expr], list[Stmt]]
 
 
 @dataclass(eq=False)
@@ -139,6 +143,7 @@ class Sweeps:
         self.guard: Expr = const(BOOL, True)
         self.memory: dict[Held, Buffer] = {}
         self.early: frozenset[Held] = frozenset()  # in memory before the first sweep
+        self.uniform: set[Expr] = set()  # names of what is the same for a whole row
         self._at: tuple[Expr, ...] = ()
         depth = max(row.levels[op.results[0]] for op in row.reductions)
         full = [(v, b) for v, b in targets if row.is_full(v) and row.axes]
@@ -193,6 +198,33 @@ class Sweeps:
             there = h.first <= sweep.number <= h.last
             self.row.pull.bind(h.value, self._rule(h, load(buffer, i) if there else None))
 
+    def by_reciprocals(
+        self, loops: Callable[[Rewrite | None], list[Stmt]], wide: int
+    ) -> tuple[list[Stmt], list[Stmt]]:
+        """(arrays, statements): the loops of a sweep with divisions by what is the same for a whole row done by its
+        reciprocal, and again as they stand by threads where that does not give the same bits.
+
+        loops(rewrite) makes them, passing the statements of every element through `rewrite`.
+        """
+        row = self.row
+        fine = Buffer(row.names.fresh("fine").data, BOOL, "local")
+        known: dict[Expr, Expr] = {}
+
+        def reciprocal(b: Expr) -> Expr:
+            return known.setdefault(b, row.names.fresh("inverse", b.dtype))
+
+        quotients = Quotients(self.uniform, reciprocal, fine)
+        fast = loops(quotients.rewrite)
+        if not quotients.used:
+            return [], loops(None)
+        before: list[Stmt] = [Let(y, const(b.dtype, 1.0) / b) for b, y in quotients.used.items()]
+        safe = const(BOOL, True)
+        for b in quotients.used:
+            safe = logical_and(safe, safe_divisor(b))
+        slots = [index(v) for v in range(wide)]
+        before += [Store(fine, v, safe) for v in slots]
+        return [Alloc(fine, wide)], [*before, *fast, unless_fine(fine, slots, loops(None))]
+
     def _unbound(self, h: Held, at: Position) -> Expr:
         pull = self.row.pull
         rule = pull.bound.pop(h.value)
@@ -229,6 +261,7 @@ class Sweeps:
 
         def let(value: Expr) -> tuple[list[Stmt], Expr]:
             k = row.names.fresh("k", value.dtype)
+            self.uniform.add(k)
             return [Let(k, value)], k
 
         values = [(v, "") for v in row.group.params] + [(op.results[0], op.name) for op in row.group.ops]

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from graphc.codegen.cuda.choice import Choice
-from graphc.ir.function import Function
-from graphc.ir.types import ALL_DTYPES, BF16, BOOL, F16, F32, F64, I8, I32, I64, U16, U64, DType
+from graphc.codegen.loops import print_kernel
+from graphc.ir.function import Builder, Function
+from graphc.ir.types import ALL_DTYPES, BF16, BOOL, F16, F32, F64, I8, I32, I64, U16, U64, DType, TensorType
 from graphc.runtime.nn import functional
 
 from tests.codegen.device import Case, check_compiles, check_groups, cuda_text, prepare
@@ -140,6 +141,49 @@ def test_fused_rows(name: str) -> None:
         cases += row_cases(f, arguments(f))
         g = gradient(f)
         cases += row_cases(g, arguments(g))
+    check_groups(cases)
+
+
+def divided_rows(shape: tuple[int, int], dtype: DType = F32) -> Function:
+    """Every element of a row divided by the row's first maximum: divisors of any size."""
+    b = Builder("divided")
+    x = b.param(TensorType(dtype, shape))
+    y = b.param(TensorType(dtype, shape))
+    top = b.broadcast(b.max(x, axes=(1,)), shape=shape, axes=(0,))
+    q = b.div(y, top)
+    return b.build([q, b.sum(q, axes=(1,))])
+
+
+def test_quotients_by_one_divisor() -> None:
+    """Plain ones, and all that the reciprocal would get wrong: zeros of both signs, subnormal numbers, infinities, NaN, overflow
+    and underflow in the dividend, the divisor and the quotient; divisors with all bits set."""
+    rng = np.random.default_rng(5)
+    hard = np.array([0.0, -0.0, 1e-45, -1e-38, 2.0**-61, 2.0**-60, 3e38, -3e38, np.inf, -np.inf, np.nan, 1.0, -7.0, 1e-30], np.float32)
+    tops = [1.0, 3.0, 1.9999999, 2.0**-20, 2.0**-21, 2.0**60, 2.0**61, 1e-40, 3e38, -5.0, 0.0, -0.0, np.inf, np.nan]
+    cases = []
+    for n in (14, 100, 300, 2500):
+        x = np.full((len(tops) + 6, n), -np.inf, np.float32)
+        x[: len(tops), n // 2] = tops
+        x[len(tops) :, 0] = np.abs(rng.standard_normal(6)).astype(np.float32) * 7
+        y = (rng.standard_normal(x.shape) * np.exp2(rng.integers(-30, 30, x.shape))).astype(np.float32)
+        y[: len(tops) : 2, : len(hard)] = hard
+        y[-1] = hard[rng.integers(0, len(hard), n)]
+        cases.append(Case(divided_rows(x.shape), [x, y]))
+        with np.errstate(over="ignore"):
+            cases.append(Case(divided_rows(x.shape, BF16), [x.astype(BF16.numpy), y.astype(BF16.numpy)]))
+    found = check_groups(cases)
+    assert all("inverse" in print_kernel(p.kernels[0]) for p in found if p.choice.form == "rows registers")
+
+
+def test_masked_softmax() -> None:
+    """Where most elements are exactly zero, quotients are divided out."""
+    cases = []
+    for n in (60, 1024, 3000):
+        x = plain(F32, (6, n), n)
+        x[:, n // 3 :] = -np.inf
+        x[2] = -1e4
+        x[2, 5] = 0
+        cases += row_cases(softmax(n, 6), [x])
     check_groups(cases)
 
 
