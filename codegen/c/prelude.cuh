@@ -273,3 +273,28 @@ INLINE void mma_1688_tf32(float *d, const unsigned *a, const unsigned *b) {
     asm volatile("trap;");
 #endif
 }
+
+// function exp2_approximate
+INLINE void exp2_approximate(float *x) {
+    /* *x = 2^*x to about 2^-22 of it, subnormals as 0 (PTX ISA, ex2.approx): for weights of tensor-core products only. */
+    asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(*x));
+}
+
+// function pack_bf16
+INLINE void pack_bf16(unsigned *r, float low, float high) {
+    /* Two floats, each rounded to nearest even, in one register of a fragment. */
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(*r) : "f"(high), "f"(low));
+#else
+    *r = float_to_bfloat(low) | (unsigned)float_to_bfloat(high) << 16;
+#endif
+}
+
+// function pack_f16
+INLINE void pack_f16(unsigned *r, float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(*r) : "f"(high), "f"(low));
+#else
+    *r = float_to_half(low) | (unsigned)float_to_half(high) << 16;
+#endif
+}

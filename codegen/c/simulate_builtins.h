@@ -78,6 +78,10 @@ static inline void ldmatrix_x4(unsigned *r, const void *shared, SIMULATED_LINE) 
 static inline void ldmatrix_x4_trans(unsigned *r, const void *shared, SIMULATED_LINE) { simulated::ldmatrix(r, shared, 4, true, line, "ldmatrix_x4_trans"); }
 static inline void ldmatrix_x2(unsigned *r, const void *shared, SIMULATED_LINE) { simulated::ldmatrix(r, shared, 2, false, line, "ldmatrix_x2"); }
 static inline void ldmatrix_x2_trans(unsigned *r, const void *shared, SIMULATED_LINE) { simulated::ldmatrix(r, shared, 2, true, line, "ldmatrix_x2_trans"); }
+static inline void exp2_approximate(float *x) { *x = exp2f(*x); }
+static inline void pack_bf16(unsigned *r, float low, float high) { *r = float_to_bfloat(low) | (unsigned)float_to_bfloat(high) << 16; }
+static inline void pack_f16(unsigned *r, float low, float high) { *r = float_to_half(low) | (unsigned)float_to_half(high) << 16; }
+
 static inline void mma_16816_bf16(float *d, const unsigned *a, const unsigned *b, SIMULATED_LINE) { simulated::mma_16816<bfloat_to_float>(d, a, b, line, "mma_16816_bf16"); }
 static inline void mma_16816_f16(float *d, const unsigned *a, const unsigned *b, SIMULATED_LINE) { simulated::mma_16816<half_to_float>(d, a, b, line, "mma_16816_f16"); }
 static inline void mma_1688_tf32(float *d, const unsigned *a, const unsigned *b, SIMULATED_LINE) { simulated::mma_1688(d, a, b, line, "mma_1688_tf32"); }

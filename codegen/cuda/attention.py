@@ -6,20 +6,25 @@ arithmetic, which give the same bits.
 | form | file | |
 | --- | --- | --- |
 | fma | attention_fma.py | the definition to the bit: float32, float64, precision "exact", and devices without tensor cores |
+| mma | attention_mma.py, attention_mma_grad.py | float16 and bfloat16 on tensor cores |
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from graphc.codegen.cuda.attention_fma import SIDE, STRIDE, FmaAttention, padded
+from graphc.codegen.cuda.attention_fma import SIDE, STRIDE, FmaAttention
+from graphc.codegen.cuda.attention_fma import padded as fma_padded
+from graphc.codegen.cuda.attention_mma import WARPS, MmaAttention, padded
+from graphc.codegen.cuda.attention_mma_grad import MmaGradient, together
 from graphc.codegen.cuda.attention_parts import KEYS, Parts
 from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
 from graphc.codegen.cuda.target import Target
+from graphc.codegen.loops import Kernel
 from graphc.codegen.lower.attention import attention_of
 from graphc.codegen.lower.lowered import Lowered
 from graphc.ir.function import Function, Operation
-from graphc.ir.types import F64, Dim, substitute
+from graphc.ir.types import BF16, F16, F64, Dim, substitute
 
 Sizes = Mapping[str, int]
 
@@ -29,7 +34,30 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
     op = attention_of(group)
     assert op is not None
     divides, narrow = divisors(group, sizes), is_narrow(group, sizes)
+    if on_tensor_cores(op, target):
+        return mma_choice(op, sizes, target, divides, narrow)
     return fma_choice(op, sizes, target, divides, narrow)
+
+
+def on_tensor_cores(op: Operation, target: Target) -> bool:
+    """Which arithmetic an operation gets: never a question of sizes."""
+    return bool(target.tensor_cores) and op.operands[0].type.dtype in (F16, BF16) and op.attrs["precision"] != "exact"
+
+
+def mma_choice(op: Operation, sizes: Sizes, target: Target, divides: tuple[tuple[str, int], ...], narrow: bool) -> Choice:
+    """tall: rows of a warp; stages: blocks on their way or in use."""
+    depth, width = (v.type.shape[3] for v in op.operands[1:3])
+    assert isinstance(depth, int) and isinstance(width, int)
+    batch, heads, queries = (size_in(d, sizes) for d in op.operands[0].type.shape[:3])
+    gradient = op.name == "attention_grad"
+    # Two tiles of 16 rows a warp where registers hold their sums, and the device has work enough.
+    many = batch * heads * -(-queries // 128) >= target.multiprocessors
+    masked = len(op.operands) > (7 if gradient else 4)
+    tall = 32 if not gradient and max(depth, width) <= (64 if masked else 128) and many else 16
+    row = (padded(depth) + padded(width) + 16) * 2
+    held = WARPS * tall * (row if gradient else (padded(depth) + 8) * 2)
+    stages = 2 if held + 2 * KEYS * row + 1024 <= target.shared else 1
+    return Choice("attention mma", (("tall", tall), ("stages", stages)), divides, narrow)
 
 
 def size_in(d: Dim, sizes: Sizes) -> int:
@@ -54,7 +82,7 @@ def _rows(op: Operation, count: int, target: Target) -> int:
     assert isinstance(depth, int) and isinstance(width, int)
     itemsize = 8 if op.operands[0].type.dtype is F64 else 4
     gradient = op.name == "attention_grad"
-    held = (padded(depth) + 4 + (padded(width) + 4 if gradient else 0) + STRIDE) * itemsize
+    held = (fma_padded(depth) + 4 + (fma_padded(width) + 4 if gradient else 0) + STRIDE) * itemsize
     # Sums that a thread keeps for each of its rows: 4 of every 64 elements.
     sums = (-(-depth // 64) + -(-width // 64) if gradient else -(-width // 64)) * itemsize
     rows = 64
@@ -71,7 +99,9 @@ def lower(group: Function, choice: Choice, target: Target) -> Lowered:
     assert op is not None
     kernels = []
     parts = Parts(group, op, choice)
-    if op.name == "attention":
+    if choice.form == "attention mma":
+        kernels += _on_tensor_cores(parts, choice)
+    elif op.name == "attention":
         kernels.append(FmaAttention(parts, choice.number("queries")).forward())
     else:
         dq, *others = op.results
@@ -80,6 +110,20 @@ def lower(group: Function, choice: Choice, target: Target) -> Lowered:
         if any(r in parts.targets for r in others):
             kernels.append(FmaAttention(parts, choice.number("keys")).by_keys())
     return Lowered(tuple(kernels), parts.params, parts.results, sites=tuple(parts.pull.sites))
+
+
+def _on_tensor_cores(parts: Parts, choice: Choice) -> list[Kernel]:
+    op = parts.op
+    tall, stages = choice.number("tall"), choice.number("stages")
+    if op.name == "attention":
+        return [MmaAttention(parts, tall, stages).forward()]
+    dq, *others = op.results
+    wanted = tuple(r for r in others if r in parts.targets)
+    kernels = [MmaGradient(parts, tall, stages).by_queries()] if dq in parts.targets else []
+    for results in [wanted] if together(parts.depth, parts.width) else [(r,) for r in wanted]:
+        if results:
+            kernels.append(MmaGradient(parts, tall, stages).by_keys(results))
+    return kernels
 
 
 __all__ = ["choose", "lower"]

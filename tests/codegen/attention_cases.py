@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 from graphc.ir.function import Builder, Function
-from graphc.ir.types import TensorType, dtype
+from graphc.ir.interpret import interpret
+from graphc.ir.types import BOOL, TensorType, dtype
 
 Array = np.ndarray[Any, Any]
 
@@ -37,18 +38,28 @@ class Case:
             return np.asarray(random.standard_normal(shape) * 1.5).astype(kind)
 
         args = [normal(b, h, t, d), normal(b, hk, s, d), normal(b, hk, s, e), np.asarray(0.37, wide)]
-        if gradient:
-            rows = [random.standard_normal((b, h, t)) + shift for shift in (3, 0)]
-            args += [*(np.asarray(r).astype(wide) for r in rows), normal(b, h, t, e)]
+        mask = []
         if self.mask is not None:
             drawn = random.standard_normal(self.mask[1])
             if self.mask[0] == "bool":
                 drawn[:, :, :1] = -1
-            args.append(drawn > 0.2 if self.mask[0] == "bool" else drawn.astype(kind))
-        return args
+            mask.append(drawn > 0.2 if self.mask[0] == "bool" else drawn.astype(kind))
+        if gradient:
+            logsumexp = interpret(self.function(False), [*args, *mask])[1]
+            args += [logsumexp, random.standard_normal((b, h, t)).astype(wide), normal(b, h, t, e)]
+        return [*args, *mask]
 
     def function(self, gradient: bool) -> Function:
+        batch, heads, key_heads, queries, keys, depth, width = self.shape
+        kind = dtype(self.kind)
+        wide = kind if self.kind == "float64" else dtype("float32")
+        row = (batch, heads, queries)
+        types = [TensorType(kind, (*row, depth)), *(TensorType(kind, (batch, key_heads, keys, d)) for d in (depth, width)), TensorType(wide)]
+        if gradient:
+            types += [TensorType(wide, row), TensorType(wide, row), TensorType(kind, (*row, width))]
+        if self.mask is not None:
+            types.append(TensorType(BOOL if self.mask[0] == "bool" else kind, self.mask[1]))
         b = Builder("attention")
-        params = [b.param(TensorType(dtype(a.dtype), a.shape)) for a in self.args(gradient)]
+        params = [b.param(t) for t in types]
         name = "attention_grad" if gradient else "attention"
         return b.build(b.emit_op(name, *params, causal=self.causal, precision=self.precision).results)
