@@ -212,6 +212,16 @@ class _Graph:
         self.launches, self.raw = launches, raw
 
 
+class _HostPlace:
+    """Memory of the device for a graph's values of the host, and the bytes that are there."""
+
+    __slots__ = ("block", "data")
+
+    def __init__(self, block: Any) -> None:
+        self.block = block
+        self.data = b""
+
+
 class Executable(OnDevice):
     """A compiled function, loaded on a device.
 
@@ -232,6 +242,8 @@ class Executable(OnDevice):
         self._runs = 0
         self._seen: dict[Any, None] = {}
         self._graphs: dict[Any, _Graph] = {}
+        self._on_host = frozenset(i for i, _, _ in self.program.host)
+        self._host_places: dict[Any, _HostPlace] = {}
 
     def _bound(self) -> list[_Launch]:
         constants = [b[0] for b in self._constants]
@@ -245,17 +257,17 @@ class Executable(OnDevice):
 
     def _launch(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         context = self.context
-        spaces: dict[str, Any] = {"in": inputs, "out": outputs}
-        if self.program.host:
-            data = bytearray(self.program.host_bytes)
-            for i, offset, nbytes in self.program.host:
-                data[offset : offset + nbytes] = ctypes.string_at(inputs[i], nbytes)
-            spaces["host"] = context.sent(bytes(data))
+        spaces: dict[str, Any] = {"in": inputs, "out": outputs, "host": 0}
+        data = bytearray(self.program.host_bytes)
+        for i, offset, nbytes in self.program.host:
+            data[offset : offset + nbytes] = ctypes.string_at(inputs[i], nbytes)
         stream = context.stream()
         with self._lock:
             spaces["arena"] = context.arena(self.program.arena)
-            if len(self._launches) >= CHAIN and self._launch_graph(spaces, stream):
+            if len(self._launches) >= CHAIN and self._launch_graph(spaces, stream, bytes(data)):
                 return
+            if data:
+                spaces["host"] = context.sent(bytes(data))
             first = 0
             if self._reports:
                 first = context.number(self._sites, self.function.name, self.operands, user_frame(4))
@@ -265,9 +277,16 @@ class Executable(OnDevice):
 
     # graphs
 
-    def _launch_graph(self, spaces: dict[str, Any], stream: Any) -> bool:
-        """Launch the program as a graph, if there is one for these addresses or one that is nearly so."""
-        key = (tuple(spaces["in"]), tuple(spaces["out"]), spaces["arena"], spaces.get("host"))
+    def _launch_graph(self, spaces: dict[str, Any], stream: Any, data: bytes) -> bool:
+        """Launch the program as a graph, if there is one for these addresses or one that is nearly so.
+
+        Values of the host lie at one place for each stream, so that a learning rate that changes changes no launch.
+        """
+        place = self._host_place(stream) if data else None
+        spaces = {**spaces, "host": 0 if place is None else place.block[0]}
+        # The addresses of values of the host do not matter, as they have been read.
+        inputs = tuple(0 if i in self._on_host else a for i, a in enumerate(spaces["in"]))
+        key = (inputs, tuple(spaces["out"]), spaces["arena"], spaces["host"])
         graph = self._graphs.pop(key, None)
         if graph is None:
             self._runs += 1
@@ -279,8 +298,17 @@ class Executable(OnDevice):
             if graph is None:
                 return False
         self._graphs[key] = graph
+        if place is not None and place.data != data:
+            self.context.write(place.block[0], data)
+            place.data = data
         self.context.driver.launch_graph(graph.raw, stream)
         return True
+
+    def _host_place(self, stream: Any) -> _HostPlace:
+        known = self._host_places.get(stream)
+        if known is None:
+            known = self._host_places[stream] = _HostPlace(self.context.allocator.take(self.program.host_bytes))
+        return known
 
     def _remember(self, key: Any) -> None:
         self._seen[key] = None

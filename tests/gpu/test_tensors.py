@@ -287,6 +287,7 @@ def test_dlpack(name: str, version: Any) -> None:
 def test_dlpack_gives_its_memory_back() -> None:
     from graphc.runtime.cuda import dlpack
 
+    dlpack.forget_unused()  # what other tests left
     before = len(dlpack._exported)
     x = gc.ones(100, device="cuda")
     y = gc.from_dlpack(x)
@@ -294,6 +295,11 @@ def test_dlpack_gives_its_memory_back() -> None:
     del y
     assert len(dlpack._exported) == before
     x.__dlpack__()
+    dlpack.forget_unused()
+    assert len(dlpack._exported) == before
+    with pytest.raises((BufferError, RuntimeError)):
+        np.from_dlpack(x)
+    dlpack.forget_unused()
     assert len(dlpack._exported) == before
 
 
