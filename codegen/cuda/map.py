@@ -49,14 +49,13 @@ from graphc.codegen.lower.pull import Pull
 from graphc.codegen.math import FUNCTIONS
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.registry import lookup
-from graphc.ir.types import Shape, dim_symbols, size_of, substitute
+from graphc.ir.types import F64, Shape, dim_symbols, size_of, substitute
 
 ACCESS = 16  # bytes of the widest access
 # Vectors in flight hide the memory's delay; a body with more operations or operands has enough to do, or to load.
-MOST_OPERATIONS, MOST_STREAMS = 24, 2
-LONG_COST = 12  # of exp, sin, .., in operations
-# Longer bodies use too many registers a lane.
-MOST_WIDE = 96
+MOST_OPERATIONS, MOST_STREAMS = 20, 2
+LONG_COST, INDEX_COST = 12, 8  # of exp, sin, .., and of a checked index, in operations
+MOST_WRITTEN = 512  # operations of all lanes of a vector, beyond which they are 4: they take registers
 LONG_LINE = 192  # elements of a line that keep a block busy
 
 
@@ -75,24 +74,26 @@ def width_for(group: Function) -> int:
     if any(lookup(op.name).family == "pool" for op in group.ops):
         return 1
     width = ACCESS // max(v.type.dtype.itemsize for v in streams(group))
-    return min(width, 4) if len(group.ops) > MOST_WIDE else width
+    while width > 4 and sum(map(cost, group.ops)) * width > MOST_WRITTEN:
+        width //= 2
+    return width
 
 
 def cost(op: Operation) -> int:
     """Roughly how many simple operations one element of `op` is."""
     if lookup(op.name).family in ("random", "pool"):
         return MOST_OPERATIONS + 1
-    return LONG_COST if op.name in FUNCTIONS else 1
+    if op.name in FUNCTIONS:
+        return LONG_COST * (2 if op.results[0].type.dtype is F64 else 1)
+    return INDEX_COST if lookup(op.name).family == "indexing" else 1
 
 
-def vectors_for(group: Function) -> int:
-    cheap = sum(map(cost, group.ops)) <= MOST_OPERATIONS
-    return 2 if cheap and len(streams(group)) - len(group.results) <= MOST_STREAMS else 1
-
-
-def in_flight(width: int, vectors: int) -> int:
-    """Vectors that a thread takes at once: more of single elements, where a body is cheap."""
-    return 4 if width == 1 and vectors > 1 else vectors
+def vectors_for(group: Function, width: int) -> int:
+    """Vectors that a thread takes at once: more where a body is cheap, and more still of single elements."""
+    total = sum(map(cost, group.ops)) * max(1, width // 4)
+    if total > MOST_OPERATIONS or len(streams(group)) - len(group.results) > MOST_STREAMS:
+        return 1
+    return 4 if width == 1 and total < INDEX_COST else 2
 
 
 def inner_divides(group: Function, sizes: Mapping[str, int], width: int) -> tuple[tuple[str, int], ...]:
@@ -125,14 +126,14 @@ def choose(group: Function, sizes: Mapping[str, int], target: Target) -> Choice:
     big = big_dims(shape)
     if not big:
         return Choice("map single", narrow=narrow)
-    width, vectors = width_for(group), vectors_for(group)
+    width = width_for(group)
     op = joining(group)
     if op is not None:
         width = piece_width(op, sizes, width)
-        numbers = (("width", width), ("vectors", in_flight(width, vectors)))
+        numbers = (("width", width), ("vectors", vectors_for(group, width)))
         return Choice("map join", numbers, inner_divides(group, sizes, width), narrow)
     if len(big) == 1:
-        return Choice("map", (("width", width), ("vectors", vectors)), narrow=narrow)
+        return Choice("map", (("width", width), ("vectors", vectors_for(group, width))), narrow=narrow)
     inner = extent(shape, big[-1], sizes)
     params, _ = group_buffers(group)
     across = across_dim(group, Pull(group, dict(zip(group.params, params, strict=True))), sizes)
@@ -146,10 +147,10 @@ def choose(group: Function, sizes: Mapping[str, int], target: Target) -> Choice:
         width //= 2
     # Half an access is better than one that looks where its line ends.
     if 2 * width < full <= inner and all(p.type.shape == shape for p in streams(group)[: -len(group.results)]):
-        return Choice("map wrapped", (("width", full), ("vectors", vectors if full <= 4 else 1)), narrow=narrow)
+        return Choice("map wrapped", (("width", full), ("vectors", vectors_for(group, full) if full <= 4 else 1)), narrow=narrow)
     if width == 1 and inner >= LONG_LINE:
         return Choice("map rows", (("vectors", min(4, -(-inner // THREADS))),), narrow=narrow)
-    numbers = (("width", width), ("vectors", in_flight(width, vectors)))
+    numbers = (("width", width), ("vectors", vectors_for(group, width)))
     return Choice("map", numbers, inner_divides(group, sizes, width) if width > 1 else (), narrow)
 
 
