@@ -82,6 +82,11 @@ def test_signs_of_zero() -> None:
             x = np.where(np.random.default_rng(n).random((6, n)) < 0.5, 0.0, -0.0).astype(d.numpy)
             x[0], x[1] = 0.0, -0.0
             cases.append(Case(reductions(d, (6, n), (1,), ("sum", "max", "min")), [x]))
+        # Every thread of a row must know the same one.
+        b = Builder("signs")
+        v = b.param(TensorType(F32, (6, n)))
+        top = b.broadcast(b.max(v, axes=(1,)), shape=(6, n), axes=(0,))
+        cases.append(Case(b.build([b.copysign(b.exp(v), top)]), [x.astype(np.float32)]))
     check_groups(cases)
 
 
@@ -162,10 +167,15 @@ def test_quotients_by_one_divisor() -> None:
     tops = [1.0, 3.0, 1.9999999, 2.0**-20, 2.0**-21, 2.0**60, 2.0**61, 1e-40, 3e38, -5.0, 0.0, -0.0, np.inf, np.nan]
     cases = []
     for n in (14, 100, 300, 2500):
-        x = np.full((len(tops) + 6, n), -np.inf, np.float32)
+        x = np.full((len(tops) + 30, n), -np.inf, np.float32)
         x[: len(tops), n // 2] = tops
-        x[len(tops) :, 0] = np.abs(rng.standard_normal(6)).astype(np.float32) * 7
-        y = (rng.standard_normal(x.shape) * np.exp2(rng.integers(-30, 30, x.shape))).astype(np.float32)
+        # Divisors and dividends of every size, each row of one, so that quotients are small, large, and in between.
+        scale = np.concatenate([np.zeros(len(tops)), rng.integers(-140, 127, 30)])
+        x[len(tops) :, 0] = np.abs(rng.standard_normal(30)) * np.exp2(scale[len(tops) :])
+        near = scale + rng.choice([-149, -130, -100, -70, -50, -20, 0, 20, 60, 100], len(scale))
+        near[tops.index(3e38)] = 123
+        with np.errstate(over="ignore"):
+            y = (rng.standard_normal(x.shape) * np.exp2(near[:, None] + rng.integers(-3, 3, x.shape))).astype(np.float32)
         y[: len(tops) : 2, : len(hard)] = hard
         y[-1] = hard[rng.integers(0, len(hard), n)]
         cases.append(Case(divided_rows(x.shape), [x, y]))
