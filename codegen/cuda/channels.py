@@ -23,6 +23,13 @@ SIDE = 32  # of the squares that are turned in shared memory
 DOWN = 8  # rows of threads
 
 
+def is_pointwise(c: Contraction) -> bool:
+    """Whether a conv is a product of matrices as its operands lie: windows of one element, at every place."""
+    a = c.root.attrs
+    steps = (*c.root.operands[1].type.shape[2:], *a["strides"], *a["lhs_dilation"])
+    return all(n == 1 for n in steps) and all(n == 0 for pair in a["padding"] for n in pair)
+
+
 def packs(c: Contraction, divides: Mapping[str, int]) -> bool:
     """Whether the operands of a convolution on tensor cores are copied first, with their channels last."""
     if c.root.name != "conv":
@@ -30,8 +37,7 @@ def packs(c: Contraction, divides: Mapping[str, int]) -> bool:
     w = c.root.operands[1].type
     dtype = operand_type(w.dtype, c.root.attrs.get("precision", ""))
     assert dtype is not None
-    plain = all(d == 1 for d in w.shape[2:]) and all(s == 1 for s in c.root.attrs["strides"])
-    return not plain and divisor(dim_expr(w.shape[1]), divides) * dtype.itemsize % 16 == 0
+    return not is_pointwise(c) and divisor(dim_expr(w.shape[1]), divides) * dtype.itemsize % 16 == 0
 
 
 def pack_channels(p: Product, dtype: DType) -> list[Kernel]:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from graphc.codegen.cuda import hopper, tuned
-from graphc.codegen.cuda.channels import packs
+from graphc.codegen.cuda.channels import is_pointwise, packs
 from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
 from graphc.codegen.cuda.direct import lower_direct
 from graphc.codegen.cuda.fma import IN_REGISTERS, lower_fma
@@ -154,9 +154,13 @@ def candidates(group: Function, sizes: Sizes, target: Target) -> list[Choice]:
     if depth < MIN_DEPTH or few:
         return [Choice("contract direct", (("split", int(depth > BLOCK)), ("example", example)), divides, narrow)]
     found = []
+    padded = c.root.name == "conv" and not is_pointwise(c)
     for tile, split in _fma_tiles(c, rows, columns, depth, batches, target):
         small = narrow and not (split and -(-depth // BLOCK) * batches * rows * columns >= 1 << 31)
-        found.append(fma_choice(tile, depth > BLOCK, split, example, divides, small))
+        if padded:
+            assert c.patches is not None
+            small = small and dim_value(size_of(c.patches.shape), sizes) < 1 << 30
+        found.append(fma_choice(tile, depth > BLOCK, split, example, divides, small, padded))
     return found
 
 
@@ -200,9 +204,10 @@ def _tensor_tiles(rows: int, columns: int, batches: int, target: Target) -> list
 
 
 def fma_choice(
-    tile: Tile, deep: bool, split: bool, example: int, divides: tuple[tuple[str, int], ...], narrow: bool
-) -> Choice:
-    """deep: the depth exceeds one block of k, so that totals are kept."""
+    tile: Tile, deep: bool, split: bool, example: int, divides: tuple[tuple[str, int], ...], narrow: bool,
+    padded: bool = False,
+) -> Choice:  # fmt: skip
+    """deep: the depth exceeds one block of k, so that totals are kept. padded: a conv's image is copied first."""
     numbers = {
         "rows": tile.rows,
         "columns": tile.columns,
@@ -212,6 +217,7 @@ def fma_choice(
         "stages": tile.stages,
         "deep": int(deep),
         "split": int(split),
+        "padded": int(padded),
         "example": example,
     }
     return Choice("contract fma", tuple(numbers.items()), divides, narrow)

@@ -9,7 +9,10 @@ Where the result has few tiles, blocks of 256 k go to blocks of threads of their
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from graphc.codegen.cuda.choice import Choice
+from graphc.codegen.cuda.patches import copy_patches
 from graphc.codegen.cuda.product import Body, Product, multiply_add
 from graphc.codegen.cuda.stage import Stager
 from graphc.codegen.cuda.sums import BLOCK, finish_kernel, new_sums
@@ -39,9 +42,9 @@ IN_REGISTERS = 16  # totals that a thread keeps in registers; more wait in share
 
 
 def lower_fma(group: Function, choice: Choice) -> Lowered:
-    """The kernels of a tiled product; numbers: rows, columns, slab, tall, wide, stages, deep, split."""
+    """The kernels of a tiled product; numbers: rows, columns, slab, tall, wide, stages, deep, split, padded."""
     product = FmaProduct(group, choice)
-    return product.p.lowered(product.kernels())
+    return product.p.lowered([*product.before, *product.kernels()])
 
 
 class FmaProduct:
@@ -55,8 +58,10 @@ class FmaProduct:
         self.threads = self.down * self.across
         self.run = min(self.wide, 4)  # neighbouring columns that a thread has
         self.climb = min(self.tall, 4)
+        pad, table = copy_patches(p) if number["padded"] else (None, None)
+        self.before = [pad] if pad is not None else []
         self.left = Stager(p, p.c.left, self.rows, self.climb, self.slab, self.threads, self.stages, "left")
-        self.right = Stager(p, p.c.right, self.columns, self.run, self.slab, self.threads, self.stages, "right")
+        self.right = Stager(p, p.c.right, self.columns, self.run, self.slab, self.threads, self.stages, "right", table)
         self.acc = Buffer("acc", p.dtype, "local")
         self.size = self.tall * self.wide
         in_registers = self.size <= IN_REGISTERS
@@ -128,8 +133,7 @@ class FmaProduct:
         copied = self.left.asynchronous and self.right.asynchronous
         return 2 if copied and self.size >= 64 and self.p.dtype.bits == 32 else 0
 
-    def _fill(self, statement: object) -> Body:
-        assert callable(statement)
+    def _fill(self, statement: Callable[[Expr], Stmt]) -> Body:
         i = self.p.name("i")
         return [For(i, index(0), index(self.size), (statement(i),), index(1), unroll=True)]
 
@@ -224,10 +228,9 @@ class FmaProduct:
 
     # The results
 
-    def _each(self, m0: Expr, n0: Expr, body: object) -> Body:
+    def _each(self, m0: Expr, n0: Expr, body: Callable[[Expr, Expr, Expr, Expr], Body]) -> Body:
         """`body(row, first column, lane, value)` for every element of this thread inside the result."""
         p = self.p
-        assert callable(body)
         out: Body = []
         through_memory = self.total.kind == "shared"
         if self.deep and not self.split:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from graphc.codegen.cuda.patches import PatchTable
 from graphc.codegen.cuda.product import Body, Product, divisor
 from graphc.codegen.expr import Expr, index, load, var
 from graphc.codegen.loops import Alloc, Buffer, Call, If, Place, Store
@@ -27,14 +28,18 @@ class Stager:
     """One operand of a tile of `width` free indices, `slab` k at a time, in `stages` stages of shared memory."""
 
     def __init__(
-        self, p: Product, side: Operand, width: int, run: int, slab: int, threads: int, stages: int, name: str
-    ) -> None:
-        """run: free indices that a thread reads at once."""
-        self.p, self.side = p, side
+        self, p: Product, side: Operand, width: int, run: int, slab: int, threads: int, stages: int, name: str,
+        table: PatchTable | None = None,
+    ) -> None:  # fmt: skip
+        """run: free indices that a thread reads at once. table: where a convolution's patches are read from."""
+        self.p, self.side, self.table = p, side, table
         self.width, self.slab, self.threads = width, slab, threads
         self.count = dim_expr(side.size)
         self.access = access(p.c, side)
-        self.way, self.along_depth = _way(p, side, self.access, width)
+        if table is not None:
+            self.way, self.along_depth = "narrow" if p.dtype.bits == 32 else "registers", False
+        else:
+            self.way, self.along_depth = _way(p, side, self.access, width)
         self.vector = 4 if self.way == "wide" else 1
         # Transposed stores of neighbouring k fall into different banks, and 16-byte reads stay aligned.
         self.line = min(LINE if run > 1 else LONG_LINE, slab)
@@ -65,7 +70,10 @@ class Stager:
             if free not in self._coords:
                 last = self.count - self.vector
                 flat = self.p.let(body, "free", first + free if self.width == 1 else least_of(first + free, last))
-                self._coords[free] = self.p.coords(body, "f", flat, self.side.free)
+                coords: Sequence[Expr] = self.p.coords(body, "f", flat, self.side.free)
+                if self.table is not None:
+                    coords = [self.p.let(body, "corner", self.table.corner(self.batch, coords))]
+                self._coords[free] = coords
 
     def _piece(self, thread: Expr, e: int) -> tuple[Expr, Expr]:
         """The free index and the k, inside of the tile, of this thread's piece `e`."""
@@ -87,8 +95,9 @@ class Stager:
         free, k = self.places[e]
         at = start + k if whole else least_of(start + k, self.p.depth - 1)
         coords = self._coords[free]
-        value = self.side.at(self.batch, coords, delinearise(at, self.p.c.depth))
-        return value
+        if self.table is not None:
+            return self.table.at(coords[0], at)
+        return self.side.at(self.batch, coords, delinearise(at, self.p.c.depth))
 
     def _where(self, e: int, body: Body) -> Body:
         """`body` for the threads that have a piece `e`."""

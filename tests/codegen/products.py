@@ -47,12 +47,14 @@ def _launch(group: Function) -> tuple[tuple[tuple[str, int], ...], bool]:
     return divisors(canonical.function, sizes), is_narrow(canonical.function, sizes)
 
 
-def fma_choices(group: Function, deep: bool, examples: Sequence[int] = (1,)) -> list[Choice]:
+def fma_choices(
+    group: Function, deep: bool, examples: Sequence[int] = (1,), padded: Sequence[bool] = (False,)
+) -> list[Choice]:
     """Every tile of the table, with blocks of k over the grid and without."""
     divides, narrow = _launch(group)
     return [
-        fma_choice(t, deep, s, e, divides, narrow)
-        for t in FMA_TILES for s in ((False, True) if deep and t.splits else (False,)) for e in examples
+        fma_choice(t, deep, s, e, divides, narrow, q)
+        for t in FMA_TILES for s in ((False, True) if deep and t.splits else (False,)) for e in examples for q in padded
     ]  # fmt: skip
 
 
