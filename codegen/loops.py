@@ -189,6 +189,7 @@ class Grid:
     narrow: every index, and every product of extents, fits 32 bits.
     resident: blocks that should fit on one multiprocessor (0: the compiler decides the registers).
     maps: the kernel's first arguments, in front of its buffers.
+    cluster: so many neighbouring blocks run side by side and reach each other's shared memory; `blocks` is a multiple.
     members: if not 0, one launch runs the kernel for so many sets of buffers and extents; `block` and `blocks` count
         within a member. Its only argument is a table of 8-byte words: for each member its buffers, its extents and the end
         of its blocks (the blocks of all members up to it); then the address of the error words and the launch's number.
@@ -200,6 +201,7 @@ class Grid:
     narrow: bool = False
     resident: int = 0
     maps: tuple[TensorMap, ...] = ()
+    cluster: int = 1
     members: int = 0
 
 
@@ -230,6 +232,7 @@ def print_kernel(kernel: Kernel) -> str:
     if kernel.grid is not None:
         g = kernel.grid
         bound = f"blocks {show(g.blocks)} of {g.threads} threads" + (" narrow" if g.narrow else "")
+        bound += f" in clusters of {g.cluster}" if g.cluster > 1 else ""
         bound += "".join(f", {name} % {d} == 0" for name, d in g.divides)
         bound += f", {g.members} members" if g.members else ""
         bound += "".join(f",\n    {_show_map(m)}" for m in g.maps)

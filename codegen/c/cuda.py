@@ -90,7 +90,8 @@ def emit_kernel(kernel: Kernel, note: str = "") -> str:
     _declare_shared(w, kernel)
     w.block(kernel.body)
     resident = f", {kernel.grid.resident}" if kernel.grid.resident else ""
-    bounds = f'extern "C" __global__ void __launch_bounds__({kernel.grid.threads}{resident})'
+    cluster = f" __cluster_dims__({kernel.grid.cluster}, 1, 1)" if kernel.grid.cluster > 1 else ""
+    bounds = f'extern "C" __global__ void{cluster} __launch_bounds__({kernel.grid.threads}{resident})'
     head = f"{bounds} {kernel.name}({', '.join(arguments)}) {{"
     tail = ["}"]
     if kernel.grid.members:

@@ -34,6 +34,27 @@ INLINE void mbarrier_arrive(unsigned long long *barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
+// function mbarrier_arrive_cluster
+/* One arrival at this barrier of each of the first `blocks` blocks of the cluster. */
+INLINE void mbarrier_arrive_cluster(unsigned long long *barrier, int blocks) {
+    for (int i = 0; i < blocks; ++i)
+        asm volatile(
+            "{\n"
+            ".reg .b32 there;\n"
+            "mapa.shared::cluster.u32 there, %0, %1;\n"
+            "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+            "}" ::"r"(shared_address(barrier)),
+            "r"(i)
+            : "memory");
+}
+
+// function cluster_barrier
+/* All threads of all blocks of the cluster have arrived; a block must not begin to copy to others before, nor end.
+   Warps arrive as a whole. */
+INLINE void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
 // function mbarrier_arrive_expect
 /* One arrival, and this many bytes more to wait for in this phase. */
 INLINE void mbarrier_arrive_expect(unsigned long long *barrier, int bytes) {
@@ -96,22 +117,46 @@ INLINE void bulk_load_5d(void *to, const TensorMap *map, unsigned long long *bar
                : "memory");
 }
 
-// function bulk_load_2d_multicast
-/* The same bytes to the same place in every block of the cluster whose bit is set in `blocks`, each on its own barrier. */
-INLINE void bulk_load_2d_multicast(void *to, const TensorMap *map, unsigned long long *barrier, int c0, int c1,
-                                    int blocks) {
+// function bulk_load_2d_part
+/* One part of a tile that all blocks of a cluster need: the block of that rank asks for it, and it lands at the same place
+   in each block whose bit is set in `blocks`, counted on the barrier there. */
+INLINE void bulk_load_2d_part(void *to, const TensorMap *map, unsigned long long *barrier, int c0, int c1,
+                                    int part, int rank, int blocks) {
+    if (part != rank) return;
     asm volatile(BULK_LOAD(2, ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;") ::"r"(shared_address(to)),
-               "l"((unsigned long long)map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "h"((unsigned short)blocks)
-               : "memory");
+                 "l"((unsigned long long)map), "r"(shared_address(barrier)), "r"(c0), "r"(c1),
+                 "h"((unsigned short)blocks)
+                 : "memory");
 }
 
-// function bulk_load_3d_multicast
-INLINE void bulk_load_3d_multicast(void *to, const TensorMap *map, unsigned long long *barrier, int c0, int c1,
-                                    int c2, int blocks) {
+// function bulk_load_3d_part
+INLINE void bulk_load_3d_part(void *to, const TensorMap *map, unsigned long long *barrier, int c0, int c1, int c2,
+                                    int part, int rank, int blocks) {
+    if (part != rank) return;
     asm volatile(BULK_LOAD(3, ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;") ::"r"(shared_address(to)),
-               "l"((unsigned long long)map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2),
-               "h"((unsigned short)blocks)
-               : "memory");
+                 "l"((unsigned long long)map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2),
+                 "h"((unsigned short)blocks)
+                 : "memory");
+}
+
+// function bulk_load_4d_part
+INLINE void bulk_load_4d_part(void *to, const TensorMap *map, unsigned long long *barrier, int c0, int c1, int c2, int c3,
+                                    int part, int rank, int blocks) {
+    if (part != rank) return;
+    asm volatile(BULK_LOAD(4, ".multicast::cluster [%0], [%1, {%3, %4, %5, %6}], [%2], %7;") ::"r"(shared_address(to)),
+                 "l"((unsigned long long)map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3),
+                 "h"((unsigned short)blocks)
+                 : "memory");
+}
+
+// function bulk_load_5d_part
+INLINE void bulk_load_5d_part(void *to, const TensorMap *map, unsigned long long *barrier, int c0, int c1, int c2, int c3, int c4,
+                                    int part, int rank, int blocks) {
+    if (part != rank) return;
+    asm volatile(BULK_LOAD(5, ".multicast::cluster [%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8;") ::"r"(shared_address(to)),
+                 "l"((unsigned long long)map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4),
+                 "h"((unsigned short)blocks)
+                 : "memory");
 }
 
 // function bulk_store_2d

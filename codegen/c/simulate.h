@@ -49,6 +49,7 @@ static const int warpSize = 32;
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __grid_constant__
 #define __CUDA_ARCH__ 900

@@ -6,7 +6,10 @@
    that what is encoded wrongly gives wrong numbers or never arrives.
 
    Products accumulate as those of simulate.h do. tf32 operands lose their low 13 bits, which the copy engine's rounding
-   has made zero. Clusters are not simulated. */
+   has made zero.
+
+   The blocks of a cluster run one after another: each does for itself what the others would do for it (the parts of a tile, the
+   arrivals at its barriers). */
 #pragma once
 
 /* In place of the hardware's opaque 128 bytes: codegen/cuda/tensormap.py fills both. */
@@ -291,6 +294,12 @@ static inline void mbarrier_init(unsigned long long *barrier, int arrivals, SIMU
 static inline void mbarrier_init_done() {}
 static inline void mbarrier_arrive(unsigned long long *barrier, SIMULATED_LINE) { simulated::arrive(barrier, 0, line, "mbarrier_arrive"); }
 static inline void mbarrier_arrive_expect(unsigned long long *barrier, int bytes, SIMULATED_LINE) { simulated::arrive(barrier, bytes, line, "mbarrier_arrive_expect"); }
+static inline void mbarrier_arrive_cluster(unsigned long long *barrier, int blocks, SIMULATED_LINE) {
+    for (int i = 0; i < blocks; ++i) simulated::arrive(barrier, 0, line, "mbarrier_arrive_cluster");
+}
+static inline void cluster_barrier(SIMULATED_LINE) {
+    simulated::barrier_sync(simulated::BARRIERS - 1, simulated::at.threads, true, line, "cluster_barrier");
+}
 static inline void mbarrier_wait(unsigned long long *barrier, int parity, SIMULATED_LINE) { simulated::barrier_wait(barrier, parity & 1, line); }
 
 static inline void bulk_prefetch_map(const TensorMap *) {}
@@ -305,6 +314,19 @@ static inline void bulk_load_4d(void *to, const TensorMap *map, unsigned long lo
 }
 static inline void bulk_load_5d(void *to, const TensorMap *map, unsigned long long *barrier, int c0, int c1, int c2, int c3, int c4, SIMULATED_LINE) {
     simulated::bulk_copy(to, map, barrier, {c0, c1, c2, c3, c4}, line, "bulk_load_5d");
+}
+/* Whatever its rank, a block gets all parts. */
+static inline void bulk_load_2d_part(void *to, const TensorMap *map, unsigned long long *barrier, int c0, int c1, int, int, int, SIMULATED_LINE) {
+    simulated::bulk_copy(to, map, barrier, {c0, c1}, line, "bulk_load_2d_part");
+}
+static inline void bulk_load_3d_part(void *to, const TensorMap *map, unsigned long long *barrier, int c0, int c1, int c2, int, int, int, SIMULATED_LINE) {
+    simulated::bulk_copy(to, map, barrier, {c0, c1, c2}, line, "bulk_load_3d_part");
+}
+static inline void bulk_load_4d_part(void *to, const TensorMap *map, unsigned long long *barrier, int c0, int c1, int c2, int c3, int, int, int, SIMULATED_LINE) {
+    simulated::bulk_copy(to, map, barrier, {c0, c1, c2, c3}, line, "bulk_load_4d_part");
+}
+static inline void bulk_load_5d_part(void *to, const TensorMap *map, unsigned long long *barrier, int c0, int c1, int c2, int c3, int c4, int, int, int, SIMULATED_LINE) {
+    simulated::bulk_copy(to, map, barrier, {c0, c1, c2, c3, c4}, line, "bulk_load_5d_part");
 }
 static inline void bulk_store_2d(const TensorMap *map, const void *from, int c0, int c1, SIMULATED_LINE) {
     simulated::bulk_copy(const_cast<void *>(from), map, nullptr, {c0, c1}, line, "bulk_store_2d");

@@ -3,8 +3,11 @@
 A block stays on its multiprocessor and takes one tile of the result after another. Its first warpgroup produces: it fills a
 ring of stages, each a tile of both operands 128 bytes deep, ahead of the others; the other warpgroups consume: they multiply,
 then pass their sums through the epilogue. They share each tile, by rows; or, where the epilogue is long, take turns ("paired"), so
-that the tensor cores work on one tile during the epilogue of the other. `full[stage]` counts the bytes of a stage,
-`empty[stage]` the warps that have done with it; a stage's n-th use waits for the phase of parity n mod 2.
+that the tensor cores work on one tile during the epilogue of the other. Two blocks may form a cluster: they take tiles that lie
+one below the other, and each brings half of the right operand for both. `full[stage]` counts the bytes of a stage,
+`empty[stage]` the warps that have done with it; a stage's n-th use waits for the phase of parity n mod 2. Consumers that take turns
+begin a tile when the other one has seen all stages of the tile before (`turns`): else it could meet a stage two uses early, and take
+the phase before for the one that it waits for.
 
 An operand is copied as it lies in memory (operand_view.py), or packed into such a form first (pack.py), or computed element
 by element by the producing threads ("gather": patches of a convolution, which would be large in memory).
@@ -61,7 +64,9 @@ TYPES = {BF16: "bf16", F16: "f16", F32: "tf32"}
 
 @dataclass(frozen=True)
 class Tile:
-    """resident: blocks on a multiprocessor. speed: of products, relative to the best. paired: consumers take turns."""
+    """resident: blocks on a multiprocessor. speed: of products, relative to the best. paired: consumers take turns.
+    cluster: blocks that share the right operand of their tiles.
+    """
 
     rows: int
     columns: int
@@ -70,6 +75,7 @@ class Tile:
     resident: int
     speed: float
     paired: bool = False
+    cluster: int = 1
 
     @property
     def sharing(self) -> int:
@@ -96,6 +102,10 @@ TILES = (
     Tile(64, 128, 1, 3, 2, 0.65),
     Tile(64, 64, 1, 5, 2, 0.5),
 )
+
+
+# For `graphc tune` to measure, after all others: the estimate does not know what sharing saves.
+CLUSTERS = tuple(replace(t, cluster=2) for t in TILES if t.resident == 1)
 
 
 def element_type(c: Contraction) -> DType | None:
@@ -142,7 +152,9 @@ def candidates(
 
     # Gathering threads need registers that the largest tiles have not left.
     fitting = [t for t in TILES if GATHER not in ways or t.sums <= 64]
-    return [tile_choice(t, ways, example, divides, narrow, packed) for t in sorted(fitting, key=cost)]
+    sharing = [t for t in CLUSTERS if GATHER not in ways]
+    order = [*sorted(fitting, key=cost), *sorted(sharing, key=cost)]
+    return [tile_choice(t, ways, example, divides, narrow, packed) for t in order]
 
 
 def _instructions(p: Product) -> int:
@@ -164,8 +176,8 @@ def tile_choice(
     """packed: a conv's operands are copied first, with channels last."""
     numbers = {
         "rows": tile.rows, "columns": tile.columns, "consumers": tile.consumers, "stages": tile.stages,
-        "resident": tile.resident, "paired": int(tile.paired), "left": ways[0], "right": ways[1], "packed": int(packed),
-        "example": example,
+        "resident": tile.resident, "paired": int(tile.paired), "cluster": tile.cluster, "left": ways[0], "right": ways[1],
+        "packed": int(packed), "example": example,
     }  # fmt: skip
     return Choice(FORM, tuple(numbers.items()), divides, narrow)
 
@@ -186,7 +198,9 @@ class WgmmaProduct:
     def __init__(self, group: Function, choice: Choice, target: Target) -> None:
         self.p = Product(group, choice)
         n = choice.number
-        self.tile = Tile(n("rows"), n("columns"), n("consumers"), n("stages"), n("resident"), 1.0, bool(n("paired")))
+        self.tile = Tile(
+            n("rows"), n("columns"), n("consumers"), n("stages"), n("resident"), 1.0, bool(n("paired")), n("cluster")
+        )
         element = element_type(self.p.c)
         assert element is not None
         self.element, self.target = element, target
@@ -195,6 +209,7 @@ class WgmmaProduct:
         self.rings = (Buffer("left", element, "shared"), Buffer("right", element, "shared"))
         self.staged = Buffer("staged", F32, "shared")
         self.full, self.empty = Buffer("full", U64, "shared"), Buffer("empty", U64, "shared")
+        self.turns = Buffer("turns", U64, "shared")
         self.sums = Buffer("sums", F32, "local")
         self.packing: list[Kernel] = pack_channels(self.p, element) if n("packed") else []
         self.sides = tuple(self._side(i, choice.number(name)) for i, name in enumerate(("left", "right")))
@@ -211,7 +226,7 @@ class WgmmaProduct:
             kernel, view = pack(p, side, self.element, f"packed_{name}")
             self.packing.append(kernel)
         assert view is not None
-        return Copies(view, name, rows, self.rings[i], self.element is F32, p.c.batch)
+        return Copies(view, name, rows, self.rings[i], self.element is F32, p.c.batch, tile.cluster if i else 1)
 
     def kernels(self) -> list[Kernel]:
         p, tile = self.p, self.tile
@@ -222,26 +237,40 @@ class WgmmaProduct:
             Alloc(self.full, tile.stages),
             Alloc(self.empty, tile.stages),
         ]
-        down, across = ceil_div(p.rows, tile.rows), ceil_div(p.columns, tile.columns)
-        blocks = least_of(down * across * p.batches, index(self.target.multiprocessors * tile.resident))
+        if tile.paired:
+            body.append(Alloc(self.turns, tile.consumers))
+        # So many rows of tiles as a cluster has blocks count as one.
+        down, across = ceil_div(p.rows, tile.rows * tile.cluster), ceil_div(p.columns, tile.columns)
+        most = self.target.multiprocessors * tile.resident // tile.cluster
+        blocks = least_of(down * across * p.batches, index(most)) * tile.cluster
         self.down, self.across = p.let(body, "down", down), p.let(body, "across", across)
         self.each = p.let(body, "each", self.down * self.across)
         self.tiles = p.let(body, "tiles", self.each * p.batches)
         self.steps = p.let(body, "steps", ceil_div(p.depth, self.unit))
+        self.home, self.homes, self.rank = var("block"), var("blocks"), index(0)
+        if tile.cluster > 1:
+            self.home = p.let(body, "home", var("block") // tile.cluster)
+            self.homes = p.let(body, "homes", var("blocks") // tile.cluster)
+            self.rank = p.let(body, "rank", var("block") % tile.cluster)
         thread = var("thread")
         first: Body = []
         for s in range(tile.stages):
             arrivals = (GROUP if self.gathers else 0) + (1 if self.copies else 0)
             first.append(Call("mbarrier_init", (Place(self.full, index(s)), index(arrivals)), (self.full,)))
-            first.append(Call("mbarrier_init", (Place(self.empty, index(s)), index(4 * tile.sharing)), (self.empty,)))
+            warps = 4 * tile.sharing * tile.cluster
+            first.append(Call("mbarrier_init", (Place(self.empty, index(s)), index(warps)), (self.empty,)))
+        for i in range(tile.consumers if tile.paired else 0):
+            first.append(Call("mbarrier_init", (Place(self.turns, index(i)), index(4)), (self.turns,)))
         first.append(Call("mbarrier_init_done", ()))
         first += [Call("bulk_prefetch_map", (c.map,)) for c in self.copies]
-        body += [If(equal(thread, 0), tuple(first)), Barrier()]
+        together: Body = [Call("cluster_barrier", ())] if tile.cluster > 1 else []
+        body += [If(equal(thread, 0), tuple(first)), *(together or [Barrier()])]
         body.append(If(thread < GROUP, tuple(self._produce()), tuple(self._consume())))
+        body += [Barrier("warp"), *together] if together else []
         kernel = p.kernel("contract", body, blocks, self.threads, tile.resident)
         maps = tuple(c.map for c in self.copies)
         assert kernel.grid is not None
-        return [*self.packing, replace(kernel, grid=replace(kernel.grid, maps=maps))]
+        return [*self.packing, replace(kernel, grid=replace(kernel.grid, maps=maps, cluster=tile.cluster))]
 
     def _tile(self, body: Body, tile: Expr) -> tuple[list[Expr], Expr, Expr]:
         """The batch coordinates, first row and first column of a tile; `SUPER` rows follow each other column by column."""
@@ -251,14 +280,16 @@ class WgmmaProduct:
         else:
             batch_flat = p.let(body, "batch", tile // self.each)
             inside = p.let(body, "inside", tile - batch_flat * self.each)
-        high = SUPER // self.tile.rows
+        tall = self.tile.rows * self.tile.cluster
+        high = SUPER // tall
         band = p.let(body, "band", inside // (self.across * high))
         rest = p.let(body, "rest", inside - band * self.across * high)
         height = p.let(body, "height", least_of(self.down - band * high, index(high)))
         column = p.let(body, "column", rest // height)
         row = p.let(body, "row", band * high + (rest - column * height))
         batch = p.coords(body, "b", batch_flat, p.c.batch)
-        return batch, p.let(body, "m0", row * self.tile.rows), p.let(body, "n0", column * self.tile.columns)
+        m0 = row * tall + self.rank * self.tile.rows
+        return batch, p.let(body, "m0", m0), p.let(body, "n0", column * self.tile.columns)
 
     def _ring(self) -> tuple[Body, Expr, Expr, Body]:
         """Declarations of a place in the ring (stage, and parity of its use), and the step to the next one."""
@@ -292,7 +323,7 @@ class WgmmaProduct:
         expected = sum(c.rows * ROW for c in self.copies)
         copy: Body = [Call("mbarrier_arrive_expect", (barrier, index(expected)), (self.full,))] if self.copies else []
         for c in self.copies:
-            copy += c.issue(stage, barrier, k, starts[self.sides.index(c)], batch)
+            copy += c.issue(stage, barrier, k, starts[self.sides.index(c)], batch, self.rank)
         if self.gathers:
             fill += [If(equal(var("thread"), 0), tuple(copy))] if copy else []
             for g, places in zip(self.gathers, prepared, strict=True):
@@ -302,7 +333,7 @@ class WgmmaProduct:
         else:
             fill += copy
         loop = For(block, index(0), self.steps, (*fill, *step), index(1))
-        tiles = For(tile, var("block"), self.tiles, (*here, loop), var("blocks"))
+        tiles = For(tile, self.home, self.tiles, (*here, loop), self.homes)
         out: Body = [Call("registers_decrease_40", ())] if self._many_registers else []
         work = (*declare, tiles)
         return [*out, *(work if self.gathers else (If(equal(var("thread"), 0), work),))]
@@ -315,8 +346,7 @@ class WgmmaProduct:
         out += [Alloc(self.sums, t.sums), *declare]
         tile, block, i, last = p.name("tile"), p.name("step"), p.name("i"), p.name("last")
         here: Body = []
-        first: Expr = var("block")
-        apart: Expr = var("blocks")
+        first, apart = self.home, self.homes
         if t.paired:
             # The stages of the other consumer's tiles lie in between.
             turn = p.name("turn")
@@ -325,7 +355,6 @@ class WgmmaProduct:
             here += [
                 Assign(stage, position % t.stages),
                 Assign(parity, position // t.stages % 2),
-                Assign(turn, turn + t.consumers),
             ]
             first, apart = first + consumer * apart, apart * t.consumers
         batch, m0, n0 = self._tile(here, tile)
@@ -344,6 +373,8 @@ class WgmmaProduct:
             multiply.append(Call(name, (Place(self.sums, index(m * t.columns // 2)), left, right), (self.sums,)))
         one = equal(var("thread") % 32, 0)
         done = Call("mbarrier_arrive", (Place(self.empty, last),), (self.empty,))
+        if t.cluster > 1:
+            done = Call("mbarrier_arrive_cluster", (Place(self.empty, last), index(t.cluster)), (self.empty,))
         multiply += [
             Call("wgmma_commit", ()),
             # The stage before this one has been read.
@@ -352,7 +383,14 @@ class WgmmaProduct:
             Assign(last, stage),
             *step,
         ]
-        here.append(For(block, index(0), self.steps, tuple(multiply), index(1)))
+        products: Body = [For(block, index(0), self.steps, tuple(multiply), index(1))]
+        if t.paired:
+            # The first tile waits for no other: for the phase before the first.
+            mine, other = Place(self.turns, consumer), Place(self.turns, 1 - consumer)
+            parity_of_turn = (turn // t.consumers + consumer + 1) % 2
+            products.insert(0, Call("mbarrier_wait", (mine, parity_of_turn), (self.turns,)))
+            products += [If(one, (Call("mbarrier_arrive", (other,), (self.turns,)),)), Assign(turn, turn + t.consumers)]
+        here += products
         here += [Call("wgmma_wait_0", ()), If(logical_and(one, self.steps > 0), (done,))]
         here += self._epilogue(consumer, batch, m0, n0)
         return [*out, For(tile, first, self.tiles, tuple(here), apart)]

@@ -146,24 +146,36 @@ def _without(monomial: Sequence[Expr], factors: Sequence[Expr]) -> list[Expr] | 
 
 
 class Copies:
-    """The bulk copies of one operand's tiles of `rows` free indices."""
+    """The bulk copies of one operand's tiles of `rows` free indices.
 
-    def __init__(self, view: View, name: str, rows: int, ring: Buffer, rounded: bool, batch: Shape) -> None:
-        self.view, self.ring, self.rows, self.batch = view, ring, rows, batch
+    parts: of a tile that so many blocks of a cluster share; each asks for one.
+    """
+
+    def __init__(
+        self, view: View, name: str, rows: int, ring: Buffer, rounded: bool, batch: Shape, parts: int = 1
+    ) -> None:
+        self.view, self.ring, self.rows, self.batch, self.parts = view, ring, rows, batch, parts
         self.unit = ROW // ring.dtype.itemsize
-        self.map = view.map(f"{name}_map", min(rows, 256), rounded)
+        self.map = view.map(f"{name}_map", rows // parts, rounded)
 
-    def issue(self, stage: Expr, barrier: Place, k: Expr, first: Expr, batch: Sequence[Expr]) -> Body:
-        """Copy depth k .. of the free indices from `first` into `stage`, counted on `barrier`."""
+    def issue(
+        self, stage: Expr, barrier: Place, k: Expr, first: Expr, batch: Sequence[Expr], rank: Expr | None = None
+    ) -> Body:
+        """Copy depth k .. of the free indices from `first` into `stage`, counted on `barrier`. rank: of this block."""
         v = self.view
         tile = stage * (self.rows * self.unit)
         outer = v.outer(batch, self.batch)
-        boxes = [(k, first)] if v.along_k else [(first + i, k) for i in range(0, self.rows, self.unit)]
+        high = self.map.box[1] if v.along_k else self.unit  # free indices of a box
         out: Body = []
-        for i, inner in enumerate(boxes):
-            at = [c + s for c, s in zip((*inner, *outer), v.start, strict=True)]
-            levels = Levels([])
-            to = Place(self.ring, tile + i * (self.unit * self.unit))
-            coordinates = [normal(c, levels) for c in at]
-            out.append(Call(f"bulk_load_{len(at)}d", (to, self.map, barrier, *coordinates), (self.ring,)))
+        for i in range(0, self.rows, high):
+            inner = (k, first + i) if v.along_k else (first + i, k)
+            at = [normal(c + s, Levels([])) for c, s in zip((*inner, *outer), v.start, strict=True)]
+            name = f"bulk_load_{len(at)}d"
+            args = (Place(self.ring, tile + i * self.unit), self.map, barrier, *at)
+            if self.parts > 1:
+                assert rank is not None
+                part = index(i * self.parts // self.rows)
+                out.append(Call(f"{name}_part", (*args, part, rank, index((1 << self.parts) - 1)), (self.ring,)))
+            else:
+                out.append(Call(name, args, (self.ring,)))
         return out

@@ -96,11 +96,12 @@ def plain(dtype: str, major: str, m: int, k: int, n: int, precision: str = "") -
 
 def test_integers_are_exact_in_every_tile_and_order_in_memory() -> None:
     cases = []
-    for i, tile in enumerate(hopper.TILES):
+    for i, tile in enumerate((*hopper.TILES, hopper.CLUSTERS[0], hopper.CLUSTERS[2])):
         major = list(MAJORS)[i % 4]
         dtype = ("bf16", "f16")[i % 2]
         # One and a bit of a tile, one and a bit of a block of k, more tiles than blocks.
-        cases.append(case(plain(dtype, major, tile.rows + 8, 72, tile.columns + 24), tile))
+        rows = tile.rows * tile.cluster
+        cases.append(case(plain(dtype, major, rows + 8, 72, tile.columns + 24), tile))
     for prepared in check_groups(cases, seeds=(0, 1, 2)):
         assert ways(prepared) == (hopper.VIEW, hopper.VIEW)
 
@@ -257,7 +258,7 @@ def test_bits_do_not_depend_on_the_tile_or_the_way() -> None:
     x = reals(group)
     other = plain("bf16", "mk", 136, 200, 264)
     turned = [np.ascontiguousarray(a.T) for a in x]
-    cases = [Case(group, x, chosen(group, t), SMALL) for t in hopper.TILES]
+    cases = [Case(group, x, chosen(group, t), SMALL) for t in (*hopper.TILES, hopper.CLUSTERS[1])]
     cases.append(Case(other, turned, None, SMALL))
     packed = chosen(group, hopper.TILES[3])
     numbers = tuple((n, hopper.PACK if n in ("left", "right") else v) for n, v in packed.numbers)
@@ -302,14 +303,30 @@ MISTAKES = {
 }
 
 
+# The same of consumers that take turns, in clusters: blocks that take several tiles with few steps.
+MISTAKES_OF_TURNS = {
+    "turns are not waited for": (r"mbarrier_wait\(turns.*", ""),
+    "the other's stages are not left out": (r"stage_\d+ = position_\d+ % 6;", ""),
+    "arrivals at one block only": (r"mbarrier_arrive_cluster\((.*), 2\)", r"mbarrier_arrive_cluster(\1, 1)"),
+    "a part of a tile is missing": (r"bulk_load_2d_part\(.*, 1, rank_\d+, 3\);", ""),
+}
+
+
 def test_mistakes_show() -> None:
     """The simulation is strict enough: each of these kernels fails, or gives something else, for some order of threads."""
-    group = plain("bf16", "km", 136, 64 * 5, 72)
+    _all_show(plain("bf16", "km", 136, 64 * 5, 72), hopper.TILES[4], MISTAKES)
+
+
+def test_mistakes_of_turns_show() -> None:
+    _all_show(plain("bf16", "kk", 264, 72, 152), hopper.CLUSTERS[2], MISTAKES_OF_TURNS)
+
+
+def _all_show(group: Function, tile: hopper.Tile, mistakes: dict[str, Any]) -> None:
     x = integers(group)
     (expected,) = exact_interpret(group, x)
     prepared, texts = [], []
-    for number, (pattern, other, *which) in enumerate(MISTAKES.values()):
-        p = prepare(Case(group, x, chosen(group, hopper.TILES[4]), SMALL), number)
+    for number, (pattern, other, *which) in enumerate(mistakes.values()):
+        p = prepare(Case(group, x, chosen(group, tile), SMALL), number)
         text = cuda_text(p.kernels, SMALL)
         places = list(re.finditer(pattern, text))
         assert places, pattern
@@ -318,11 +335,11 @@ def test_mistakes_show() -> None:
         head, start, kernel = text.partition('extern "C"')
         texts.append((head if number == 0 else "") + start + kernel)
         prepared.append(p)
-    right = prepare(Case(group, x, chosen(group, hopper.TILES[4]), SMALL), len(MISTAKES))
+    right = prepare(Case(group, x, chosen(group, tile), SMALL), len(mistakes))
     texts.append("".join(cuda_text(right.kernels, SMALL).partition('extern "C"')[1:]))
     built = library("".join(texts))
     assert not any(_goes_wrong(right, built, expected, seed) for seed in range(6))
-    for name, p in zip(MISTAKES, prepared, strict=True):
+    for name, p in zip(mistakes, prepared, strict=True):
         assert any(_goes_wrong(p, built, expected, seed) for seed in range(6)), f"nothing shows that {name}"
 
 
@@ -358,18 +375,19 @@ def test_the_compiler_spills_nothing() -> None:
         case(large, hopper.TILES[2], []),
         case(plain("f32", "kk", 1024, 512, 1024, "tf32"), hopper.TILES[5], []),
         case(PATCHES, hopper.TILES[3], []),
+        case(plain("bf16", "kk", 1024, 512, 1024), hopper.CLUSTERS[0], []),
     ])  # fmt: skip
 
 
 @pytest.mark.slow
 def test_the_compiler_spills_nothing_in_any_form() -> None:
     cases = []
-    for tile in hopper.TILES:
+    for tile in (*hopper.TILES, *hopper.CLUSTERS):
         cases += [case(plain("bf16", major, 1024, 512, 1024), tile, []) for major in MAJORS]
         cases.append(case(dot("f16[1000, 504]", "f16[504, 1001]", epilogue=gelu), tile, []))
         cases.append(case(dot("f16[1024, 512]", "f16[512, 1024]", epilogue=gelu), tile, []))
         cases.append(case(plain("f32", "kk", 1024, 512, 1024, "tf32"), tile, []))
-        if tile.sums <= 64:
+        if tile.sums <= 64 and tile.cluster == 1:
             cases.append(case(PATCHES, tile, []))
     _compiles(cases)
 
