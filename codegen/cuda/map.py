@@ -97,9 +97,13 @@ def vectors_for(group: Function, width: int) -> int:
 
 
 def inner_divides(group: Function, sizes: Mapping[str, int], width: int) -> tuple[tuple[str, int], ...]:
-    """The extents that innermost dimensions have, and what divides them: proof that lines start aligned."""
+    """The extents that innermost dimensions have, and what divides them: proof that lines start aligned.
+
+    Not those of indices, of which all lanes but those of an innermost dimension read one.
+    """
+    indices = {op.operands[1] for op in group.ops if op.name == "gather"}
     names: set[str] = set()
-    for v in [*group.params, *(r for op in group.ops for r in op.results)]:
+    for v in [*group.results, *(p for p in group.params if p not in indices)]:
         big = big_dims(v.type.shape)
         if big:
             names |= dim_symbols(v.type.shape[big[-1]])
