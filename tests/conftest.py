@@ -6,6 +6,7 @@ Tensors are then made on the device by default, and what a test looks at through
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,29 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help='where tensors are made: "cpu" (default) or "cuda"')
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--device") == "cpu":
+        return
+    from tests.cpu_only import CPU_ONLY
+
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        for known in (item.nodeid, name):
+            if known in CPU_ONLY:
+                item.add_marker(pytest.mark.skip(reason=f"of the CPU: {CPU_ONLY[known]}"))
+
+
+@pytest.fixture(autouse=True)
+def errors_of_the_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What kernels reported belongs to the test that ran them."""
+    yield
+    if request.config.getoption("--device") != "cpu":
+        import graphc as gc
+
+        with contextlib.suppress(IndexError):
+            gc.cuda.synchronize()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,7 @@ imported calls its deleter when the last tensor over it dies.
 from __future__ import annotations
 
 import ctypes
+import sys
 from ctypes import (
     CFUNCTYPE,
     POINTER,
@@ -82,7 +83,7 @@ _rename.argtypes, _rename.restype = [ctypes.py_object, c_char_p], ctypes.c_int
 _PLAIN, _WITH_VERSION = b"dltensor", b"dltensor_versioned"
 _USED, _USED_WITH_VERSION = b"used_dltensor", b"used_dltensor_versioned"
 
-# address of an exported struct -> what it needs to live
+# address of an exported struct -> its capsule, and what it needs to live
 _exported: dict[int, Any] = {}
 
 
@@ -91,16 +92,14 @@ def _release(address: Any) -> None:
     _exported.pop(address, None)
 
 
-# As a raw pointer, so that a capsule that is about to die is not counted up again.
-@CFUNCTYPE(None, c_void_p)
-def _unused(capsule: Any) -> None:
-    for name in (_PLAIN, _WITH_VERSION):
-        if _raw_is_valid(capsule, name):
-            _exported.pop(_raw_pointer(capsule, name), None)
-
-
-_raw_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, c_void_p, c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
-_raw_pointer = ctypes.PYFUNCTYPE(c_void_p, c_void_p, c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
+def forget_unused() -> None:
+    """Let go of what nobody consumed. A destructor of the capsule could not do that: it may run while an error is raised."""
+    for address, entry in list(_exported.items()):
+        capsule = entry[0]
+        # The entry, the local name and the argument of getrefcount hold it.
+        alone = sys.getrefcount(capsule) == 3
+        if alone and (_is_valid(capsule, _PLAIN) or _is_valid(capsule, _WITH_VERSION)):
+            _exported.pop(address, None)
 
 
 def export(x: Tensor, max_version: Any = None) -> Any:
@@ -123,8 +122,10 @@ def export(x: Tensor, max_version: Any = None) -> Any:
     if versioned:
         made.major, made.minor, made.flags = *_VERSION, _READ_ONLY
     address = ctypes.addressof(made)
-    _exported[address] = (made, shape, strides, x._buffer)
-    return _new(address, _WITH_VERSION if versioned else _PLAIN, ctypes.cast(_unused, c_void_p))
+    forget_unused()
+    capsule = _new(address, _WITH_VERSION if versioned else _PLAIN, None)
+    _exported[address] = (capsule, made, shape, strides, x._buffer)
+    return capsule
 
 
 class _Owner:
