@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from graphc.codegen.c.prelude import sections
 from graphc.codegen.canonical import canonicalise
 from graphc.codegen.cuda import hopper
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.lower import choose
-from graphc.codegen.cuda.simulate import SimulationError
+from graphc.codegen.cuda.simulate import SimulationError, compiler
 from graphc.codegen.cuda.target import HOPPER
 from graphc.ir.function import Builder, Function, Value
 from graphc.ir.types import TensorType
@@ -349,6 +352,28 @@ def _goes_wrong(p: Prepared, built: Any, expected: Array, seed: int) -> bool:
     except SimulationError:
         return True
     return bool(difference(expected, got))
+
+
+def test_descriptors_are_those_of_the_header(tmp_path: Path) -> None:
+    """hopper.h's own arithmetic, compiled for the CPU: what its steps are given for tiles at shared address 0x12400 and 0x4000."""
+    text = "".join(sections("cuda")[name] for name in ("wgmma_descriptor", "WGMMA_TILE")).replace("INLINE", "static")
+    source = tmp_path / "descriptors.cpp"
+    source.write_text(
+        "#include <cstdio>\nstatic unsigned shared_address(const void *p) { return (unsigned)(size_t)p; }\n"
+        "template <int A, int B> static void step(float *, unsigned long long a, unsigned long long b) "
+        '{ printf("%llx %llx\\n", a, b); }\n'
+        + text
+        + "WGMMA_TILE(kk, step, 0, 0)\nWGMMA_TILE(mm, step, 1, 1)\n"
+        "int main() { kk(nullptr, (void *)0x12400, (void *)0x4000); mm(nullptr, (void *)0x12400, (void *)0x4000); }\n"
+    )
+    subprocess.run([compiler(), str(source), "-o", str(tmp_path / "descriptors")], check=True)
+    out = subprocess.run([tmp_path / "descriptors"], check=True, capture_output=True, text=True).stdout
+    # PTX ISA, matrix descriptor: bits 0-13 start, 16-29 leading, 32-45 stride offset, all in 16 bytes; 62-63 swizzle.
+    found = [tuple(int(x, 16) for x in line.split()) for line in out.splitlines()]
+    for line, (step, leading) in zip(found, [(32, 16)] * 4 + [(2048, 8192)] * 4, strict=True):
+        i = found.index(line) % 4
+        for start, d in zip((0x12400, 0x4000), line, strict=True):
+            assert d == (start + i * step) >> 4 | leading >> 4 << 16 | 1024 >> 4 << 32 | 1 << 62
 
 
 def _compiles(cases: list[Case]) -> None:
