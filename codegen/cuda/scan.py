@@ -3,7 +3,7 @@
 | form | when | how |
 | --- | --- | --- |
 | scan lines | lines lie side by side, or are short | a thread walks its line; the threads of a warp read neighbours |
-| scan tiles | the axis is innermost | a block moves pieces of 32 lines through shared memory; one warp walks them |
+| scan tiles | the axis is innermost | a block moves pieces of 32 lines, or of 8 where there are few, through shared memory; a thread walks each |
 """
 
 from __future__ import annotations
@@ -47,10 +47,9 @@ from graphc.codegen.lower.row_group import accumulator
 from graphc.ir.function import Function, Operation
 from graphc.ir.types import DType, Shape, size_of, substitute
 
-LANES = 32
 # Steps whose operands are read before the first of them is done: from memory, from a tile.
-MEMORY_AHEAD, TILE_AHEAD = 16, 8
-READS = 8  # elements of a tile that a thread reads before it stores the first
+MEMORY_AHEAD, TILE_AHEAD = 16, 16
+TILE = 2048  # elements of a tile
 SHORT = 8  # a line that a thread reads as well alone
 LINE_THREADS, TILE_THREADS = 64, 128
 
@@ -68,8 +67,9 @@ def choose(group: Function, sizes: Mapping[str, int], target: Target) -> Choice:
     assert isinstance(length, int)
     if any(d != 1 for d in shape[axis + 1 :]) or length < SHORT:
         return Choice("scan lines", narrow=narrow)
-    steps = 16 if length <= 16 else 32 if length <= 32 else 64
-    return Choice("scan tiles", (("steps", steps),), narrow=narrow)
+    lines = 32 if substitute(size_of(shape), dict(sizes)) >= 32 * target.multiprocessors * length else 8
+    steps = max(TILE_THREADS // lines, min(TILE // lines, 1 << (length - 1).bit_length()))
+    return Choice("scan tiles", (("lines", lines), ("steps", steps)), narrow=narrow)
 
 
 class _Scan:
@@ -97,11 +97,6 @@ class _Scan:
         a, b = (cast(self.pull.at(v, at), self.wide) for v in self.op.operands)
         return a, b
 
-    def advance(self, a: Expr, b: Expr, first: Expr | None) -> list[Stmt]:
-        """One step. first: whether it is the first one; None: it is not."""
-        carried = fma(a, self.state, b) if self.wide.is_float else a * self.state + b
-        return [Assign(self.state, carried if first is None else select(first, b, carried))]
-
     def lowered(self, body: list[Stmt], blocks: Expr, threads: int, choice: Choice, target: Target) -> Lowered:
         most = BLOCKS * target.multiprocessors
         kernel = Kernel(
@@ -119,31 +114,30 @@ class _Scan:
         self,
         start: Expr,
         stop: Expr,
-        ahead_by: int,
-        step: Callable[[Expr], tuple[Expr, Expr]],
+        ahead: int,
+        operands: Callable[[Expr], tuple[Expr, Expr]],
         done: Callable[[Expr], list[Stmt]],
-    ) -> list[Stmt]:
-        """Steps start .. stop - 1, some at a time: `step` gives the operands of one, `done` what follows it."""
-        first, i = self.names.fresh("i"), self.names.fresh("i")
-        ahead: list[Stmt] = []
-        advance: list[Stmt] = []
-        for j in range(ahead_by):
-            a, b = step(first + j)
-            named = []
-            for stem, e in (("a", a), ("b", b)):
-                if e.op == "const":
-                    named.append(e)
-                else:
-                    named.append(self.names.fresh(stem, e.dtype))
-                    ahead += [*self.pull.take_reports(), Let(named[-1], e)]
-            advance += self.advance(named[0], named[1], equal(first, 0) if j == 0 else None)
-            advance += done(first + j)
-        a, b = step(i)
+    ) -> tuple[list[Stmt], Stmt]:
+        """Arrays for, and the loop over, steps start .. stop - 1 of which none is the first. operands: of a step;
+        done: what follows it. `ahead` steps are read before the first of them is done."""
+        i, k, j = (self.names.fresh(n) for n in ("i", "k", "j"))
+        held = [Buffer(n, self.wide, "local") for n in ("a", "b")]
+        values = operands(i + j)
+        used = [not _constant(v) for v in values]
+        reads = [Store(h, j, v) for h, v, u in zip(held, values, used, strict=True) if u]
         reports = self.pull.take_reports()
-        single: tuple[Stmt, ...] = (*reports, *self.advance(a, b, equal(i, 0)), *done(i))
-        rest = For(i, first, stop, single, index(1))
-        whole = If(first + ahead_by <= stop, (*ahead, *advance), (rest,))
-        return [For(first, start, stop, (whole,), index(ahead_by))]
+        a, b = (load(h, j) if u else v for h, v, u in zip(held, values, used, strict=True))
+        whole = (
+            For(j, index(0), index(ahead), (*reports, *reads), index(1), unroll=True),
+            For(j, index(0), index(ahead), (self.advance(a, b), *done(i + j)), index(1), unroll=True),
+        )
+        a, b = operands(k)
+        rest = For(k, i, stop, (*self.pull.take_reports(), self.advance(a, b), *done(k)), index(1))
+        loop = For(i, start, stop, (If(i + ahead <= stop, whole, (rest,)),), index(ahead))
+        return [Alloc(h, ahead) for h, u in zip(held, used, strict=True) if u], loop
+
+    def advance(self, a: Expr, b: Expr) -> Stmt:
+        return Assign(self.state, fma(a, self.state, b) if self.wide.is_float else a * self.state + b)
 
 
 def lower(group: Function, choice: Choice, target: Target) -> Lowered:
@@ -155,89 +149,93 @@ def _lines(s: _Scan, choice: Choice, target: Target) -> Lowered:
     line = s.names.fresh("line")
     stmts, coords = split_coords(line, s.outer, s.names)
 
+    def operands(i: Expr) -> tuple[Expr, Expr]:
+        return s.operands(s.at(coords, i))
+
     def done(i: Expr) -> list[Stmt]:
         return [Store(s.results[0], s.at(coords, i).flat, cast(s.state, s.dtype))]
 
-    walk = s.walk(index(0), s.length, MEMORY_AHEAD, lambda i: s.operands(s.at(coords, i)), done)
-    body = (*stmts, Declare(s.state, const(s.wide, 0)), *walk)
+    head, walk = s.walk(index(1), s.length, MEMORY_AHEAD, operands, done)
+    _, b = operands(index(0))
+    first = (*s.pull.take_reports(), Assign(s.state, b), *done(index(0)))
+    body = (*stmts, Declare(s.state, const(s.wide, 0)), If(s.length > 0, first), walk)
     loop = For(line, BLOCK * LINE_THREADS + THREAD, s.lines, body, COUNT * LINE_THREADS)
-    return s.lowered([loop], ceil_div(s.lines, LINE_THREADS), LINE_THREADS, choice, target)
+    return s.lowered([*head, loop], ceil_div(s.lines, LINE_THREADS), LINE_THREADS, choice, target)
 
 
 def _tiles(s: _Scan, choice: Choice, target: Target) -> Lowered:
-    """Lines of a tile are one element longer than it, so that what a warp walks lies in different banks."""
-    steps = choice.number("steps")
-    pitch = steps + 1
-    item, first, start = s.names.fresh("item"), s.names.fresh("first"), s.names.fresh("t")
-    element, row = s.names.fresh("c"), s.names.fresh("r")
-    tile = Buffer("addends", s.wide, "shared")
-    factors = Buffer("factors", s.wide, "shared")
-    part, some, line = s.names.fresh("part"), s.names.fresh("some"), s.names.fresh("line")
+    """While one warp walks a tile, all threads wait for their elements of the next one, in registers.
+
+    Lines of a tile are one element longer than it, so that what a warp walks lies in different banks.
+    """
+    lines, steps = choice.number("lines"), choice.number("steps")
+    pitch, parts = steps + 1, lines * steps // TILE_THREADS
+    item, first, start, part = (s.names.fresh(n) for n in ("item", "first", "t", "part"))
+    element, row, line = s.names.fresh("c"), s.names.fresh("r"), s.names.fresh("line")
+    tile, factors = Buffer("addends", s.wide, "shared"), Buffer("factors", s.wide, "shared")
+    next_b, next_a = Buffer("next_addends", s.wide, "local"), Buffer("next_factors", s.wide, "local")
     stmts, coords = split_coords(line, s.outer, s.names)
-    along = s.at(coords, start + element).coords
-    flat = line * s.length + along[s.axis]
-    a, b = s.operands(Position(s.shape, along, flat))
-    staged = _reads(a)
-    among = row + some + part
-    place = among * pitch + element
-    here = logical_and(line < s.lines, start + element < s.length)
-    inside: list[Stmt] = [*stmts, *s.pull.take_reports(), Store(tile, place, b)]
-    if staged:
-        inside.append(Store(factors, place, a))
+    staged = not _constant(s.operands(s.at(coords, start))[0])
+    place = row * pitch + element
 
-    def parts(inside: list[Stmt]) -> Stmt:
-        body = (Let(line, first + among), If(here, tuple(inside)))
-        apart = TILE_THREADS // steps
-        ahead = min(LANES, READS * apart)
-        loop = For(part, index(0), index(ahead), body, index(apart), unroll=True)
-        return For(some, index(0), index(LANES), (loop,), index(ahead))
+    def each(begin: Expr, inside: Sequence[Stmt]) -> Stmt:
+        """Over this thread's elements of the tile that begins at a step."""
+        position = part * TILE_THREADS + THREAD
+        body = (
+            Let(row, position // steps),
+            Let(element, position % steps),
+            Let(line, first + row),
+            If(logical_and(line < s.lines, begin + element < s.length), tuple(inside)),
+        )
+        return For(part, index(0), index(parts), body, index(1), unroll=True)
 
-    fetch = parts(inside)
-    put = parts([Store(s.results[0], flat, cast(load(tile, place), s.dtype))])
-    mine = THREAD * pitch
-    last = s.names.fresh("stop")
+    def flat(begin: Expr) -> tuple[Expr, tuple[Expr, ...]]:
+        along = s.at(coords, begin + element).coords
+        return line * s.length + along[s.axis], along
 
-    def step(i: Expr) -> tuple[Expr, Expr]:
-        if staged:
-            return load(factors, mine + i - start), load(tile, mine + i - start)
-        return s.operands(Position(s.shape))[0], load(tile, mine + i - start)
+    def fetch(begin: Expr) -> Stmt:
+        at, along = flat(begin)
+        a, b = s.operands(Position(s.shape, along, at))
+        held = [Store(next_b, part, b), *([Store(next_a, part, a)] if staged else [])]
+        return each(begin, [*stmts, *s.pull.take_reports(), *held])
 
-    def done(i: Expr) -> list[Stmt]:
-        return [Store(tile, mine + i - start, s.state)]
+    move = [Store(tile, place, load(next_b, part)), *([Store(factors, place, load(next_a, part))] if staged else [])]
+    mine = THREAD * pitch - start
 
-    walk = s.walk(start, last, TILE_AHEAD, step, done)
-    piece = For(
-        start,
-        index(0),
-        s.length,
-        (
-            fetch,
-            Barrier(),
-            Let(last, minimum(start + steps, s.length)),
-            If(logical_and(THREAD < LANES, first + THREAD < s.lines), tuple(walk)),
-            Barrier(),
-            # No barrier after: what a thread writes to the tile next, it reads here itself.
-            put,
-        ),
-        index(steps),
+    def operands(i: Expr) -> tuple[Expr, Expr]:
+        return load(factors, mine + i) if staged else s.operands(Position(s.shape))[0], load(tile, mine + i)
+
+    head, walk = s.walk(
+        select(equal(start, 0), index(1), start),
+        minimum(start + steps, s.length),
+        TILE_AHEAD,
+        operands,
+        lambda i: [Store(tile, mine + i, s.state)],
     )
-    body: list[Stmt] = [Alloc(tile, LANES * pitch)]
+    begin = If(equal(start, 0), (Assign(s.state, load(tile, THREAD * pitch)),))
+    out = Store(s.results[0], flat(start)[0], cast(load(tile, place), s.dtype))
+    piece = (
+        each(start, move),
+        Barrier(),
+        fetch(start + steps),
+        If(logical_and(lines > THREAD, first + THREAD < s.lines), (begin, walk)),
+        Barrier(),
+        # No barrier after: what a thread writes to the tile next, it reads here itself.
+        each(start, [out]),
+    )
+    whole = (
+        Let(first, item * lines),
+        Declare(s.state, const(s.wide, 0)),
+        fetch(index(0)),
+        For(start, index(0), s.length, piece, index(steps)),
+    )
+    arrays = [Alloc(tile, lines * pitch), Alloc(next_b, parts)]
     if staged:
-        body.append(Alloc(factors, LANES * pitch))
-    groups = ceil_div(s.lines, LANES)
-    body += [
-        Let(element, THREAD % steps),
-        Let(row, THREAD // steps),
-        For(
-            item,
-            BLOCK,
-            groups,
-            (Let(first, item * LANES), Declare(s.state, const(s.wide, 0)), piece),
-            COUNT,
-        ),
-    ]
+        arrays += [Alloc(factors, lines * pitch), Alloc(next_a, parts)]
+    groups = ceil_div(s.lines, lines)
+    body: list[Stmt] = [*arrays, *head, For(item, BLOCK, groups, whole, COUNT)]
     return s.lowered(body, groups, TILE_THREADS, choice, target)
 
 
-def _reads(e: Expr) -> bool:
-    return any(node.op in ("load", "var") for node in children_first((e,)))
+def _constant(e: Expr) -> bool:
+    return all(node.op != "load" and node.op != "var" for node in children_first((e,)))

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from graphc.codegen.c.cuda import emit_kernel
 from graphc.codegen.canonical import canonicalise
+from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.lower import choose
 from graphc.codegen.cuda.target import HOPPER
 from graphc.codegen.loops import print_kernel
@@ -48,6 +50,10 @@ def wide(case: Case) -> Case:
     return replace(case, choice=replace(choice, narrow=False))
 
 
+def with_numbers(case: Case, lines: int, steps: int) -> Case:
+    return replace(case, choice=Choice("scan tiles", (("lines", lines), ("steps", steps)), narrow=True))
+
+
 def test_side_by_side() -> None:
     """Lines that are neighbours in memory."""
     shapes = ((1, 5), (7, 3), (8, 33), (9, 64), (16, 65), (17, 130), (3, 17, 5), (2, 40, 3))
@@ -63,8 +69,23 @@ def test_innermost() -> None:
     cases = [scan(s, len(s) - 1, i % 2 == 1, DTYPES[i % len(DTYPES)]) for i, s in enumerate(shapes)]
     cases += [scan((34, 130), 1, reverse, values=mixed) for reverse in (False, True)]
     cases += [cumulative((35, 70), 1), cumulative((300,), 0, F16), cumulative((3, 20), 1, I64)]
-    assert {" ".join(form(c).split()[:3]) for c in cases} >= {f"scan tiles steps={n}" for n in (16, 32, 64)}
-    check_groups([*cases, wide(cases[9])])
+    forced = [with_numbers(c, lines, steps) for lines, steps in ((32, 64), (32, 4), (8, 16)) for c in (cases[9], cases[12], cases[15])]
+    check_groups([*cases, *forced, wide(cases[9])])
+
+
+def test_tiles_suit_the_lines() -> None:
+    """Many lines: 32 side by side; few: longer pieces of 8."""
+
+    def chosen(lines: int, length: int) -> str:
+        f = canonicalise(scan((3, length), 1).group).function
+        return str(choose(f, {"e0": lines, "e1": length}, HOPPER))
+
+    assert chosen(3, 17) == "scan tiles lines=8 steps=32 narrow"
+    assert chosen(3, 9) == "scan tiles lines=8 steps=16 narrow"
+    assert chosen(132, 7000) == "scan tiles lines=8 steps=256 narrow"
+    assert chosen(132 * 32, 100) == "scan tiles lines=32 steps=64 narrow"
+    assert chosen(132 * 32, 9) == "scan tiles lines=32 steps=16 narrow"
+    assert chosen(132, 5) == "scan lines narrow"
 
 
 def test_cases_of_the_operation() -> None:
@@ -74,28 +95,73 @@ def test_cases_of_the_operation() -> None:
 
 
 def test_text() -> None:
-    assert print_kernel(prepare(scan((3, 9), 1)).lowered.kernels[0]).startswith("""\
-kernel @scan_tiles(in x0: f32, in x1: f32, out y0: f32, e0, e1)
-    blocks select(lt(((e0 + 31) // 32), 4224), ((e0 + 31) // 32), 4224) of 128 threads narrow {
-  shared addends: f32[544]
-  shared factors: f32[544]
-  let c4 = (thread % 16)
-  let r5 = (thread // 16)
-  for item1 = block .. ((e0 + 31) // 32) step blocks {
-    let first2 = (item1 * 32)
+    assert print_kernel(prepare(scan((9, 3), 0)).lowered.kernels[0]) == """\
+kernel @scan_lines(in x0: f32, in x1: f32, out y0: f32, e0, e1)
+    blocks select(lt(((e1 + 63) // 64), 4224), ((e1 + 63) // 64), 4224) of 64 threads narrow {
+  local a: f32[16]
+  local b: f32[16]
+  for line1 = ((block * 64) + thread) .. e1 step (blocks * 64) {
     var h0: f32 = 0x0.0p+0:f32
-    for t3 = 0 .. e1 step 16 {
-      for some7 = 0 .. 32 step 32 {
-        unrolled for part6 = 0 .. 32 step 8 {
-          let line8 = (first2 + ((r5 + some7) + part6))
-          if and(lt(line8, e0), lt((t3 + c4), e1)) {
-            addends[((((r5 + some7) + part6) * 17) + c4)] = x1[((line8 * e1) + (t3 + c4))]
-            factors[((((r5 + some7) + part6) * 17) + c4)] = x0[((line8 * e1) + (t3 + c4))]
-          }
+    if gt(e0, 0) {
+      h0 := x1[line1]
+      y0[line1] = h0
+    }
+    for i2 = 1 .. e0 step 16 {
+      if le((i2 + 16), e0) {
+        unrolled for j4 = 0 .. 16 {
+          a[j4] = x0[(((i2 + j4) * e1) + line1)]
+          b[j4] = x1[(((i2 + j4) * e1) + line1)]
+        }
+        unrolled for j4 = 0 .. 16 {
+          h0 := fma(a[j4], h0, b[j4])
+          y0[(((i2 + j4) * e1) + line1)] = h0
+        }
+      } else {
+        for k3 = i2 .. e0 {
+          h0 := fma(x0[((k3 * e1) + line1)], h0, x1[((k3 * e1) + line1)])
+          y0[((k3 * e1) + line1)] = h0
         }
       }
-      barrier block
-""")
+    }
+  }
+}"""
+
+
+def test_cuda_text() -> None:
+    assert emit_kernel(prepare(cumulative((9, 400), 0)).lowered.kernels[0]) == """\
+extern "C" __global__ void __launch_bounds__(64) scan_lines(const float *__restrict__ x0, float *__restrict__ y0, int e0, int e1, long long *error, int launch) {
+    const int block = blockIdx.x;
+    const int blocks = gridDim.x;
+    const int thread = threadIdx.x;
+    __align__(16) float b[16];
+    for (int line1 = block * 64 + thread; line1 < e1; line1 += blocks * 64) {
+        float h0 = 0.0f;
+        if (e0 > 0) {
+            h0 = x0[line1];
+            y0[line1] = h0;
+        }
+        for (int i2 = 1; i2 < e0; i2 += 16) {
+            if (i2 + 16 <= e0) {
+                #pragma unroll
+                for (int j4 = 0; j4 < 16; ++j4) {
+                    b[j4] = x0[(i2 + j4) * e1 + line1];
+                }
+                #pragma unroll
+                for (int j4 = 0; j4 < 16; ++j4) {
+                    h0 = fmaf(1.0f, h0, b[j4]);
+                    y0[(i2 + j4) * e1 + line1] = h0;
+                }
+            } else {
+                for (int k3 = i2; k3 < e0; ++k3) {
+                    const int t0 = k3 * e1 + line1;
+                    h0 = fmaf(1.0f, h0, x0[t0]);
+                    y0[t0] = h0;
+                }
+            }
+        }
+    }
+}
+"""
 
 
 @pytest.mark.parametrize("axis", [0, 1])
