@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from graphc.ir.function import Builder, Function
+from graphc.ir.function import Builder, Function, Value
 from graphc.ir.interpret import interpret
 from graphc.ir.types import BOOL, TensorType, dtype
 
@@ -63,3 +63,16 @@ class Case:
         params = [b.param(t) for t in types]
         name = "attention_grad" if gradient else "attention"
         return b.build(b.emit_op(name, *params, causal=self.causal, precision=self.precision).results)
+
+
+def projected(b: Builder, x: Value) -> Any:
+    """Self-attention of x[B, T, 3*H*D], as a layer has it: layout in front and behind."""
+    size, length, width = (int(d) for d in x.type.shape)  # type: ignore[call-overload]
+    heads, depth = 3, width // 9
+    split = b.permute(b.reshape(x, shape=(size, length, 3, heads, depth)), axes=(2, 0, 3, 1, 4))
+    parts = []
+    for i in range(3):
+        part = b.slice(split, start=(i, 0, 0, 0, 0), limit=(i + 1, size, heads, length, depth), stride=(1,) * 5)
+        parts.append(b.reshape(part, shape=(size, heads, length, depth)))
+    out, _ = b.attention(*parts, b.constant(value=np.asarray(0.5, np.float32)), causal=True)
+    return b.reshape(b.permute(out, axes=(0, 2, 1, 3)), shape=(size, length, heads * depth))

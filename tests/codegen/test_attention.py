@@ -11,11 +11,11 @@ from graphc.codegen.fuse import fuse
 from graphc.codegen.llvm.target import Target, host_target
 from graphc.codegen.lower.lower import lower, variant
 from graphc.codegen.stages import stage_text
-from graphc.ir.function import Builder, Function, Value
+from graphc.ir.function import Builder, Function
 from graphc.ir.interpret import interpret
 from graphc.ir.types import TensorType
 
-from tests.codegen.attention_cases import Case
+from tests.codegen.attention_cases import Case, projected
 from tests.codegen.compiled import run
 from tests.codegen.run_kernels import Native
 from tests.ir.exact import assert_equal_bits
@@ -83,19 +83,6 @@ def test_narrow_vectors_give_the_same_bits() -> None:
         f, args = case.function(gradient), case.args(gradient)
         for a, b in zip(native(f, args, target=narrow), interpret(f, args), strict=True):
             assert_equal_bits(a, b)
-
-
-def projected(b: Builder, x: Value) -> Any:
-    """Self-attention of x[B, T, 3*H*D], as a layer has it: layout in front and behind."""
-    size, length, width = (int(d) for d in x.type.shape)  # type: ignore[call-overload]
-    heads, depth = 3, width // 9
-    split = b.permute(b.reshape(x, shape=(size, length, 3, heads, depth)), axes=(2, 0, 3, 1, 4))
-    parts = []
-    for i in range(3):
-        part = b.slice(split, start=(i, 0, 0, 0, 0), limit=(i + 1, size, heads, length, depth), stride=(1,) * 5)
-        parts.append(b.reshape(part, shape=(size, heads, length, depth)))
-    out, _ = b.attention(*parts, b.constant(value=np.asarray(0.5, np.float32)), causal=True)
-    return b.reshape(b.permute(out, axes=(0, 2, 1, 3)), shape=(size, length, heads * depth))
 
 
 def test_layout_in_front_is_read_through() -> None:

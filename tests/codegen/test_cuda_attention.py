@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from graphc.codegen.cuda.target import AMPERE, HOPPER, Target
+from graphc.codegen.fuse import fuse
+from graphc.ir.function import Builder
+from graphc.ir.interpret import interpret
+from graphc.ir.types import TensorType
 
 from tests.codegen.attention_cases import Case as Sizes
-from tests.codegen.device import Case, check_groups
+from tests.codegen.attention_cases import projected
+from tests.codegen.compiled import difference
+from tests.codegen.device import (
+    Case,
+    check_compiles,
+    check_groups,
+    cuda_text,
+    library,
+    prepare,
+    run_prepared,
+)
 
 EXACT = [
     # B, H, Hk, T, S, D, E
@@ -38,3 +55,132 @@ def test_infinities_and_nan(gradient: bool) -> None:
     if gradient:
         args[6][0, 1, 65, 2], args[4][0, 1, 2], args[5][0, 1, 50] = np.inf, -np.inf, np.nan
     check_groups([Case(sizes.function(gradient), args)], seeds=(0,))
+
+
+TENSOR = [
+    Sizes((1, 1, 1, 1, 1, 1, 1), kind="bfloat16"),
+    Sizes((2, 4, 2, 65, 67, 5, 8), kind="bfloat16"),
+    Sizes((1, 2, 1, 70, 130, 17, 3), causal=True, kind="float16"),
+    Sizes((1, 1, 1, 7, 65, 24, 16), kind="bfloat16", mask=("bool", (1, 1, 7, 65))),
+    Sizes((1, 2, 1, 20, 40, 8, 24), kind="float16", mask=("added", (1, 2, 1, 40))),
+    Sizes((1, 2, 2, 3, 0, 8, 8), kind="float16"),
+]
+LARGE = [
+    Sizes((1, 2, 2, 130, 70, 64, 64), causal=True, kind="bfloat16"),
+    Sizes((1, 1, 1, 150, 200, 128, 128), kind="float16", causal=True),
+    Sizes((1, 1, 1, 70, 80, 256, 200), kind="bfloat16"),
+]
+
+
+def bounds(sizes: Sizes, gradient: bool) -> list[np.ndarray]:
+    """How far each result may be from the exact one.
+
+    Weights and slopes are rounded to the operands' type before they are summed: an error of u times the sum of the absolute terms. Both
+    results, that of the interpreter too, are rounded once more. Everything else is of the order of float32's rounding, of which there are less than 2000.
+    """
+    args = sizes.args(gradient)
+    mask = args[7 if gradient else 4 :]
+    q, k, v = (a.astype(np.float64) for a in args[:3])
+    group = q.shape[1] // k.shape[1]
+    k, v = np.repeat(k, group, 1), np.repeat(v, group, 1)
+    scale = float(args[3])
+    t = q @ k.swapaxes(2, 3) * scale
+    if mask:
+        t = np.where(mask[0], t, -np.inf) if mask[0].dtype == bool else t + mask[0].astype(np.float64)
+    if sizes.causal:
+        t = np.where(np.tri(*t.shape[2:], dtype=bool), t, -np.inf)
+    u = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[sizes.kind] + 2000 * 2.0**-24
+    if not gradient:
+        top = t.max(-1, keepdims=True, initial=-1e30)
+        p = np.exp(t - top)
+        p /= np.maximum(p.sum(-1, keepdims=True), 1e-30)
+        size = p @ np.abs(v)
+        return [3 * u * size + 1e-7, np.full(t.shape[:3], 2e-5)]
+    lse, delta, dout = (a.astype(np.float64) for a in args[4:7])
+    p = np.exp(t - np.where(lse == -np.inf, 0, lse)[..., None])
+    ds = p * (np.abs(np.abs(dout) @ np.abs(v).swapaxes(2, 3)) * 2000 * 2.0**-24 / u + np.abs(dout @ v.swapaxes(2, 3) - delta[..., None]))
+    def of_keys(x: np.ndarray) -> np.ndarray:
+        return x.reshape(x.shape[0], x.shape[1] // group, group, *x.shape[2:]).sum(2)
+
+    sums = [ds @ np.abs(k) * abs(scale), of_keys(ds.swapaxes(2, 3) @ np.abs(q)) * abs(scale), of_keys(p.swapaxes(2, 3) @ np.abs(dout))]
+    return [3 * u * x + 1e-7 for x in sums]
+
+
+def near(sizes: Sizes, gradient: bool, results: list[np.ndarray]) -> None:
+    f, args = sizes.function(gradient), sizes.args(gradient)
+    for i, (want, got, bound) in enumerate(zip(interpret(f, args), results, bounds(sizes, gradient), strict=True)):
+        with np.errstate(invalid="ignore"):
+            off = np.where(want == got, 0, np.abs(want.astype(np.float64) - got.astype(np.float64)))
+        assert (off <= bound).all(), f"{sizes}: result {i} is off by {np.nanmax(off / bound)} bounds"
+
+
+def results_of(cases: list[Case], seed: int = 0) -> list[list[np.ndarray]]:
+    prepared = [prepare(c, i) for i, c in enumerate(cases)]
+    built = library(cuda_text([k for p in prepared for k in p.kernels], cases[0].target))
+    return [run_prepared(p, built, seed) for p in prepared]
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
+def test_on_tensor_cores_it_is_near(gradient: bool) -> None:
+    cases = [case(s, gradient, target=AMPERE) for s in TENSOR]
+    for sizes, results in zip(TENSOR, results_of(cases), strict=True):
+        near(sizes, gradient, results)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
+def test_large_heads_on_tensor_cores(gradient: bool) -> None:
+    for sizes in LARGE:
+        near(sizes, gradient, results_of([case(sizes, gradient, target=AMPERE)])[0])
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
+def test_every_tile_and_order_of_threads_gives_the_same_bits(gradient: bool) -> None:
+    sizes = Sizes((1, 2, 1, 70, 140, 8, 16), kind="bfloat16", causal=True)
+    first = prepare(case(sizes, gradient, target=AMPERE)).choice
+    choices = [replace(first, numbers=(("tall", t), ("stages", s))) for t, s in ((16, 1), (32, 2))]
+    cases = [case(sizes, gradient, target=AMPERE, choice=c) for c in choices]
+    expected, *others = results_of(cases) + results_of(cases, seed=1)
+    for other in others:
+        for a, b in zip(expected, other, strict=True):
+            assert not difference(a, b)
+
+
+def test_the_arithmetic_follows_from_type_precision_and_target() -> None:
+    def form(sizes: Sizes, target: Target) -> str:
+        return prepare(case(sizes, False, target=target)).choice.form
+
+    shape = (1, 2, 2, 16, 16, 8, 8)
+    assert form(Sizes(shape), AMPERE) == form(Sizes(shape), HOPPER) == "attention fma"
+    assert form(Sizes(shape, kind="bfloat16", precision="exact"), HOPPER) == "attention fma"
+    assert form(Sizes(shape, kind="bfloat16"), AMPERE) == "attention mma"
+    assert form(Sizes(shape, kind="float16"), Target(75)) == "attention fma"
+
+
+def test_layout_in_front_is_copied_as_it_lies() -> None:
+    b = Builder("projected")
+    x = b.param(TensorType.parse("bf16[2, 70, 144]"))
+    f = b.build([projected(b, x)])
+    group = next(c.attrs["function"] for c in fuse(f).entry.ops if any(o.name == "attention" for o in c.attrs["function"].ops))
+    p = prepare(Case(group, [], None, AMPERE))
+    text = cuda_text(p.kernels, AMPERE)
+    assert text.count("copy_async_16(queries") == 1 and "copy_async_16(values" in text
+
+
+HOT = [
+    Sizes((8, 8, 8, 4096, 4096, 64, 64), causal=True, kind="bfloat16"),
+    Sizes((8, 8, 8, 4096, 4096, 128, 128), kind="bfloat16"),
+    Sizes((8, 8, 2, 2048, 2048, 128, 128), causal=True, kind="float16"),
+    Sizes((8, 8, 8, 2048, 2048, 256, 256), causal=True, kind="bfloat16"),
+    Sizes((8, 8, 8, 1024, 1024, 64, 64), causal=True),
+    Sizes((8, 8, 8, 1024, 1024, 128, 128)),
+]
+
+
+@pytest.mark.parametrize("number", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, len(HOT)))])
+def test_hot_kernels_keep_their_registers(number: int) -> None:
+    texts = []
+    for gradient in (False, True):
+        group = HOT[number].function(gradient)
+        texts.append(cuda_text(prepare(Case(group, [], None, AMPERE), number).kernels, AMPERE))
+    check_compiles(texts, hot=("attention",))
