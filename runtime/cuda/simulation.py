@@ -16,16 +16,18 @@ from graphc.runtime.cuda.parameters import Parameters
 
 # The order in which the threads of a block run: 0 ascending, 1 descending, others shuffled.
 SEED = "GRAPHC_CUDA_SEED"
+# What is compiled here runs a few times at most.
+OPTIONS = ("-O1",)
 
 
 class SimulationBuilder:
     """Builds units for the simulated device; see `codegen.cuda.kernels.Builder`."""
 
     def __init__(self) -> None:
-        self.kind = f"simulation {simulate.key('', checked=False)}"
+        self.kind = f"simulation {simulate.key('', checked=False, options=OPTIONS)}"
 
     def build(self, text: str, kernels: Sequence[Any], target: Target) -> bytes:
-        return simulate.build(text, checked=False)
+        return simulate.build(text, checked=False, options=OPTIONS)
 
 
 class SimulatedModule:

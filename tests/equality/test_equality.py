@@ -5,7 +5,7 @@ and on several, and by the interpreter (with the compiler's definition of transc
 row-wise programs also run one row at a time. On a failure the function is written to a `.gir` file
 and the message says how to run it again.
 
-`GRAPHC_EQUALITY_SEEDS=start:stop` chooses other seeds.
+`GRAPHC_EQUALITY_SEEDS=start:stop` chooses other seeds; `--device cuda` runs each program there too.
 """
 
 from __future__ import annotations
@@ -43,6 +43,22 @@ def execute(program: Program, args: list[Array]) -> list[Array]:
     return out
 
 
+def execute_on(device: str, f: Function, args: list[Array]) -> list[Array]:
+    """The results of a program of a CUDA device; every third input of rank 0 stays on the CPU."""
+    import graphc as gc
+    from graphc.runtime.core import empty
+    from graphc.runtime.cuda.execute import executable
+    from graphc.runtime.spec import of_type
+
+    place = gc.device(device)
+    held = [gc.asarray(a, device="cpu" if not a.shape and i % 3 == 0 else place) for i, a in enumerate(args)]
+    out = [empty(of_type(t, False, place)) for t in f.result_types]
+    program = executable(f, (), place, [t._spec for t in held], [t._spec for t in out])
+    for _ in range(2):
+        program.run([t._address for t in held], [t._address for t in out])
+    return [t.cpu().numpy() for t in out]
+
+
 def check(f: Function, seed: int, what: str, expected: list[Array], got: list[Array]) -> None:
     for i, (a, b) in enumerate(zip(expected, got, strict=True)):
         if same_bits(a, b):
@@ -74,7 +90,7 @@ def run_on(threads: int, program: Program, args: list[Array]) -> list[Array]:
 
 
 @pytest.mark.parametrize("seed", _seeds())
-def test_every_way_gives_the_same_bits(seed: int, many_parts: None) -> None:
+def test_every_way_gives_the_same_bits(seed: int, many_parts: None, request: pytest.FixtureRequest) -> None:
     f = Generator(seed).function()
     if seed % 4 == 0:
         f = run_pipeline(vjp(f), ("inline", "dce"))
@@ -86,6 +102,9 @@ def test_every_way_gives_the_same_bits(seed: int, many_parts: None) -> None:
     check(f, seed, "every operation on its own", expected, execute(compile_function(f, fused=False), args))
     check(f, seed, "unoptimised", expected, execute(compile_function(f, optimise=False), args))
     check(f, seed, "interpreted", expected, exact_interpret(f, args))
+    device = request.config.getoption("--device")
+    if device != "cpu":
+        check(f, seed, f"on {device}", expected, execute_on(device, f, args))
 
 
 @pytest.mark.parametrize("seed", [s for s in _seeds() if s % 4 == 1])
