@@ -112,10 +112,8 @@ def _size(d: Dim | Expr, names: Names) -> str:
 
 def _entry(plan: AheadPlan, names: Names) -> str:
     lines = [declaration(f"int64_t {plan.name}", entry_arguments(plan, names)).rstrip(";") + " {"]
-    if any(launch.sites for launch in plan.launches) or plan.launches:
+    if plan.launches:
         lines.append("    int64_t error[3] = {0, 0, 0};")
-    if plan.offsets:
-        lines.append("    char *const slots = (char *)workspace;")
     for i, (d, _) in enumerate(plan.checks, 1):
         lines.append(f"    if ({_size(d, names)} < 0) return {i};")
     code = len(plan.checks)
@@ -128,6 +126,8 @@ def _entry(plan: AheadPlan, names: Names) -> str:
     for s in plan.state:
         if s.slot is not None and s.initial.nbytes:
             lines.append(f"    memcpy((char *)state + {s.offset}, slots + {_size(plan.offsets[s.slot], names)}, {s.initial.nbytes});")
+    if any("(slots" in x or " slots" in x for x in lines):
+        lines.insert(1, "    char *const slots = (char *)workspace;")
     return "\n".join([*lines, "    return 0;", "}\n"])
 
 

@@ -161,7 +161,7 @@ class _Planner:
         self.place.update({entry.params[i]: ("in", k) for k, i in enumerate(self.inputs)})
         self.place.update({entry.results[i]: ("out", k) for k, i in enumerate(self.outputs)})
         self.last = {v: i for i, op in enumerate(entry.ops) for v in op.operands}
-        self.known: dict[Any, Lowered] = {}
+        self.known: dict[Any, tuple[Lowered, Function]] = {}
         self.kernels: list[Kernel] = []
         self.launches: list[AheadLaunch] = []
         self.slots: list[Dim] = []
@@ -224,14 +224,14 @@ class _Planner:
         function: Function = op.attrs["function"]
         canonical = canonicalise(function)
         extents = dict(canonical.extents)
-        lowered = self.lowered(canonical)
+        lowered, made_for = self.lowered(canonical)
         place: dict[Any, Place] = {}
         place.update(zip(lowered.params, (self.place[v] for v in op.operands), strict=True))
         place.update(zip(lowered.results, (self.place[v] for v in op.results), strict=True))
         scratch = [self.take(substitute(s.size, extents) * s.dtype.itemsize) for s in lowered.scratch]
         place.update({s.buffer: ("slot", i) for s, i in zip(lowered.scratch, scratch, strict=True)})
         dims = {var(n): dim_expr(d) for n, d in extents.items()}
-        sites = tuple(_site(site, canonical.function, function) for site in lowered.sites)
+        sites = tuple(_site(site, made_for, function) for site in lowered.sites)
         for kernel in lowered.kernels:
             self.launches.append(
                 AheadLaunch(
@@ -247,8 +247,11 @@ class _Planner:
             )
         self.free += scratch
 
-    def lowered(self, canonical: Canonical) -> Lowered:
-        """The group's kernels under names of their own; one lowering serves all groups of a canonical text."""
+    def lowered(self, canonical: Canonical) -> tuple[Lowered, Function]:
+        """The group's kernels under names of their own; one lowering serves all groups of a canonical text.
+
+        Also the canonical form that it was made from, whose operations its sites are.
+        """
         hint = {n: _likely(d) for n, d in canonical.extents}
         key = (canonical.function.key(), variant(canonical.function, self.target, hint, stream=False))
         if key not in self.known:
@@ -256,7 +259,7 @@ class _Planner:
             first = len(self.kernels)
             kernels = [replace(k, name=f"{self.name}_kernel{first + i}") for i, k in enumerate(lowered.kernels)]
             self.kernels += kernels
-            self.known[key] = replace(lowered, kernels=tuple(kernels))
+            self.known[key] = replace(lowered, kernels=tuple(kernels)), canonical.function
         return self.known[key]
 
     def take(self, size: Dim) -> int:

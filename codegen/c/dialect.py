@@ -126,6 +126,7 @@ class Dialect:
     unroll: str  # the line before a loop that is written out, "" if there is none
     wide: bool  # whether one access may take several lanes
     long: str  # the suffix of a 64-bit literal
+    array: str  # how an array of a kernel's own is declared
 
     def type(self, dtype: DType) -> str:
         return self.types[dtype.short]
@@ -143,7 +144,8 @@ C99 = Dialect(
         "f16": "uint16_t", "bf16": "uint16_t", "f32": "float", "f64": "double",
     },
     {"bool": "uint8_t"},
-    "int64_t", "", False, "",
+    # Compilers cannot see that what is read was written before, and warn.
+    "int64_t", "", False, "", "{} = {{0}};",
 )
 CUDA = Dialect(
     "cuda",
@@ -153,7 +155,7 @@ CUDA = Dialect(
         "f16": "unsigned short", "bf16": "unsigned short", "f32": "float", "f64": "double",
     },
     {"bool": "unsigned char"},
-    "long long", "#pragma unroll", True, "ll",
+    "long long", "#pragma unroll", True, "ll", "__align__(16) {};",
 )
 
 

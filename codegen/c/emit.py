@@ -175,8 +175,7 @@ def _alloc(w: Emitter, s: Alloc) -> None:
         return
     name = w.name(s.buffer.name)
     w.buffers[s.buffer] = name
-    aligned = "__align__(16) " if w.dialect.wide else ""
-    w.line(f"{aligned}{w.dialect.element(s.buffer.dtype)} {name}[{s.size}];")
+    w.line(w.dialect.array.format(f"{w.dialect.element(s.buffer.dtype)} {name}[{s.size}]"))
 
 
 def _transpose(w: Emitter, s: Transpose) -> None:

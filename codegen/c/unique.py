@@ -114,6 +114,8 @@ def _decided(n: Expr) -> Expr:
                 return const(BOOL, n.op == "ne")
     if n.op == "select":
         return select(*a)
+    if n.op in ("idiv", "irem") and a[1].op == "const" and a[1].data == 0:
+        return const(n.dtype, 0)  # stands in loops that do not run
     if n.dtype is BOOL and n.op in ("and", "or"):
         for x, y in (a, a[::-1]):
             if x.op == "const":
