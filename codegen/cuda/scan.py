@@ -48,7 +48,9 @@ from graphc.ir.function import Function, Operation
 from graphc.ir.types import DType, Shape, size_of, substitute
 
 # Steps whose operands are read before the first of them is done: from memory, from a tile.
+# Few lines hide the memory's delay by reading further ahead.
 MEMORY_AHEAD, TILE_AHEAD = 16, 16
+MANY_LINES = 512  # for a multiprocessor
 TILE = 2048  # elements of a tile
 SHORT = 8  # a line that a thread reads as well alone
 LINE_THREADS, TILE_THREADS = 64, 128
@@ -63,11 +65,13 @@ def choose(group: Function, sizes: Mapping[str, int], target: Target) -> Choice:
     op = scanned(group)
     shape, axis = op.result.type.shape, op.attrs["axis"]
     narrow = is_narrow(group, sizes)
-    length = substitute(shape[axis], dict(sizes))
-    assert isinstance(length, int)
+    length, total = (substitute(d, dict(sizes)) for d in (shape[axis], size_of(shape)))
+    assert isinstance(length, int) and isinstance(total, int)
     if any(d != 1 for d in shape[axis + 1 :]) or length < SHORT:
-        return Choice("scan lines", narrow=narrow)
-    lines = 32 if substitute(size_of(shape), dict(sizes)) >= 32 * target.multiprocessors * length else 8
+        many = total >= MANY_LINES * target.multiprocessors * length
+        ahead = MEMORY_AHEAD if many or length <= MEMORY_AHEAD else 128 // max(4, op.result.type.dtype.itemsize)
+        return Choice("scan lines", (("ahead", ahead),), narrow=narrow)
+    lines = 32 if total >= 32 * target.multiprocessors * length else 8
     steps = max(TILE_THREADS // lines, min(TILE // lines, 1 << (length - 1).bit_length()))
     return Choice("scan tiles", (("lines", lines), ("steps", steps)), narrow=narrow)
 
@@ -155,7 +159,7 @@ def _lines(s: _Scan, choice: Choice, target: Target) -> Lowered:
     def done(i: Expr) -> list[Stmt]:
         return [Store(s.results[0], s.at(coords, i).flat, cast(s.state, s.dtype))]
 
-    head, walk = s.walk(index(1), s.length, MEMORY_AHEAD, operands, done)
+    head, walk = s.walk(index(1), s.length, choice.number("ahead"), operands, done)
     _, b = operands(index(0))
     first = (*s.pull.take_reports(), Assign(s.state, b), *done(index(0)))
     body = (*stmts, Declare(s.state, const(s.wide, 0)), If(s.length > 0, first), walk)

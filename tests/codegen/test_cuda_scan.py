@@ -85,7 +85,7 @@ def test_tiles_suit_the_lines() -> None:
     assert chosen(132, 7000) == "scan tiles lines=8 steps=256 narrow"
     assert chosen(132 * 32, 100) == "scan tiles lines=32 steps=64 narrow"
     assert chosen(132 * 32, 9) == "scan tiles lines=32 steps=16 narrow"
-    assert chosen(132, 5) == "scan lines narrow"
+    assert chosen(132, 5) == "scan lines ahead=16 narrow"
 
 
 def test_cases_of_the_operation() -> None:
