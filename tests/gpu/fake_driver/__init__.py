@@ -19,11 +19,11 @@ from graphc.runtime.cuda import library
 SOURCE = Path(__file__).with_name("libcuda.cpp")
 
 
-def missing() -> str:
-    """Why there can be no fake driver here; "" if there can."""
+def missing(pycuda: bool = True) -> str:
+    """Why there can be no fake driver here; "" if there can. pycuda: whether it is to run below pycuda."""
     if sys.platform != "linux":
         return "the fake driver is for Linux"
-    if importlib.util.find_spec("pycuda") is None:
+    if pycuda and importlib.util.find_spec("pycuda") is None:
         return "pycuda is not installed"
     for tool in (os.environ.get("CXX", "g++"), "nm"):
         if shutil.which(tool) is None:
@@ -32,9 +32,10 @@ def missing() -> str:
 
 
 def _wanted() -> set[str]:
-    """The driver's functions that pycuda is linked to, and those that graphc calls."""
+    """The driver's functions that graphc calls, and those that pycuda is linked to, where it is installed."""
     spec = importlib.util.find_spec("pycuda")
-    assert spec is not None and spec.origin is not None
+    if spec is None or spec.origin is None:
+        return set(library._FUNCTIONS)
     (module,) = Path(spec.origin).parent.glob("_driver*.so")
     shown = subprocess.run(["nm", "-D", "--undefined-only", str(module)], capture_output=True, text=True, check=True).stdout
     return set(re.findall(r"\bcu[A-Z]\w+", shown)) | set(library._FUNCTIONS)
@@ -55,7 +56,7 @@ def build(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "libcuda.cpp").write_text(text)
         compiler = os.environ.get("CXX", "g++")
-        command = [compiler, "-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers", "-shared", "-fPIC"]
+        command = [compiler, "-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers", "-shared", "-fPIC"]
         command += ["-Wl,-soname,libcuda.so.1", "libcuda.cpp", "-o", f"{made}.{os.getpid()}", "-ldl"]
         subprocess.run(command, cwd=folder, check=True)
         os.replace(f"{made}.{os.getpid()}", made)

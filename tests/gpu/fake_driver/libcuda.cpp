@@ -189,6 +189,8 @@ API cuInit(unsigned) {
     initialized = true;
     return SUCCESS;
 }
+/* NVRTC asks for this. */
+API cuGetExportTable(const void **table, const void *) { return *table = nullptr, NOT_FOUND; }
 API cuDriverGetVersion(int *version) { return *version = (int)setting("FAKE_CUDA_VERSION", 13000), SUCCESS; }
 API cuGetErrorName(int status, const char **text) {
     auto found = errors.find(status);
