@@ -8,7 +8,7 @@ so that a product has the same bits whatever its sizes and wherever it is fused;
 | direct | direct.py | fma, one thread an element: depthwise convolution, outer products |
 | fma | fma.py | fma in tiles; blocks of k over the grid where tiles are few |
 | tensor | tensor.py | mma.sync: 16-bit floats, and float32 where `precision` allows |
-| wgmma | hopper.py | the same on sm_90a: wgmma on tiles that the bulk copy engine brings |
+| wgmma | hopper.py, wgmma.py | the same on sm_90a: wgmma on tiles that the bulk copy engine brings |
 
 Convolutions of groups with fewer than 16 output channels are done by fma: a group would leave most of a tensor core idle.
 """

@@ -171,7 +171,7 @@ class Copies:
             inner = (k, first + i) if v.along_k else (first + i, k)
             at = [normal(c + s, Levels([])) for c, s in zip((*inner, *outer), v.start, strict=True)]
             name = f"bulk_load_{len(at)}d"
-            args = (Place(self.ring, tile + i * self.unit), self.map, barrier, *at)
+            args: tuple[Expr | Place | TensorMap, ...] = (Place(self.ring, tile + i * self.unit), self.map, barrier, *at)
             if self.parts > 1:
                 assert rank is not None
                 part = index(i * self.parts // self.rows)
