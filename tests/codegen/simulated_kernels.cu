@@ -80,8 +80,8 @@ extern "C" __global__ void shared_at(float *c, int offset) {
 
 extern "C" __global__ void shared_through_pointer(float *c, int offset) {
     __shared__ float s[64];
-    float *p = s;
-    asm volatile("" : "+r"(p));
+    float *volatile hidden = s;
+    float *p = hidden;
     p[threadIdx.x + offset] = 1.0f;
     __syncthreads();
     c[threadIdx.x] = p[threadIdx.x];

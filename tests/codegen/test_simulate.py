@@ -13,11 +13,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from graphc.codegen.c.prelude import functions, used
 from graphc.codegen.cuda import simulate
 from graphc.codegen.cuda.compiler import CompileError, CompilerMissing
 from graphc.codegen.cuda.simulate import SimulationError, kernel_names
 
-from tests.codegen.device import Memory, cache_folder
+from tests.codegen.device import Memory, cache_folder, check_compiles
 
 TEXT = Path(__file__).with_name("simulated_kernels.cu").read_text()
 # The shuffles' kernels are made by a macro, which a launcher must not be.
@@ -307,6 +308,12 @@ def test_launches_from_several_threads(library):
     assert not wrong
 
 
+def test_the_kernels_are_cuda_c():
+    """What is simulated here is what the CUDA compiler takes."""
+    usage = check_compiles([functions(used(TEXT, "cuda"), "cuda") + TEXT])
+    assert {name for name, _ in usage} == set(kernel_names(TEXT))
+
+
 def test_names():
     text = 'extern "C" __global__ void __launch_bounds__(256, 2) first(int a) {\n}\nextern "C" __global__ void second() {}\n'
     assert kernel_names(text) == ["first", "second"]
@@ -326,6 +333,7 @@ def test_errors_of_the_compiler(monkeypatch):
 CHILD = """
 import sys, ctypes
 from pathlib import Path
+from graphc.codegen.c.prelude import functions, used
 from graphc.codegen.cuda import simulate
 built = simulate.Library(Path(sys.argv[1]))
 c = (ctypes.c_float * 64)()

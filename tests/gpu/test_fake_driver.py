@@ -313,10 +313,10 @@ def test_a_cubin_that_does_not_load(folder: Path) -> None:
 
 @pytest.mark.slow
 @needs_pycuda
-@pytest.mark.parametrize("suite", ["streams", "memory", "failures", "tensors", "programs", "compiled"])
+@pytest.mark.parametrize("suite", ["prelude", "streams", "memory", "failures", "tensors", "programs", "compiled"])
 def test_suites(folder: Path, suite: str) -> None:
-    """The tests of devices, on pycuda."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.gpu.fake_driver.plugin", f"tests/gpu/test_{suite}.py"]
-    env: Any = fake_driver.environment(folder, DEVICES="2")
+    """The tests of devices, those for a GPU too, on pycuda."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "tests.gpu.fake_driver.plugin", f"tests/gpu/test_{suite}.py"]
+    env: Any = fake_driver.environment(folder, DEVICES="2") | {"GRAPHC_TEST_SHARE": "1021"}
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
