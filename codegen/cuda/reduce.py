@@ -37,6 +37,7 @@ FORMS: dict[str, type[Rows] | type[Columns] | type[Staged]] = {"columns": Column
 ACCESS = 16  # bytes of the widest load
 # Registers of a thread that may hold elements; a wide access asks for more of them at once.
 MOST_HELD, MOST_WIDE = 96, 48
+MOST_LINES = 48  # elements of a thread that are written out: longer code takes long to compile, and to fetch
 MOST_UNHELD = 32  # elements that a thread loads at once where nothing is held: enough are under way
 SECTORS = 64  # bytes of neighbouring columns that a block takes at least
 RESIDENT = 48  # warps of a multiprocessor that hide each other's waiting
@@ -61,7 +62,7 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
     while wide > 1 and (length % wide or length == 0 or lines * wide * live > most_wide):
         wide //= 2
     divides = _useful(group, sizes, shape, axes, wide)
-    if lines * live * wide <= most:
+    if lines * live * wide <= most and lines * wide <= MOST_LINES:
         numbers = (("lanes", lanes), ("wide", wide), ("lines", lines), ("full", int(lines * lanes == length)), ("parts", 1), ("warps", 4))
         return Choice("rows registers", numbers, divides, narrow)
     chunks = -(-length // CHUNK)

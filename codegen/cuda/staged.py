@@ -40,7 +40,7 @@ from graphc.ir.types import I32, I64, DType, size_of
 
 WARP = 32
 CHAIN = 16  # elements of a lane that a chain reads ahead
-AHEAD = 16  # elements that a thread has under way in the elementwise phase
+AHEAD = 8  # elements that a thread has under way in the elementwise phase
 MOST_CHEAP = 6  # operations that a chain may do itself for each element
 
 
@@ -210,10 +210,9 @@ class Staged:
 
     def _elementwise(self, sweep: Sweep, staged: Mapping[Operation, Buffer]) -> list[Stmt]:
         """All threads run over the row; every element stays with its thread."""
-        ahead = max(1, AHEAD // self.wide)
         line = self.threads * self.wide
 
-        def loops(rewrite: Rewrite | None) -> list[Stmt]:
+        def loops(rewrite: Rewrite | None, ahead: int = max(1, AHEAD // self.wide)) -> list[Stmt]:
             names, row = self.names, self.row
             base, rest, u, main = (names.fresh(s) for s in ("base", "rest", "u", "main"))
 
@@ -229,8 +228,10 @@ class Staged:
                     inside = rewrite(inside, v)
                 return [Vector(v, self.wide, tuple(inside))] if self.wide > 1 else inside
 
-            whole = For(u, index(0), index(ahead), tuple(at(base + u * line)), index(1), unroll=True)
             last = If(rest + var("thread") * self.wide < row.length, tuple(at(rest)))
+            if ahead == 1:
+                return [For(rest, index(0), row.length, (last,), index(line))]
+            whole = For(u, index(0), index(ahead), tuple(at(base + u * line)), index(1), unroll=True)
             return [
                 Let(main, row.length // (line * ahead) * (line * ahead)),
                 For(base, index(0), main, (whole,), index(line * ahead)),
@@ -241,7 +242,7 @@ class Staged:
         read = {self.sweeps.memory[h] for h in self.sweeps.held if h.first < sweep.number <= h.last or h in self.early}
         if written & read:
             return loops(None)  # what is overwritten could not be computed again
-        arrays, out = self.sweeps.by_reciprocals(loops, self.wide)
+        arrays, out = self.sweeps.by_reciprocals(loops, self.wide, lambda: loops(None, 1))
         self.allocs += arrays
         return out
 

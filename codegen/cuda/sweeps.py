@@ -199,12 +199,16 @@ class Sweeps:
             self.row.pull.bind(h.value, self._rule(h, load(buffer, i) if there else None))
 
     def by_reciprocals(
-        self, loops: Callable[[Rewrite | None], list[Stmt]], wide: int
+        self,
+        loops: Callable[[Rewrite | None], list[Stmt]],
+        wide: int,
+        again: Callable[[], list[Stmt]] | None = None,
     ) -> tuple[list[Stmt], list[Stmt]]:
         """(arrays, statements): the loops of a sweep with divisions by what is the same for a whole row done by its
         reciprocal, and again as they stand by threads where that does not give the same bits.
 
-        loops(rewrite) makes them, passing the statements of every element through `rewrite`.
+        loops(rewrite) makes them, passing the statements of every element through `rewrite`; again() makes them for the
+        rare threads, if there is a shorter form.
         """
         row = self.row
         fine = Buffer(row.names.fresh("fine").data, BOOL, "local")
@@ -223,7 +227,7 @@ class Sweeps:
             safe = logical_and(safe, safe_divisor(b))
         slots = [index(v) for v in range(wide)]
         before += [Store(fine, v, safe) for v in slots]
-        return [Alloc(fine, wide)], [*before, *fast, unless_fine(fine, slots, loops(None))]
+        return [Alloc(fine, wide)], [*before, *fast, unless_fine(fine, slots, again() if again else loops(None))]
 
     def _unbound(self, h: Held, at: Position) -> Expr:
         pull = self.row.pull
