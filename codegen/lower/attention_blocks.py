@@ -27,7 +27,7 @@ class Where(NamedTuple):
     b: Expr
     h: Expr
     first: Expr
-    count: Expr
+    queries: Expr
     start: Expr
     keys: Expr
 
@@ -206,7 +206,7 @@ class Blocks:
         step = self.padded(depth)
 
         def finish(j: Expr, lane: Expr, total: Expr) -> list[Stmt]:
-            inside = (lane < at.count) & (j < at.keys)
+            inside = (lane < at.queries) & (j < at.keys)
             score = self.scored(total, scale, masks, (at.b, at.h, at.first + lane, at.start + j), inside)
             return [Store(target, j * self.queries + lane, score)]
 

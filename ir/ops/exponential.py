@@ -127,4 +127,4 @@ def _horner(coefficients: tuple[float, ...], t: Array) -> Array:
 
 
 def _bits(x: Array, f: _Format) -> Array:
-    return np.ascontiguousarray(x).view(f.integer).reshape(x.shape)
+    return np.asarray(np.ascontiguousarray(x).view(f.integer).reshape(x.shape))

@@ -90,15 +90,19 @@ def bounds(sizes: Sizes, gradient: bool) -> list[np.ndarray]:
     if sizes.causal:
         t = np.where(np.tri(*t.shape[2:], dtype=bool), t, -np.inf)
     u = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[sizes.kind] + 2000 * 2.0**-24
+    # Below the least normal float16 an error is absolute.
+    tiny = 2.0**-25 / u if sizes.kind == "float16" else 0.0
     if not gradient:
         top = t.max(-1, keepdims=True, initial=-1e30)
         p = np.exp(t - top)
         p /= np.maximum(p.sum(-1, keepdims=True), 1e-30)
-        size = p @ np.abs(v)
+        size = (p + tiny) @ np.abs(v)
         return [3 * u * size + 1e-7, np.full(t.shape[:3], 2e-5)]
     lse, delta, dout = (a.astype(np.float64) for a in args[4:7])
     p = np.exp(t - np.where(lse == -np.inf, 0, lse)[..., None])
     ds = p * (np.abs(np.abs(dout) @ np.abs(v).swapaxes(2, 3)) * 2000 * 2.0**-24 / u + np.abs(dout @ v.swapaxes(2, 3) - delta[..., None]))
+    p, ds = p + tiny, ds + tiny
+
     def of_keys(x: np.ndarray) -> np.ndarray:
         return x.reshape(x.shape[0], x.shape[1] // group, group, *x.shape[2:]).sum(2)
 
