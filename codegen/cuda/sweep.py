@@ -55,7 +55,10 @@ def sweep_grid(
             return (*before, *lanes(index(0)))
         lane = names.fresh("l")
         inside = tuple(lanes(lane))
-        return (*before, Vector(lane, width, (If(position + lane < total, inside),) if masked else inside))
+        if masked:
+            # At most one vector of a thread: not worth writing out for each lane.
+            return (*before, For(lane, index(0), index(width), (If(position + lane < total, inside),), index(1)))
+        return (*before, Vector(lane, width, inside))
 
     def tile(inside: bool) -> tuple[Stmt, ...]:
         """A thread's share of a tile. inside: all of it exists."""

@@ -36,7 +36,7 @@ kernel @map(in x0: f32, in x1: f32, out y0: f32, e0)
       for u1 = 0 .. 2 {
         let q4 = (p0 + (u1 * 1024))
         if lt(q4, e0) {
-          vector l5 < 4 {
+          for l5 = 0 .. 4 {
             if lt((q4 + l5), e0) {
               y0[(q4 + l5)] = add(x0[(q4 + l5)], x1[(q4 + l5)])
             }
@@ -72,7 +72,6 @@ extern "C" __global__ void __launch_bounds__(256) map(const float *__restrict__ 
             for (int u1 = 0; u1 < 2; ++u1) {
                 const int q4 = p0 + u1 * 1024;
                 if (q4 < e0) {
-                    #pragma unroll
                     for (int l5 = 0; l5 < 4; ++l5) {
                         if (q4 + l5 < e0) {
                             y0[q4 + l5] = x0[q4 + l5] + x1[q4 + l5];
