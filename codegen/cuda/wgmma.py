@@ -41,7 +41,6 @@ from graphc.codegen.loops import (
     Kernel,
     Let,
     Place,
-    Stmt,
     Store,
     Vector,
 )
@@ -300,39 +299,36 @@ class WgmmaProduct:
         return index(0) if self.tile.paired else consumer * self.tile.tall
 
     def _epilogue(self, consumer: Expr, batch: list[Expr], m0: Expr, n0: Expr) -> Body:
-        """The sums of a warpgroup through shared memory, `CHUNK` columns at a time, so that threads have neighbours."""
+        """The sums of a warp, 16 rows, through shared memory `CHUNK` columns at a time, so that threads have neighbours."""
         p, t = self.p, self.tile
         thread, lane = var("thread"), p.name("lane")
         out: Body = []
-        mine = p.let(out, "mine", consumer * (64 * PITCH))
-        row = p.let(out, "row", thread % GROUP // 32 * 16 + thread % 32 // 4)
-        at = p.let(out, "at", mine + row * PITCH + thread % 4 * 2)
-        # A literal number for each consumer: the compiler then reserves no more barriers than there are.
-        calls = [(Call("named_barrier", (index(i + 1), index(GROUP)), (self.staged,)),) for i in range(t.consumers)]
-        meet: Stmt = calls[0][0] if t.consumers == 1 else If(equal(consumer, 0), calls[0], calls[1])
+        warp = p.let(out, "warp", thread // 32 - GROUP // 32)
+        mine = p.let(out, "mine", warp * (16 * PITCH))
+        at = p.let(out, "at", mine + thread % 32 // 4 * PITCH + thread % 4 * 2)
         for m in range(t.tall):
-            first_row = p.let(out, "first", m0 + (self._share(consumer) + m) * 64)
+            first_row = p.let(out, "first", m0 + (self._share(consumer) + m) * 64 + warp % 4 * 16)
             chunk = p.name("chunk")
-            write: Body = [meet]
+            write: Body = [Barrier("warp")]
             for j in range(CHUNK // 8):
                 for h in range(2):
                     sums = chunk * (CHUNK // 2) + (m * t.columns // 2 + 4 * j + 2 * h)
                     place = at + (h * 8 * PITCH + 8 * j)
                     value = load(self.sums, sums + lane)
                     write.append(Vector(lane, 2, (Store(self.staged, place + lane, value),)))
-            write += [meet, *self._rows(mine, batch, first_row, p.let(write, "n", n0 + chunk * CHUNK))]
+            write += [Barrier("warp"), *self._rows(mine, batch, first_row, p.let(write, "n", n0 + chunk * CHUNK))]
             here = (If(n0 + chunk * CHUNK < p.columns, tuple(write)),)
             out.append(For(chunk, index(0), index(t.columns // CHUNK), here, index(1), unroll=True))
         return out
 
     def _rows(self, mine: Expr, batch: list[Expr], first_row: Expr, first_column: Expr) -> Body:
-        """Results of 64 rows of a chunk: a thread takes 4 neighbours, or 1 where the columns are no multiple of 4."""
+        """Results of 16 rows of a chunk: a thread takes 4 neighbours, or 1 where the columns are no multiple of 4."""
         p = self.p
         width = 4 if p.divisor(p.c.right.size) % 4 == 0 else 1
         across = CHUNK // width
-        turn, lane, thread = p.name("turn"), p.name("lane"), var("thread") % GROUP
+        turn, lane, thread = p.name("turn"), p.name("lane"), var("thread") % 32
         body: Body = []
-        row = p.let(body, "r", turn * (GROUP // across) + thread // across)
+        row = p.let(body, "r", turn * (32 // across) + thread // across)
         column = p.let(body, "c", thread % across * width)
         m, n = p.let(body, "m", first_row + row), p.let(body, "n", first_column + column)
         inner: Body = []
@@ -344,4 +340,4 @@ class WgmmaProduct:
         each += p.finish(value, batch, rows, columns, [e for e in loops if e.op == "var"])
         inner.append(Vector(lane, width, tuple(each)))
         body.append(If(logical_and(m < p.rows, n < p.columns), tuple(inner)))
-        return [For(turn, index(0), index(64 * across // GROUP), tuple(body), index(1))]
+        return [For(turn, index(0), index(16 * across // 32), tuple(body), index(1))]

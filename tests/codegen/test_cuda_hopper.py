@@ -301,8 +301,8 @@ MISTAKES = {
     "rows of the other consumer": (r"(wgmma_bf16_n64_km\(sums, left \+ .*?) \* 64,", r"\1 * 64 % 4096,"),
     "columns a tile further": (r"(wgmma_bf16_n64_km\(.*)\);", r"\1 + 4096);"),
     "neighbours along the other dimension": (r"wgmma_bf16_n64_km", "wgmma_bf16_n64_kk"),
-    "no barrier before chunks are written": (r"named_barrier\((1), 128\);", "", 0),
-    "no barrier before chunks are read": (r"named_barrier\((1), 128\);", "", 1),
+    "no barrier before chunks are written": (r"__syncwarp\(\);", "", 0),
+    "no barrier before chunks are read": (r"__syncwarp\(\);", "", 1),
 }
 
 
