@@ -16,8 +16,8 @@ from graphc.codegen.cuda.patches import copy_patches
 from graphc.codegen.cuda.product import Body, Product, multiply_add
 from graphc.codegen.cuda.stage import Stager
 from graphc.codegen.cuda.sums import BLOCK, finish_kernel, new_sums
-from graphc.codegen.cuda.tiles import tile_grid
-from graphc.codegen.expr import Expr, const, equal, index, load, logical_and, select, var
+from graphc.codegen.cuda.tiles import stage_after, stage_before, tile_grid
+from graphc.codegen.expr import Expr, const, equal, index, load, logical_and, var
 from graphc.codegen.loops import (
     Alloc,
     Assign,
@@ -162,10 +162,10 @@ class FmaProduct:
         body.append(Barrier())
         if copied:
             later = p.let(body, "later", k + ahead * self.slab)
-            free = p.let(body, "free_stage", select(equal(stage, 0), index(ahead), stage - 1))
+            free = p.let(body, "free_stage", stage_before(stage, stages))
             issue = [x for side in copied for x in side.issue(later, free, whole)]
             body += [If(later < stop, tuple(issue)), Call("copy_async_commit", ())]
-        body.append(Let(following, select(equal(stage, ahead), index(0), stage + 1)))
+        body.append(Let(following, stage_after(stage, stages)))
         after = k + self.slab
         if loaded:
             coming = p.let(body, "coming", after)

@@ -15,8 +15,8 @@ from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.product import Body, Product
 from graphc.codegen.cuda.rounding import operand_type
 from graphc.codegen.cuda.swizzle import TensorStager
-from graphc.codegen.cuda.tiles import tile_grid
-from graphc.codegen.expr import Expr, const, equal, index, load, logical_and, select, var
+from graphc.codegen.cuda.tiles import stage_after, stage_before, tile_grid
+from graphc.codegen.expr import Expr, const, index, load, logical_and, var
 from graphc.codegen.loops import (
     Alloc,
     Assign,
@@ -112,10 +112,10 @@ class TensorProduct:
         body.append(Barrier())
         if copied:
             later = p.let(body, "later", k + ahead * self.slab)
-            free = p.let(body, "free_stage", select(equal(stage, 0), index(ahead), stage - 1))
+            free = p.let(body, "free_stage", stage_before(stage, self.stages))
             issue = [x for side in copied for x in side.issue(later, free)]
             body += [If(later < p.depth, tuple(issue)), Call("copy_async_commit", ())]
-        body.append(Let(following, select(equal(stage, ahead), index(0), stage + 1)))
+        body.append(Let(following, stage_after(stage, self.stages)))
         coming = p.let(body, "coming", k + self.slab)
         if loaded:
             body.append(If(coming < p.depth, tuple(x for s in loaded for x in s.issue(coming, following))))

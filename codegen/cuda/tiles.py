@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graphc.codegen.cuda.product import Body, Product
-from graphc.codegen.expr import Expr, index, var
+from graphc.codegen.expr import Expr, equal, index, select, var
 from graphc.codegen.lower.affine import ceil_div, least_of
 
 GROUP = 8  # rows of tiles that are taken together, so that what they read stays in the L2 cache
@@ -47,3 +47,12 @@ def tile_grid(p: Product, body: Body, rows: int, columns: int, parts: Expr) -> T
     row = p.let(body, "down", group * GROUP + (inside - column * height))
     batch = p.coords(body, "b", batch_flat, p.c.batch)
     return TileGrid(parts * p.batches * each, part, batch_flat, batch, row * rows, column * columns)
+
+
+def stage_after(stage: Expr, stages: int) -> Expr:
+    """The next of `stages` stages, which are used in turn."""
+    return 1 - stage if stages == 2 else select(equal(stage, stages - 1), index(0), stage + 1)
+
+
+def stage_before(stage: Expr, stages: int) -> Expr:
+    return 1 - stage if stages == 2 else select(equal(stage, 0), index(stages - 1), stage - 1)
