@@ -28,7 +28,7 @@ from graphc.codegen.cuda.pack import pack
 from graphc.codegen.cuda.product import Body, Product
 from graphc.codegen.cuda.rounding import operand_type
 from graphc.codegen.cuda.target import Target
-from graphc.codegen.expr import Expr, const, equal, index, load, select, var
+from graphc.codegen.expr import Expr, children_first, const, equal, index, load, select, var
 from graphc.codegen.loops import (
     Alloc,
     Assign,
@@ -53,6 +53,7 @@ GROUP = 128  # threads of a warpgroup
 CHUNK = 32  # columns that pass through shared memory at a time, in rows of
 PITCH = 40  # floats: the 8-byte stores of half a warp meet no bank twice
 SUPER = 2048  # rows of the result that blocks running together share, so that what they read stays in the L2 cache
+SHORT = 40  # nodes of expressions
 VIEW, PACK, GATHER = 0, 1, 2
 TYPES = {BF16: "bf16", F16: "f16", F32: "tf32"}
 
@@ -340,4 +341,6 @@ class WgmmaProduct:
         each += p.finish(value, batch, rows, columns, [e for e in loops if e.op == "var"])
         inner.append(Vector(lane, width, tuple(each)))
         body.append(If(logical_and(m < p.rows, n < p.columns), tuple(inner)))
-        return [For(turn, index(0), index(16 * across // 32), tuple(body), index(1))]
+        # Written out, the loads of all rows are under way together; long epilogues would fill the instruction cache.
+        short = width > 1 and sum(1 for _ in children_first(tuple(s.value for s in each if isinstance(s, Let)))) <= SHORT
+        return [For(turn, index(0), index(16 * across // 32), tuple(body), index(1), unroll=short)]
