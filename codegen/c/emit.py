@@ -12,7 +12,7 @@ from typing import Any
 from graphc.codegen.c.alignment import divisor
 from graphc.codegen.c.dialect import ATOM, C99, Dialect, Text, convert
 from graphc.codegen.c.lanes import LaneWriter, written
-from graphc.codegen.c.positions import DATA, POSITION, Positions, expressions, statements
+from graphc.codegen.c.positions import DATA, POSITION, Positions, Role, expressions, statements
 from graphc.codegen.expr import Expr
 from graphc.codegen.loops import (
     Alloc,
@@ -54,58 +54,33 @@ class Emitter(LaneWriter):
             self.statement(s)
 
     def let(self, s: Let | Declare, value: Expr, mutable: bool) -> None:
-        needs = self.positions.needs[s.var]
         const = "" if mutable else "const "
         array = s.var in self.crossing
         if s.var.dtype is not I64:
             self._give(s.var, value, None, self.value(value, None, True), self.dialect.type(s.var.dtype), const, array)
             return
-        foreign = s.var in self.positions.foreign
-        roles: list[Any] = [DATA] if DATA in needs or (self.narrow and foreign) else [POSITION]
-        if self.narrow and not foreign and not mutable and needs == {DATA, POSITION}:
-            roles = [POSITION, DATA]
-        if mutable:
-            roles = [POSITION if self.positions.small(s.var) or (not self.narrow and DATA not in needs) else DATA]
-        for role in roles:
-            text = self.value(value, role, True)
-            small = role == POSITION and self.narrow
-            if not mutable and text.small:
-                small = True
-            kind = "int" if small else self.dialect.index
-            wide_twin = len(roles) == 2 and role == DATA
-            if wide_twin and small:
-                self.define(s.var, DATA, self.known((s.var, POSITION)) or text)
-                continue
-            self._give(s.var, value, role, text, kind, const, array, "_wide" if wide_twin else "")
-        if len(roles) == 1 and not (self.narrow and roles[0] == DATA and not self.known_text(s.var, DATA).small):
-            other = DATA if roles[0] == POSITION else POSITION
-            self.define(s.var, other, self.known_text(s.var, roles[0]))
+        role = self.positions.role(s.var)
+        text = self.value(value, role, True)
+        small = (role == POSITION and self.narrow) or (text.small and not mutable)
+        self._give(s.var, value, role, text, "int" if small else self.dialect.index, const, array)
 
-    def known_text(self, v: Expr, role: Any) -> Text:
-        found = self.known((v, role))
-        assert found is not None
-        return found
-
-    def _give(self, v: Expr, value: Expr, role: Any, text: Text, kind: str, const: str, array: bool, suffix: str = "") -> None:
+    def _give(self, v: Expr, value: Expr, role: Role, text: Text, kind: str, const: str, array: bool) -> None:
+        """Declare a name, in a run as an array if others read it, and remember what it is."""
         small = kind == "int" and v.dtype is I64
         bound = None if v.dtype is not I64 else (text.bound if const else None) or (1 << 31 if small else None)
-        if not array or self.run is None:
-            name = self.name(f"{v.data.partition('#')[0]}{suffix}")
-            self.define(v, role, Text(name, ATOM, False, bound, small))
+        home = self.scopes[self.run - 1] if array and self.run is not None else self.scope
+        name = self.name(v.data, home)
+        if home is not self.scope:
+            self.line(f"{kind} {name}[{self.width}];", home)
+            name = f"{name}[{self.lane_name}]"
+            self.line(f"{name} = {text};")
+        else:
             self.line(f"{const}{kind} {name} = {text};")
-            if const and value.args:
-                self.remember(self.scope, value, role, self.scope.known[(v, role)])
-            return
-        outer = self.scopes[self.run - 1]
-        name = self.name(f"{v.data.partition('#')[0]}{suffix}", outer)
-        self.line(f"{kind} {name}[{self.width}];", outer)
-        element = Text(f"{name}[{self.lane_name}]", ATOM, False, bound, small)
-        self.line(f"{element} = {text};")
-        outer.known[(v, role)] = element
-        if role is not None:
-            other = POSITION if role == DATA else DATA
-            if not self.narrow or small:
-                outer.known[(v, other)] = element
+        named = Text(name, ATOM, False, bound, small)
+        for r in (role, DATA) if role == POSITION else (role,):
+            home.known[(v, r)] = named
+        if const and value.args and home is self.scope:
+            self.remember(self.scope, value, role, named)
 
 
 # Statements
@@ -141,23 +116,14 @@ def _declare(w: Emitter, s: Declare) -> None:
 
 
 def _assign(w: Emitter, s: Assign) -> None:
-    role: Any = None
-    if s.var.dtype is I64:
-        role = POSITION if _register(w, s.var, POSITION).small and w.narrow else DATA
-        if not w.narrow and DATA not in w.positions.needs[s.var]:
-            role = POSITION
-    target = _register(w, s.var, role)
+    role = w.positions.role(s.var) if s.var.dtype is I64 else None
+    target = w.known((s.var, role))
+    if target is None:
+        raise KeyError(f"{s.var.data} is assigned but not declared in an enclosing block")
     text = w.value(s.value, role, w.scope.uses[s.value] < 2)
     guard = f"if ({w.mask}) " if w.mask is not None and w.run is not None else ""
     w.line(f"{guard}{target} = {text};")
     w.forget([s.var])
-
-
-def _register(w: Emitter, v: Expr, role: Any) -> Text:
-    found = w.known((v, role)) or w.known((v, DATA))
-    if found is None:
-        raise KeyError(f"{v.data} is assigned but not declared in an enclosing block")
-    return found
 
 
 def _store(w: Emitter, s: Store) -> None:

@@ -38,6 +38,8 @@ _SUM = re.compile(r"\w+ [+-] \w+")  # as short as a name for it
 _INT = 1 << 31
 _LONG = 1 << 63
 
+_FROM_DATA = frozenset(("load", "cast", "bitcast", "shuffle"))  # a position is what their value is
+
 # Words that a kernel's names must not take.
 RESERVED = frozenset(
     "auto break case char const continue default do double else enum extern float for goto if inline int long register "
@@ -133,6 +135,10 @@ class Writer:
             found = s.known.get(key)
             if found is not None:
                 return found
+        e, role = key
+        if role == POSITION:
+            found = self.known((e, DATA))
+            return None if found is None else self._narrowed(e, role, found)
         return None
 
     def depends(self, e: Expr) -> frozenset[Any]:
@@ -189,6 +195,12 @@ class Writer:
                 found = literal(self.dialect, node.dtype, node.data)
             if found is not None:
                 pending[key] = found
+                continue
+            if r == POSITION and node.op in _FROM_DATA:
+                if (node, DATA) in pending:
+                    pending[key] = self._narrowed(node, r, pending[(node, DATA)])
+                else:
+                    stack += [(node, r, False), (node, DATA, False)]
                 continue
             roles = self.positions.operands(node, r)
             if node.op == "lanes":
@@ -258,9 +270,9 @@ class Writer:
     def _text(self, e: Expr, role: Role, args: list[Text], keys: list[Key], pending: dict[Key, Text]) -> Text:
         op = e.op
         if op == "var":
-            return self._variable(e, role)
+            raise KeyError(f"the variable {e.data} of a kernel is used where it is not in scope")
         if op == "load":
-            return self._narrowed(e, role, self._load(e, args))
+            return self._load(e, args)
         if op == "select":
             for i in (1, 2):
                 # What is chosen from is read first: the choice is between values.
@@ -273,22 +285,15 @@ class Writer:
             called = Text(f"shuffle_{how}({args[0]}, {args[1]}, {width})", ATOM, True)
             if e.dtype is I64 and args[0].small:
                 called = Text(f"shuffle_{how}({self._long(args[0])}, {args[1]}, {width})", ATOM, True)
-            return self._narrowed(e, role, called)
+            return called
         if op == "cast":
-            return self._narrowed(e, role, convert(self.dialect, args[0], e.args[0].dtype, e.dtype))
+            return convert(self.dialect, args[0], e.args[0].dtype, e.dtype)
         if op == "bitcast":
-            return self._narrowed(e, role, reinterpret(self.dialect, args[0], e.args[0].dtype, e.dtype))
+            return reinterpret(self.dialect, args[0], e.args[0].dtype, e.dtype)
         if op in ("idiv", "irem") and self.mask is not None and self.varying(e.args[1]):
             inner = self._arithmetic(e, role, args, keys)
             return Text(f"{self.mask} ? {inner:3} : 0", CHOICE, True, inner.bound, inner.small)
         return self._arithmetic(e, role, args, keys)
-
-    def _variable(self, e: Expr, role: Role) -> Text:
-        if role == POSITION:
-            found = self.known((e, DATA))
-            if found is not None:
-                return self._narrowed(e, role, found)
-        raise KeyError(f"the variable {e.data} of a kernel is used where it is not in scope")
 
     def _narrowed(self, e: Expr, role: Role, x: Text) -> Text:
         """Data where a narrow grid wants a position."""

@@ -5,9 +5,10 @@ address of a `Place`) never leaves its buffer: its arithmetic does not overflow,
 `int`. Data (an iota, an index read from memory, a counter that is stored) wraps at 64 bits. One expression can be both,
 so it is looked at under a role; names get the roles of all their uses.
 
-Comparisons have positions as operands if both are plainly so: names, extents and their products, whatever also stands in
-an index, and sums and quotients of these; otherwise they compare data, which is always right. An iota of dtype i64 makes
-data of positions without a trace, so `cuda/choice.py` takes no group with one for narrow.
+A name that is a position is one whatever else reads it. Comparisons have positions as operands if both are plainly so:
+names, whatever also stands in an index, multiples by tiles and extents, sums and quotients of these; otherwise they compare
+data, which is always right. An iota of dtype i64 makes data of positions without a trace, so `cuda/choice.py` takes no
+group with one for narrow.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from graphc.codegen.c.dialect import COMPARISONS
-from graphc.codegen.expr import Expr
+from graphc.codegen.expr import Expr, children_first
 from graphc.codegen.loops import (
     Assign,
     Buffer,
@@ -40,6 +41,7 @@ Role = str | None  # None: not a 64-bit integer
 
 _SAME = frozenset(("add", "sub", "mul", "neg", "select"))
 _BITS = frozenset(("and", "or", "xor", "not", "shl"))
+_TILE = 4096
 _EXACT = frozenset(("idiv", "irem", "shr"))  # what they give depends on all bits of their operands
 
 
@@ -150,16 +152,23 @@ class Positions:
 
     def _plain(self, e: Expr) -> bool:
         """Whether a comparison may take this operand for a position."""
-        if e.op in ("var", "const"):
+        if e.op in ("var", "const") or e in self.indices:
             return True
-        if e in self.indices:
-            return True
-        if e.op == "mul" and all(self._plain(a) for a in e.args):
-            # Products of extents, and the start of a block.
-            return all(
-                a.op == "const" or (a.op == "var" and (a.data in self.extents or a.data == "block")) or a.op == "mul" for a in e.args
-            )
-        return e.op in ("add", "sub", "idiv", "irem") and all(self._plain(a) for a in e.args)
+        if e.op == "mul":
+            return any(self._factor(y) and self._plain(x) and not self._counts(x) for x, y in (e.args, e.args[::-1]))
+        if e.op == "select":
+            return all(self._plain(a) for a in e.args[1:])
+        return (e.op in ("add", "sub") or e.op in _EXACT or e.op in _BITS) and all(self._plain(a) for a in e.args)
+
+    def _factor(self, e: Expr) -> bool:
+        """Sizes: of tiles, which are literals, and extents with what is computed from them."""
+        if e.op == "const":
+            return abs(e.data) <= _TILE
+        return all(n.op == "const" or n.data in self.extents for n in children_first((e,)) if not n.args)
+
+    def _counts(self, e: Expr) -> bool:
+        """Whether a register is in it: the index of a maximum, say, which is data that looks like a position."""
+        return any(n in self.registers for n in children_first((e,)))
 
     def is_position(self, e: Expr) -> bool:
         """Whether a 64-bit operand of a comparison is computed as a position."""
@@ -182,7 +191,14 @@ class Positions:
     def _visit(self, start: list[tuple[Expr, Role]], compare: bool) -> None:
         self._seen: set[tuple[Expr, Role]] = set()
         stack, kept = list(start), dict(self.kept)
-        while stack:
+        later: list[Expr] = []
+        while stack or later:
+            if not stack:
+                # Data of a name that is a position too is what the position is.
+                v = later.pop()
+                if not (self.narrow and self.is_twin(v)):
+                    stack += [(value, DATA) for value in self.definitions.get(v, ())]
+                continue
             e, role = stack.pop()
             if e.dtype is not I64:
                 role = None
@@ -191,7 +207,10 @@ class Positions:
             self._seen.add((e, role))
             if e.op == "var":
                 self.needs.setdefault(e, set()).add(role)
-                stack += [(value, role) for value in self.definitions.get(e, ())]
+                if role == DATA:
+                    later.insert(0, e)
+                else:
+                    stack += [(value, role) for value in self.definitions.get(e, ())]
                 continue
             if e.op == "load":
                 self.read.add(e.data)
@@ -200,6 +219,13 @@ class Positions:
                 continue
             stack += zip(e.args, self.operands(e, role), strict=True)
 
-    def small(self, v: Expr) -> bool:
-        """Whether a register is an `int` in a narrow grid: it never holds data, and nobody reads it as data."""
-        return self.narrow and v not in self.foreign and DATA not in self.needs.get(v, ())
+    def is_twin(self, v: Expr) -> bool:
+        """Whether a name that is read as data is a position, which fits its type whatever reads it."""
+        return v not in self.foreign and v not in self.registers and POSITION in self.needs[v]
+
+    def role(self, v: Expr) -> Role:
+        """The role under which a 64-bit name is given; in a narrow grid a position is an `int`."""
+        needs = self.needs[v]
+        if self.narrow and v not in self.registers and v not in self.foreign:
+            return POSITION if POSITION in needs else DATA
+        return DATA if DATA in needs or (self.narrow and v in self.registers and v in self.foreign) else POSITION
