@@ -200,9 +200,10 @@ def remember(cache: dict[Any, Any], key: Any, value: Any, most: int = 4096) -> N
 
 def apply(op: Op, inputs: Sequence[Tensor], attrs: tuple[Any, ...] = ()) -> Tensor:
     """The result of an operation that has one."""
-    entry = op.cache.get((attrs, *[t._spec for t in inputs]))
+    key = (attrs, *[t._spec for t in inputs])
+    entry = op.cache.get(key)
     if entry is None:
-        entry = lookup(op, inputs, attrs)
+        entry = op.on_device.get(key) or lookup(op, inputs, attrs)
     spec = entry.spec
     if spec is None or entry.view is not None or state.active:
         return apply_entry(entry, inputs)[0]

@@ -118,9 +118,8 @@ def _on_cpu(obj: Any, kind: DType | None, copy: bool | None) -> Tensor:
         if kind is not None and array.dtype != kind.numpy:
             if copy is False:
                 raise ValueError(f"asarray: an array of {array.dtype} cannot become {kind} without a copy")
-            t = _shared(array) if array.dtype.kind in "biuf" or array.dtype.name == "bfloat16" else None
-            if t is not None:
-                return astype(t, kind)
+            if array.dtype.kind in "biuf" or array.dtype.name == "bfloat16":
+                return astype(_shared(array), kind)
             array = array.astype(kind.numpy)
         return _copied(array) if copy else _shared(array)
     if hasattr(obj, "__dlpack__"):

@@ -99,7 +99,9 @@ def synchronize(device: Any = None) -> None:
 
 def memory_allocated(device: Any = None) -> int:
     """Bytes that tensors hold."""
-    return _context(device).allocator.live  # type: ignore[no-any-return]
+    allocator = _context(device).allocator
+    allocator.settle()
+    return allocator.live  # type: ignore[no-any-return]
 
 
 def max_memory_allocated(device: Any = None) -> int:
@@ -125,6 +127,7 @@ def reset_peak_memory_stats(device: Any = None) -> None:
 def memory_stats(device: Any = None) -> dict[str, int]:
     """Bytes and numbers of blocks: held, kept for reuse, obtained from the driver, with peaks, retries and failures."""
     a = _context(device).allocator
+    a.settle()
     return {
         "allocated_bytes": a.live,
         "allocated_blocks": a.live_blocks,

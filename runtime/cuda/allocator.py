@@ -50,9 +50,11 @@ class Cached:
         self.capacity = capacity
         self.blocks: list[Block] = []
 
-    def append(self, block: Block) -> None:
-        """A buffer died: its block waits to be used again."""
-        self.allocator.released(block)
+    def append(self, block: Block, small: int = SMALL) -> None:
+        """A buffer died: its block waits to be used again. (When Python ends, `SMALL` may be gone before the last buffer.)"""
+        self.allocator.live -= block[3]
+        if block[3] > small:
+            self.allocator.large.pop(block[0], None)
         self.blocks.append(block)
 
 
@@ -68,11 +70,16 @@ class FreeList:
 
     def pop(self) -> Block:
         """A block of the current stream. Raises `IndexError` where there is none."""
-        cached = self.lists.get(self.allocator.current())
+        allocator = self.allocator
+        cached = self.lists.get(allocator.current())
         if cached is None:
             raise IndexError
         block = cached.blocks.pop()
-        self.allocator.taken(block)
+        live = allocator.live = allocator.live + block[3]
+        if live > allocator.peak_live:
+            allocator.peak_live = live
+        if block[3] > SMALL:
+            allocator.large[block[0]] = (block[3], user_frame(2))
         return block
 
     def of(self, stream: Any) -> Cached:
@@ -111,7 +118,8 @@ class Peaks(NamedTuple):
 class Allocator:
     """The memory of one device.
 
-    live, live_blocks: what tensors hold. reserved: bytes from the driver. allocations: how often the driver was asked.
+    live, live_blocks: what tensors hold (`settle` counts them). made: bytes of all blocks. reserved: bytes from the driver.
+    allocations: how often the driver was asked. large: address of a large block in use -> (bytes, where it was made).
     """
 
     def __init__(self, name: str, driver: Any, current: Callable[[], Any]) -> None:
@@ -119,18 +127,16 @@ class Allocator:
         self.driver = driver
         self.current = current
         self.live = self.live_blocks = self.reserved = self.allocations = self.retries = self.failures = 0
+        self.made = self.made_blocks = 0
         self.peak_live = self.peak_reserved = 0
         self.limit: int | None = None
         self.waiting: list[tuple[list[Any], Block]] = []
         self._classes: dict[int, FreeList] = {}
         self._slabs: list[Slab] = []
         self._cutting: dict[Any, Slab] = {}
-        # address of a large block -> (bytes, where it was made)
-        self._large: dict[int, tuple[int, tuple[CodeType, int]]] = {}
+        self.large: dict[int, tuple[int, tuple[CodeType, int]]] = {}
         # A buffer may die while this thread holds the lock.
         self._lock = threading.RLock()
-        # Buffers die after this module when Python ends, so what they need is kept here.
-        self._small = SMALL
 
     # what specs and buffers use
 
@@ -139,21 +145,6 @@ class Allocator:
         capacity = capacity_of(nbytes)
         known = self._classes.get(capacity)
         return known if known is not None else self._classes.setdefault(capacity, FreeList(self, capacity))
-
-    def taken(self, block: Block) -> None:
-        with self._lock:
-            self.live += block[3]
-            self.live_blocks += 1
-            self.peak_live = max(self.peak_live, self.live)
-        if block[3] > self._small:
-            self._large[block[0]] = (block[3], user_frame(3))
-
-    def released(self, block: Block) -> None:
-        with self._lock:
-            self.live -= block[3]
-            self.live_blocks -= 1
-        if block[3] > self._small:
-            self._large.pop(block[0], None)
 
     def take(self, nbytes: int) -> Block:
         """A block for the runtime itself; `block[2].append(block)` gives it back."""
@@ -176,8 +167,22 @@ class Allocator:
         capacity = free.capacity
         with self._lock:
             block = self._cut(capacity, home) if capacity <= SMALL else self._allocate(capacity, nbytes, home)
-        self.taken(block)
+            self.made += capacity
+            self.made_blocks += 1
+            self.settle()
+            self.peak_live = max(self.peak_live, self.live)
+        if capacity > SMALL:
+            self.large[block[0]] = (capacity, user_frame(2))
         return block
+
+    def settle(self) -> None:
+        """Count what tensors hold. Between counts threads may miss each other's changes."""
+        blocks = nbytes = 0
+        for free in list(self._classes.values()):
+            for cached in list(free.lists.values()):
+                blocks += len(cached.blocks)
+                nbytes += len(cached.blocks) * cached.capacity
+        self.live, self.live_blocks = self.made - nbytes, self.made_blocks - blocks
 
     # the driver's memory
 
@@ -243,8 +248,13 @@ class Allocator:
                     block = c.blocks.pop()
                     if block[1] is None:
                         self._return(block[0], block[3])
+                        self.made -= block[3]
+                        self.made_blocks -= 1
                     elif id(block[1]) not in whole:
                         kept.append(block)
+                    else:
+                        self.made -= block[3]
+                        self.made_blocks -= 1
                 c.blocks += kept
             for slab in [s for s in self._slabs if id(s) in whole]:
                 self._slabs.remove(slab)
@@ -271,6 +281,7 @@ class Allocator:
     # statistics
 
     def reset_peaks(self) -> None:
+        self.settle()
         self.peak_live, self.peak_reserved = self.live, self.reserved
 
     def cached(self) -> int:
@@ -279,6 +290,7 @@ class Allocator:
 
     def _describe(self, nbytes: int) -> str:
         free, total = self.driver.memory_info()
+        self.settle()
         lines = [
             f"out of memory on {self.name}: {show_size(nbytes)} asked for at {here()}",
             f"tensors hold {show_size(self.live)}, {show_size(free)} of {show_size(total)} are free"
@@ -306,5 +318,5 @@ class Allocator:
                 block = getattr(buffer, "block", None)
                 if block is not None:
                     types.setdefault(block[0], str(x._spec.type))
-        rows = sorted(self._large.items(), key=lambda row: -row[1][0])[:most]
+        rows = sorted(self.large.items(), key=lambda row: -row[1][0])[:most]
         return [(size, f"{types.get(address, 'a value inside')} made at {describe(place)}") for address, (size, place) in rows]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.kernels import Site
+from graphc.ir.types import DType
 from graphc.runtime.cuda import driver as drivers
 from graphc.runtime.cuda.allocator import Allocator
 from graphc.runtime.cuda.streams import Stream, current
@@ -133,15 +134,10 @@ class Context:
 
     def fill(self, address: int, spec: Spec, value: Any) -> bool:
         """Give all elements this value, if the driver can: where it is a pattern of at most four bytes."""
-        pattern = np.full((), value, spec.dtype.numpy).tobytes()
-        count = spec.size
-        if len(set(pattern)) == 1:
-            pattern, count = pattern[:1], spec.nbytes
-        elif len(pattern) == 8 and pattern[:4] == pattern[4:]:
-            pattern, count = pattern[:4], 2 * count
-        elif len(pattern) > 4:
+        pattern = _pattern(spec.dtype, repr(value), value)
+        if pattern is None:
             return False
-        self.driver.fill(address, pattern, count, self.stream())
+        self.driver.fill(address, pattern, spec.nbytes // len(pattern), self.stream())
         return True
 
     def pack(self, target: int, source: int, spec: Spec, strides: tuple[int, ...]) -> None:
@@ -242,6 +238,21 @@ class Context:
 # (id of a driver, number) -> context; drivers are never collected.
 _contexts: dict[tuple[int, int], Context] = {}
 _lock = threading.RLock()
+
+
+_patterns: dict[tuple[str, str], bytes | None] = {}
+
+
+def _pattern(dtype: DType, text: str, value: Any) -> bytes | None:
+    """The bytes that an element of this value repeats, if these are at most four. text: tells -0.0 from 0.0."""
+    key = (dtype.name, text)
+    if key not in _patterns:
+        while len(_patterns) > REMEMBERED:
+            _patterns.pop(next(iter(_patterns)), None)
+        raw = np.full((), value, dtype.numpy).tobytes()
+        short = next((n for n in (1, 2, 4) if len(raw) % n == 0 and raw == raw[:n] * (len(raw) // n)), None)
+        _patterns[key] = None if short is None else raw[:short]
+    return _patterns[key]
 
 
 def device(index: int | None = None) -> Device:

@@ -87,9 +87,11 @@ _USED, _USED_WITH_VERSION = b"used_dltensor", b"used_dltensor_versioned"
 _exported: dict[int, Any] = {}
 
 
-@_Deleter
-def _release(address: Any) -> None:
+def _released(address: Any) -> None:
     _exported.pop(address, None)
+
+
+_release = _Deleter(_released)
 
 
 def forget_unused() -> None:
@@ -107,7 +109,7 @@ def export(x: Tensor, max_version: Any = None) -> Any:
     spec = x._spec
     itemsize = spec.dtype.itemsize
     rank = len(spec.shape)
-    shape = (c_int64 * max(1, rank))(*spec.shape)
+    shape = (c_int64 * max(1, rank))(*map(int, spec.shape))  # type: ignore[arg-type]
     strides = None if x._strides is None else (c_int64 * max(1, rank))(*(s // itemsize for s in x._strides))
     versioned = max_version is not None and tuple(max_version) >= _VERSION
     made: Any = _Versioned() if versioned else _Managed()

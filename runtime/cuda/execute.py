@@ -29,6 +29,8 @@ CHAIN = 3
 GRAPHS = 4
 # Addresses of calls that are known to have come once.
 REMEMBERED = 64
+# Bytes between values of the host, as `codegen.cuda.program` places them.
+_SLOT = 16
 
 
 def executable(
@@ -244,6 +246,41 @@ class Executable(OnDevice):
         self._graphs: dict[Any, _Graph] = {}
         self._on_host = frozenset(i for i, _, _ in self.program.host)
         self._host_places: dict[Any, _HostPlace] = {}
+
+        if len(self._launches) == 1 and not (self._reports or self.program.arena or self.staged or self.back):
+            self.run = self._alone(self._launches[0])  # type: ignore[method-assign]
+
+    def _alone(self, launch: _Launch) -> Any:
+        """`run` for one launch that needs no more than its operands: most operations outside of `compile`."""
+        context, node, host, total = self.context, launch.node, self.program.host, self.program.host_bytes
+        words, lock, start, stream_of = launch.parameters.words, self._lock, context.driver.launch, context.stream
+        read = ctypes.string_at
+        places = [(word, at) for word, space, at in launch.places if space == "in"]
+        targets = [(word, at) for word, space, at in launch.places if space == "out"]
+        sent = [(word, at) for word, space, at in launch.places if space == "host"]
+        plain = len(places) + len(targets) + len(sent) == len(launch.places) and not launch.maps
+
+        def run(inputs: Sequence[int], outputs: Sequence[int]) -> None:
+            base = 0
+            if host:
+                parts = [read(inputs[i], nbytes).ljust(_SLOT, b"\0") for i, _, nbytes in host]
+                base = context.sent(b"".join(parts))
+            with lock:
+                if plain:
+                    for word, at in places:
+                        words[word] = inputs[at]
+                    for word, at in targets:
+                        words[word] = outputs[at]
+                    for word, at in sent:
+                        words[word] = base + at
+                else:
+                    launch.set({"in": inputs, "out": outputs, "host": base, "arena": 0}, 0)
+                start(node, stream_of())
+            if context.blocking:
+                context.synchronize()
+
+        assert total == _SLOT * len(host)
+        return run
 
     def _bound(self) -> list[_Launch]:
         constants = [b[0] for b in self._constants]

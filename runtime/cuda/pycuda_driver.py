@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import importlib
 import threading
 from collections.abc import Callable, Sequence
 from ctypes import byref, c_float, c_size_t, c_ulonglong, c_void_p
@@ -330,11 +331,11 @@ class PycudaDriver:
 
 def _pycuda() -> Any:
     try:
-        import pycuda.driver
+        pycuda: Any = importlib.import_module("pycuda.driver")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "pycuda":
             raise Missing(str(error)) from error
         raise unavailable("the package pycuda is not installed", INSTALL) from None
     except ImportError as error:
         raise unavailable(f"the package pycuda does not load ({error})", f"install it anew: {INSTALL}") from None
-    return pycuda.driver
+    return pycuda

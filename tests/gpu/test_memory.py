@@ -148,6 +148,7 @@ def test_soak() -> None:
     """Thousands of tensors of random sizes that live for random times: values stay, nothing leaks."""
     rng = random.Random(7)
     allocator = gc.device("cuda").context.allocator
+    allocator.settle()
     start, blocks = allocator.live, allocator.live_blocks
     held: list[tuple[gc.Tensor, float]] = []
     streams = [None, gc.cuda.Stream(), gc.cuda.Stream()]
@@ -168,5 +169,6 @@ def test_soak() -> None:
     held.clear()
     collector.collect()
     gc.cuda.empty_cache()
+    allocator.settle()
     assert (allocator.live, allocator.live_blocks) == (start, blocks)
     assert allocator.peak_reserved < 200 * MB
