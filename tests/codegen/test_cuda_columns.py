@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from graphc.codegen.cuda.choice import Choice
@@ -9,7 +11,7 @@ from graphc.ir.function import Builder, Function, Value
 from graphc.ir.types import ALL_DTYPES, BF16, BOOL, F16, F32, F64, I8, I32, I64, U16, DType, TensorType
 from graphc.runtime.nn import functional
 
-from tests.codegen.device import Case, check_groups
+from tests.codegen.device import Case, check_groups, prepare
 from tests.codegen.row_groups import chosen, gradient, reduction_case, reductions, row_cases, traced
 from tests.codegen.values import Shape, mixed, plain
 
@@ -131,6 +133,14 @@ def test_every_form_gives_the_same_bits() -> None:
                 cases += row_cases(f, arguments(f), lambda *_, form=form: columns_form(form))
             cases += row_cases(f, arguments(f), lambda *_, form=form: form)
         cases.append(reduction_case(F32, (3, 70, 12), (1,), columns(text)))
+    check_groups(cases)
+
+
+def test_positions_of_64_bits() -> None:
+    cases = []
+    for shape, axes in (((40, 9), (0,)), ((4100, 9), (0,)), ((20000,), (0,)), ((9000, 3), (0,))):
+        case = reduction_case(F32, shape, axes)
+        cases.append(replace(case, choice=replace(prepare(case).choice, narrow=False)))
     check_groups(cases)
 
 

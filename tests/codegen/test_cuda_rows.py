@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from graphc.codegen.cuda.choice import Choice
+from graphc.codegen.cuda.target import Target
 from graphc.codegen.kernels import rename
 from graphc.codegen.loops import print_kernel
 from graphc.ir.function import Builder, Function
@@ -225,6 +227,18 @@ def test_every_form_gives_the_same_bits() -> None:
         cases.append(reduction_case(BF16, (2, n), (1,), staged(n, 2, 1, 0)))
     f = gradient(softmax(4100, 2))
     cases += row_cases(f, arguments(f), lambda *_: staged(4100, 4, 4, 4))
+    check_groups(cases)
+
+
+def test_positions_of_64_bits_and_older_devices() -> None:
+    """Grids that are not narrow; a device without asynchronous copies, and one with less shared memory."""
+    cases = []
+    for f in (softmax(256, 3), layer_norm(4100, 2), gradient(softmax(2500, 2)), cross_entropy(50, 4)):
+        for case in row_cases(f, arguments(f)):
+            cases.append(replace(case, choice=replace(prepare(case).choice, narrow=False)))
+            cases.append(replace(case, target=Target(75, 40, 64 << 10, 4 << 20)))
+    cases.append(reduction_case(F32, (3, 4100), (1,), replace(rolled(4100, 2), narrow=False)))
+    cases.append(reduction_case(F32, (3, 4100), (1,), replace(staged(4100, 2, 1, 0), narrow=False)))
     check_groups(cases)
 
 
