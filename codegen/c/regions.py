@@ -83,17 +83,20 @@ class Lanes:
                 self.values[s.var] = s.value
 
     def varying(self, e: Expr) -> bool:
-        known = self._varying.get(e)
-        if known is None:
-            for node in children_first((e,)):
-                if node not in self._varying:
-                    if node.op == "var":
-                        v = node in self.names
-                    else:
-                        v = node.op != "lanes" and any(self._varying[a] for a in node.args)
-                    self._varying[node] = v
-            known = self._varying[e]
-        return known
+        # Only what is not known yet is walked: an expression grows by a node at a time.
+        stack = [e]
+        while stack:
+            node = stack[-1]
+            missing = [] if node in self._varying else [a for a in node.args if a not in self._varying]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            if node.op == "var":
+                self._varying.setdefault(node, node in self.names)
+            elif node not in self._varying:
+                self._varying[node] = node.op != "lanes" and any(self._varying[a] for a in node.args)
+        return self._varying[e]
 
     def expand(self, e: Expr) -> Expr:
         """`e` with names that stand for expressions replaced by those."""
