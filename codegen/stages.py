@@ -88,7 +88,7 @@ def _c(f: Function) -> str:
     from graphc.codegen.lower.lower import lower
 
     target = host_target()
-    return _one_unit(f, lambda group, hint: lower(group, target, hint).kernels, lambda k, notes: emit_kernels(k, notes, True))
+    return _one_unit(f, lambda group, hint: lower(group, target, hint).kernels, emit_kernels)
 
 
 def _device_kernels(group: Function, hint: dict[str, int]) -> tuple[Kernel, ...]:

@@ -66,11 +66,9 @@ def translation_unit(texts: Sequence[str]) -> str:
     return "\n".join(x for x in (HEADERS, prelude.functions(prelude.used(body, "c99"), "c99"), body) if x)
 
 
-def emit_kernels(kernels: Sequence[Kernel], notes: Sequence[str] = (), declared: bool = False) -> str:
-    """One translation unit. notes: a comment for each kernel. declared: with a prototype before each kernel."""
-    texts = [emit_kernel(k, notes[i] if notes else "") for i, k in enumerate(kernels)]
-    heads = [f"void {k.name}{SIGNATURE};" for k in kernels] if declared else []
-    return translation_unit(["\n".join(heads), *texts] if heads else texts)
+def emit_kernels(kernels: Sequence[Kernel], notes: Sequence[str] = ()) -> str:
+    """One translation unit. notes: a comment for each kernel."""
+    return translation_unit([emit_kernel(k, notes[i] if notes else "") for i, k in enumerate(kernels)])
 
 
 __all__ = ["emit_kernel", "emit_kernels", "translation_unit", "used_buffers"]

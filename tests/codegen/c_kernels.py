@@ -96,13 +96,13 @@ class Batch:
         self.runs.append(Run(self.names[kernel], held, dict(extents), begin, end, found))
 
     def text(self) -> str:
-        return emit_kernels(list(self.names.values()), declared=True)
+        return emit_kernels(list(self.names.values()))
 
     def check(self, level: str, keep: Callable[[int], bool] = lambda number: True) -> None:
         """Compile and run at an optimisation level such as "-O3"; `keep` chooses among the kernels."""
         chosen = {k.name for i, k in enumerate(self.names.values()) if keep(i)}
         kernels = [k for k in self.names.values() if k.name in chosen]
-        library = c_library(emit_kernels(kernels, declared=True), level)
+        library = c_library(emit_kernels(kernels), level)
         for run in self.runs:
             if run.kernel.name in chosen:
                 got, error = call(getattr(library, run.kernel.name), run.kernel, run.arrays, run.extents, run.begin, run.end)
