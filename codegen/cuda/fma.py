@@ -38,6 +38,7 @@ from graphc.codegen.lower.lowered import Lowered
 from graphc.ir.function import Function
 from graphc.ir.types import size_of
 
+FEW = 2  # k that are written out where registers are short: the compiler then loads no further ahead
 IN_REGISTERS = 16  # totals that a thread keeps in registers; more wait in shared memory
 
 
@@ -62,8 +63,11 @@ class FmaProduct:
         self.before = [pad] if pad is not None else []
         self.left = Stager(p, p.c.left, self.rows, self.climb, self.slab, self.threads, self.stages, "left")
         self.right = Stager(p, p.c.right, self.columns, self.run, self.slab, self.threads, self.stages, "right", table)
-        self.acc = Buffer("acc", p.dtype, "local")
         self.size = self.tall * self.wide
+        # Of the largest tiles two share a multiprocessor's registers, which batches, bounds of k and tables need too.
+        plain = not (self.split or number["padded"] or p.c.batch) and p.divisor(size_of(p.c.depth)) % self.slab == 0
+        self.roomy = self.size < 64 or (plain and p.c.root.name == "dot" and "wide" in (self.left.way, self.right.way))
+        self.acc = Buffer("acc", p.dtype, "local")
         in_registers = self.size <= IN_REGISTERS
         self.total = Buffer("total", p.dtype, "local" if in_registers else "shared")
 
@@ -203,8 +207,12 @@ class FmaProduct:
             out.append(For(i, index(0), index(self.tall), (inner,), index(1), unroll=True))
             return out
 
-        kk = p.name("kk")
-        full = For(kk, index(0), index(self.slab), tuple(one(kk)), index(1), unroll=True)
+        kk, several = p.name("kk"), p.name("several")
+        written = self.slab if self.roomy else FEW
+        at = kk if written == self.slab else several + kk
+        full = For(kk, index(0), index(written), tuple(one(at)), index(1), unroll=True)
+        if written < self.slab:
+            full = For(several, index(0), index(self.slab), (full,), index(written))
         if whole:
             return [full]
         rest = p.name("kk")

@@ -51,8 +51,8 @@ def tile_grid(p: Product, body: Body, rows: int, columns: int, parts: Expr) -> T
 
 def stage_after(stage: Expr, stages: int) -> Expr:
     """The next of `stages` stages, which are used in turn."""
-    return 1 - stage if stages == 2 else select(equal(stage, stages - 1), index(0), stage + 1)
+    return select(equal(stage, stages - 1), index(0), stage + 1)
 
 
 def stage_before(stage: Expr, stages: int) -> Expr:
-    return 1 - stage if stages == 2 else select(equal(stage, 0), index(stages - 1), stage - 1)
+    return select(equal(stage, 0), index(stages - 1), stage - 1)
