@@ -15,6 +15,7 @@ from graphc.codegen.c.prelude import sections
 from graphc.codegen.canonical import canonicalise
 from graphc.codegen.cuda import hopper
 from graphc.codegen.cuda.choice import Choice
+from graphc.codegen.cuda.compiler import find_nvcc
 from graphc.codegen.cuda.lower import choose
 from graphc.codegen.cuda.simulate import SimulationError, compiler
 from graphc.codegen.cuda.target import HOPPER
@@ -402,6 +403,23 @@ def test_the_compiler_spills_nothing() -> None:
         case(PATCHES, hopper.TILES[3], []),
         case(plain("bf16", "kk", 1024, 512, 1024), hopper.CLUSTERS[0], []),
     ])  # fmt: skip
+
+
+def test_the_compiler_says_nothing_of_waits_or_registers(tmp_path: Path) -> None:
+    """It warns where it waits for each wgmma by itself (C7510 and the like), or does not follow setmaxnreg (C7508)."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        pytest.skip("CUDA C is not compiled here: nvcc was not found")
+    heads = "bf16[4, 16, 1024, 1024]"
+    groups = [dot(heads, heads, (2,), (2,), 2), dot("bf16[4096, 1024]", "bf16[1024, 4096]", epilogue=gelu)]
+    cases = [case(g, t, []) for g, t in zip(groups, (hopper.CLUSTERS[1], hopper.TILES[2]), strict=True)]
+    # 64-bit positions take the most registers.
+    cases = [dataclasses.replace(c, choice=dataclasses.replace(c.choice, narrow=False)) for c in cases if c.choice]
+    kernels = [k for i, c in enumerate(cases) for k in prepare(c, i).kernels]
+    (tmp_path / "kernels.cu").write_text(cuda_text(kernels, HOPPER))
+    command = [nvcc, "-cubin", "-gencode=arch=compute_90a,code=sm_90a", "-diag-suppress=177", "kernels.cu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not (done.stdout + done.stderr).strip(), done.stdout + done.stderr
 
 
 @pytest.mark.slow
