@@ -63,7 +63,7 @@ def diag(x: Tensor, k: int = 0) -> Tensor:
         raise ValueError(f"diag takes a vector or a matrix, not {x._spec}; use diagonal")
     padded = pad(x, [(max(-k, 0), max(k, 0))])
     size = padded._spec.shape[0]
-    return where(eye(size, size, k=k, dtype=BOOL), expand_dims(padded, 1), 0)  # type: ignore[arg-type]
+    return where(eye(size, size, k=k, dtype=BOOL, device=x._spec.device), expand_dims(padded, 1), 0)  # type: ignore[arg-type]
 
 
 def trace(x: Tensor, offset: int = 0, dtype: Any = None) -> Tensor:

@@ -28,7 +28,9 @@ from graphc.runtime.spec import Spec
 # How many launches back an error still finds its line, and the largest number of a launch.
 REMEMBERED, NUMBERS = 4096, 1 << 31
 # Values of the host that were sent to the device once, until there are this many.
-SENT, SLOT = 4096, 16
+SENT = 4096
+# Streams besides the default one: memory is kept for each, so there is an end to them.
+STREAMS = 32
 
 
 class Launched:
@@ -70,6 +72,10 @@ class Context:
         self._sent: dict[Any, int] = {}
         self._sent_blocks: list[Any] = []
         self._lock = threading.Lock()
+        # Held while a program is launched: threads that share a stream share its arena.
+        self.launching = threading.RLock()
+        self._pool: list[Any] = []
+        self._pooled = 0
         self._modules: dict[str, Any] = {}
         # As with CUDA's own tools: wait after each program, so that an error is raised where it happens.
         self.blocking = os.environ.get("CUDA_LAUNCH_BLOCKING") == "1"
@@ -79,6 +85,15 @@ class Context:
         """The driver's stream on which this thread works."""
         known = current.streams.get(self.index)
         return self.default_stream.raw if known is None else known.raw
+
+    def another_stream(self) -> Any:
+        """A driver's stream apart from the default one; there are `STREAMS`, given out in turn."""
+        with self._lock:
+            self._pooled += 1
+            if len(self._pool) < STREAMS:
+                self._pool.append(self.driver.new_stream())
+                return self._pool[-1]
+            return self._pool[self._pooled % STREAMS]
 
     # moving bytes
 
@@ -164,9 +179,10 @@ class Context:
                 self._sent.clear()
                 self._sent_blocks.clear()
             block = self.allocator.take(len(data))
+            # Queued before another thread can find it.
+            self.write(block[0], data)
             self._sent_blocks.append(block)
             address = self._sent[stream, data] = block[0]
-        self.write(address, data)
         return address
 
     def arena(self, size: int) -> int:
@@ -214,7 +230,7 @@ class Context:
         if site:
             value, launch = self._error[1], self._error[2]
             self._error[:] = [0] * 4
-            for launched in (*reversed(self._launched.values()), *self._kept):
+            for launched in [*reversed(list(self._launched.values())), *self._kept]:
                 if launched.first <= launch < launched.first + len(launched.sites):
                     raise IndexError(launched.message(launch, site, value))
             raise IndexError(f"index {value} is out of range in a program that ran on {self.device} a while ago")

@@ -299,7 +299,7 @@ class Executable(OnDevice):
         for i, offset, nbytes in self.program.host:
             data[offset : offset + nbytes] = ctypes.string_at(inputs[i], nbytes)
         stream = context.stream()
-        with self._lock:
+        with context.launching, self._lock:
             spaces["arena"] = context.arena(self.program.arena)
             if len(self._launches) >= CHAIN and self._launch_graph(spaces, stream, bytes(data)):
                 return

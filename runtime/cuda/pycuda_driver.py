@@ -121,7 +121,7 @@ class PycudaDevice:
 
     # streams and events
 
-    def new_stream(self, priority: int = 0) -> Any:
+    def new_stream(self) -> Any:
         # pycuda makes streams in the context on top of its own stack.
         self.bind()
         self._context.push()

@@ -99,7 +99,7 @@ class SimulatedDevice:
 
     # streams and events
 
-    def new_stream(self, priority: int = 0) -> SimulatedStream:
+    def new_stream(self) -> SimulatedStream:
         stream = SimulatedStream()
         self._streams.append(stream)
         return stream

@@ -26,7 +26,7 @@ def _context(device: Any) -> Any:
 
 
 class Stream:
-    """Work that runs in order; work of other streams may run at the same time.
+    """Work that runs in order; work of other streams may run at the same time. A device has 32 besides the default one.
 
     Memory that a tensor got on one stream is used again on that stream; `x.record_stream(other)` says that another one
     uses it too.
@@ -36,9 +36,9 @@ class Stream:
     True
     """
 
-    def __init__(self, device: Any = None, priority: int = 0, *, raw: Any = None, context: Any = None) -> None:
+    def __init__(self, device: Any = None, *, raw: Any = None, context: Any = None) -> None:
         self.context = _context(device) if context is None else context
-        self.raw = self.context.driver.new_stream(priority) if raw is None else raw
+        self.raw = self.context.another_stream() if raw is None else raw
 
     @property
     def device(self) -> Device:

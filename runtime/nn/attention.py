@@ -22,7 +22,7 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scal
     scores = widened(xp.matmul(query * scale, xp.matrix_transpose(key)))
     if causal:
         rows, columns = scores.shape[-2:]
-        seen = xp.expand_dims(xp.arange(rows), axis=-1) >= xp.arange(columns)
+        seen = xp.expand_dims(xp.arange(rows, device=scores.device), axis=-1) >= xp.arange(columns, device=scores.device)
         scores = xp.where(seen, scores, -math.inf)
     if mask is not None:
         scores = xp.where(mask, scores, -math.inf) if mask.dtype.kind == "b" else scores + mask
