@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import graphc as gc
@@ -23,7 +24,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     **{name: (getattr(F, name), (X,)) for name in (
         "relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "sigmoid", "logsigmoid", "tanh", "softplus", "normalize",
     )},
-    **{name: (lambda x, f=getattr(F, name): f(x, 1), (X,)) for name in ("softmax", "log_softmax", "logsumexp")},
+    **{f.__name__: (partial(f, axis=1), (X,)) for f in (F.softmax, F.log_softmax, F.logsumexp)},
     **{name: (getattr(F, name), (X, array(6, 5, seed=3))) for name in ("mse_loss", "l1_loss", "huber_loss", "smooth_l1_loss")},
     "kl_div": (F.kl_div, (np.log(UNIT), UNIT)),
     "binary_cross_entropy": (F.binary_cross_entropy, (UNIT, UNIT)),
