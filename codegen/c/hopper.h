@@ -439,3 +439,77 @@ WGMMA_STEP_32(wgmma_step_tf32_n256, 256, WGMMA_NAMES_128, WGMMA_OPERANDS_128, "%
 
 // function wgmma_tf32_n256_kk
 WGMMA_TILE(wgmma_tf32_n256_kk, wgmma_step_tf32_n256, 0, 0)
+
+// function wgmma_hold_32
+/* After a wait: what reads d stays behind it. The wait itself does not say which registers it is about. */
+INLINE void wgmma_hold_32(float *d) {
+    asm volatile("" : WGMMA_OPERANDS_32(d, 0) : : "memory");
+}
+
+// function wgmma_hold_64
+INLINE void wgmma_hold_64(float *d) {
+    asm volatile("" : WGMMA_OPERANDS_64(d, 0) : : "memory");
+}
+
+// function wgmma_hold_128
+INLINE void wgmma_hold_128(float *d) {
+    asm volatile("" : WGMMA_OPERANDS_128(d, 0) : : "memory");
+}
+
+// function WGMMA_STEP_R
+/* One instruction whose left operand is in registers, four for each thread: the 16 rows of its warp by 16 k, spread as
+   those of mma.m16n8k16. Neighbours of b run along its columns. */
+#define WGMMA_STEP_R(name, type, n, names, operands, a, b) \
+    INLINE void name(float *d, const unsigned *r, unsigned long long b_at) { \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." #type "." #type " " names ", {" a "}, " b ", 1, 1, 1, 1;" \
+                     : operands(d, 0) \
+                     : "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]), "l"(b_at) \
+                     : "memory"); \
+    }
+
+// function WGMMA_TILE_R
+/* 64 k: 16 registers, and 64 rows of b. */
+#define WGMMA_TILE_R(name, step) \
+    INLINE void name(float *d, const unsigned *r, const void *b) { \
+        const unsigned long long b_at = wgmma_descriptor(b, 0); \
+        step(d, r, b_at); \
+        step(d, r + 4, b_at + 128); \
+        step(d, r + 8, b_at + 256); \
+        step(d, r + 12, b_at + 384); \
+    }
+
+// function wgmma_step_bf16_n64_r
+WGMMA_STEP_R(wgmma_step_bf16_n64_r, bf16, 64, WGMMA_NAMES_32, WGMMA_OPERANDS_32, "%32, %33, %34, %35", "%36")
+
+// function wgmma_bf16_n64_rm
+WGMMA_TILE_R(wgmma_bf16_n64_rm, wgmma_step_bf16_n64_r)
+
+// function wgmma_step_bf16_n128_r
+WGMMA_STEP_R(wgmma_step_bf16_n128_r, bf16, 128, WGMMA_NAMES_64, WGMMA_OPERANDS_64, "%64, %65, %66, %67", "%68")
+
+// function wgmma_bf16_n128_rm
+WGMMA_TILE_R(wgmma_bf16_n128_rm, wgmma_step_bf16_n128_r)
+
+// function wgmma_step_bf16_n256_r
+WGMMA_STEP_R(wgmma_step_bf16_n256_r, bf16, 256, WGMMA_NAMES_128, WGMMA_OPERANDS_128, "%128, %129, %130, %131", "%132")
+
+// function wgmma_bf16_n256_rm
+WGMMA_TILE_R(wgmma_bf16_n256_rm, wgmma_step_bf16_n256_r)
+
+// function wgmma_step_f16_n64_r
+WGMMA_STEP_R(wgmma_step_f16_n64_r, f16, 64, WGMMA_NAMES_32, WGMMA_OPERANDS_32, "%32, %33, %34, %35", "%36")
+
+// function wgmma_f16_n64_rm
+WGMMA_TILE_R(wgmma_f16_n64_rm, wgmma_step_f16_n64_r)
+
+// function wgmma_step_f16_n128_r
+WGMMA_STEP_R(wgmma_step_f16_n128_r, f16, 128, WGMMA_NAMES_64, WGMMA_OPERANDS_64, "%64, %65, %66, %67", "%68")
+
+// function wgmma_f16_n128_rm
+WGMMA_TILE_R(wgmma_f16_n128_rm, wgmma_step_f16_n128_r)
+
+// function wgmma_step_f16_n256_r
+WGMMA_STEP_R(wgmma_step_f16_n256_r, f16, 256, WGMMA_NAMES_128, WGMMA_OPERANDS_128, "%128, %129, %130, %131", "%132")
+
+// function wgmma_f16_n256_rm
+WGMMA_TILE_R(wgmma_f16_n256_rm, wgmma_step_f16_n256_r)

@@ -46,6 +46,7 @@ struct Product {
     bool a_major, b_major;
     unsigned long long a, b;
     float *d[WARP];
+    const unsigned *r[WARP]; /* the left operand, if it is in registers */
 };
 
 struct Products {
@@ -230,7 +231,10 @@ static float operand(const char *from, Kind kind) {
 
 static __attribute__((noinline)) void multiply(const Product &p, int warp) {
     const int size = p.kind == TF32 ? 4 : 2, depth = 32 / size, n = p.columns;
-    for (int i = 0; i < 16; ++i)
+    for (int t = 0; p.r[0] && t < WARP; ++t)
+        for (int i = 0; i < 8; ++i)
+            bulk.left[(t / 4 + 8 * (i / 2 % 2)) * 16 + 2 * (t % 4) + i % 2 + 8 * (i / 4)] = operand((const char *)(p.r[t] + i / 2) + i % 2 * 2, p.kind);
+    for (int i = 0; !p.r[0] && i < 16; ++i)
         for (int k = 0; k < depth; ++k) bulk.left[i * 16 + k] = operand(tile_element(p.a, p.a_major, warp % 4 * 16 + i, k, size), p.kind);
     for (int k = 0; k < depth; ++k)
         for (int j = 0; j < n; ++j) bulk.right[k * 256 + j] = operand(tile_element(p.b, p.b_major, j, k, size), p.kind);
@@ -246,16 +250,16 @@ static __attribute__((noinline)) void multiply(const Product &p, int warp) {
     }
 }
 
-static void wgmma(float *d, const void *a, const void *b, Kind kind, int columns, bool a_major, bool b_major, int line, const char *what) {
+static void wgmma(float *d, const void *a, const void *b, Kind kind, int columns, bool a_major, bool b_major, int line, const char *what, bool registers = false) {
     offer(d, (const unsigned *)a, (const unsigned *)b);
     warp_sync(line, what, [=](Warp &w) {
         Products &mine = bulk.warp[at.current / WARP];
         for (int t = 1; t < WARP; ++t)
-            if (w.a[t] != w.a[0] || w.b[t] != w.b[0]) SIMULATED_FAIL("%s in line %d with tiles that differ between threads", what, line);
+            if ((w.a[t] != w.a[0] && !registers) || w.b[t] != w.b[0]) SIMULATED_FAIL("%s in line %d with tiles that differ between threads", what, line);
         if (!mine.fenced) SIMULATED_FAIL("%s in line %d without wgmma_fence", what, line);
         if (mine.count + 4 > MOST_PRODUCTS) SIMULATED_FAIL("%s in line %d with %d products under way", what, line, mine.count);
         unsigned long long descriptor[2];
-        for (int side = 0; side < 2; ++side) {
+        for (int side = registers; side < 2; ++side) {
             const char *tile = (const char *)(side ? w.b[0] : w.a[0]);
             const bool major = side ? b_major : a_major;
             if (tile < at.dynamic || tile >= at.dynamic + at.dynamic_bytes) SIMULATED_FAIL("%s in line %d of what is not dynamic shared memory", what, line);
@@ -266,9 +270,12 @@ static void wgmma(float *d, const void *a, const void *b, Kind kind, int columns
         for (int step = 0; step < 4; ++step) {
             Product &p = mine.queue[mine.count++];
             p.kind = kind, p.columns = columns, p.group = mine.groups, p.a_major = a_major, p.b_major = b_major;
-            p.a = descriptor[0] + (unsigned long long)(step * (a_major ? 128 : 2));
+            p.a = registers ? 0 : descriptor[0] + (unsigned long long)(step * (a_major ? 128 : 2));
             p.b = descriptor[1] + (unsigned long long)(step * (b_major ? 128 : 2));
-            for (int t = 0; t < WARP; ++t) p.d[t] = (float *)w.d[t];
+            for (int t = 0; t < WARP; ++t) {
+                p.d[t] = (float *)w.d[t];
+                p.r[t] = registers ? (const unsigned *)w.a[t] + 4 * step : nullptr;
+            }
         }
     });
 }
@@ -354,6 +361,21 @@ static inline void wgmma_commit(SIMULATED_LINE) {
 }
 static inline void wgmma_wait_0(SIMULATED_LINE) { simulated::wgmma_wait(0, line, "wgmma_wait_0"); }
 static inline void wgmma_wait_1(SIMULATED_LINE) { simulated::wgmma_wait(1, line, "wgmma_wait_1"); }
+
+static inline void wgmma_hold_32(float *) {}
+static inline void wgmma_hold_64(float *) {}
+static inline void wgmma_hold_128(float *) {}
+
+#define SIMULATED_WGMMA_R(type, kind, n) \
+    static inline void wgmma_##type##_n##n##_rm(float *d, const unsigned *r, const void *b, SIMULATED_LINE) { \
+        simulated::wgmma(d, r, b, simulated::kind, n, false, true, line, "wgmma_" #type "_n" #n "_rm", true); \
+    }
+SIMULATED_WGMMA_R(bf16, BF16, 64)
+SIMULATED_WGMMA_R(bf16, BF16, 128)
+SIMULATED_WGMMA_R(bf16, BF16, 256)
+SIMULATED_WGMMA_R(f16, F16, 64)
+SIMULATED_WGMMA_R(f16, F16, 128)
+SIMULATED_WGMMA_R(f16, F16, 256)
 
 #define SIMULATED_WGMMA(type, kind, n, name, a_major, b_major) \
     static inline void wgmma_##type##_n##n##_##name(float *d, const void *a, const void *b, SIMULATED_LINE) { \

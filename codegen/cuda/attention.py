@@ -6,6 +6,7 @@ arithmetic, which give the same bits.
 | form | file | |
 | --- | --- | --- |
 | fma | attention_fma.py | the definition to the bit: float32, float64, precision "exact", and devices without tensor cores |
+| wgmma | attention_wgmma.py | attention of the same on sm_90a; its gradients are by mma |
 | mma | attention_mma.py, attention_mma_grad.py | float16 and bfloat16 on tensor cores |
 """
 
@@ -18,6 +19,7 @@ from graphc.codegen.cuda.attention_fma import padded as fma_padded
 from graphc.codegen.cuda.attention_mma import WARPS, MmaAttention, padded
 from graphc.codegen.cuda.attention_mma_grad import MmaGradient, together
 from graphc.codegen.cuda.attention_parts import KEYS, Parts
+from graphc.codegen.cuda.attention_wgmma import WgmmaAttention, block_of, lines, view_of
 from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.loops import Kernel
@@ -35,6 +37,8 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
     assert op is not None
     divides, narrow = divisors(group, sizes), is_narrow(group, sizes)
     if on_tensor_cores(op, target):
+        if target.tensor_cores == "wgmma" and op.name == "attention":
+            return wgmma_choice(group, op, sizes, target, divides, narrow)
         return mma_choice(op, sizes, target, divides, narrow)
     return fma_choice(op, sizes, target, divides, narrow)
 
@@ -53,7 +57,7 @@ def mma_choice(op: Operation, sizes: Sizes, target: Target, divides: tuple[tuple
     # Two tiles of 16 rows a warp where registers hold their sums, and the device has work enough.
     many = batch * heads * -(-queries // 128) >= target.multiprocessors
     masked = len(op.operands) > (7 if gradient else 4)
-    tall = 32 if not gradient and max(depth, width) <= (64 if masked else 128) and many else 16
+    tall = 32 if not gradient and max(depth, width) <= (64 if masked else 96) and many else 16
     row = (padded(depth) + padded(width) + 16) * 2
     held = WARPS * tall * (row if gradient else (padded(depth) + 8) * 2)
     stages = 2 if held + 2 * KEYS * row + 1024 <= target.shared else 1
@@ -64,6 +68,21 @@ def size_in(d: Dim, sizes: Sizes) -> int:
     found = substitute(d, dict(sizes))
     assert isinstance(found, int)
     return found
+
+
+def wgmma_choice(
+    group: Function, op: Operation, sizes: Sizes, target: Target, divides: tuple[tuple[str, int], ...], narrow: bool
+) -> Choice:
+    """consumers: warpgroups of 64 queries; stages: blocks on their way or in use; viewed: by the copy engine."""
+    parts = Parts(group, op, Choice("attention wgmma", (), divides, narrow))
+    batch, heads, queries = (size_in(d, sizes) for d in op.operands[0].type.shape[:3])
+    consumers = 2 if batch * heads * -(-queries // 128) >= target.multiprocessors else 1
+    rows = (lines(parts.depth) + lines(parts.width)) * 128
+    room = target.shared - consumers * 64 * lines(parts.depth) * 128 - 2048
+    stages = max(2, min(4, room // (block_of(parts.depth, parts.width) * rows)))
+    viewed = all(view_of(parts, x) is not None for x in (parts.q, parts.k, parts.v))
+    numbers = (("consumers", consumers), ("stages", stages), ("viewed", int(viewed)))
+    return Choice("attention wgmma", numbers, divides, narrow)
 
 
 def fma_choice(op: Operation, sizes: Sizes, target: Target, divides: tuple[tuple[str, int], ...], narrow: bool) -> Choice:
@@ -101,6 +120,9 @@ def lower(group: Function, choice: Choice, target: Target) -> Lowered:
     parts = Parts(group, op, choice)
     if choice.form == "attention mma":
         kernels += _on_tensor_cores(parts, choice)
+    elif choice.form == "attention wgmma":
+        number = choice.number
+        kernels.append(WgmmaAttention(parts, number("consumers"), number("stages"), bool(number("viewed"))).forward())
     elif op.name == "attention":
         kernels.append(FmaAttention(parts, choice.number("queries")).forward())
     else:

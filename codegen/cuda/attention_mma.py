@@ -138,8 +138,12 @@ class Tile:
 class MmaAttention:
     """Builds the kernels; `tall` rows a warp, `stages` of what passes by."""
 
+    block = KEYS  # columns that pass by at a time
+    unit = 16  # heads are padded to a multiple of it
+
     def __init__(self, p: Parts, tall: int, stages: int) -> None:
         self.p, self.tall, self.stages = p, tall, stages
+        self.across = self.block // 8  # fragments of 8 columns
         self.rows = WARPS * tall
         self.down = tall // 16
         self.dtype = p.q.type.dtype
@@ -168,6 +172,10 @@ class MmaAttention:
         buffer = Buffer(name, F32, "local")
         self.allocs.append(Alloc(buffer, size))
         return buffer
+
+    def count(self, size: int) -> int:
+        """Fragments of 8 elements that the sums of a head of this size have."""
+        return -(-size // self.unit) * self.unit // 8
 
     def fill(self, buffer: Buffer, size: int, value: float = 0.0) -> Body:
         i = self.p.name("i")
@@ -244,7 +252,7 @@ class MmaAttention:
             elif p.causal:
                 high = least_of(p.keys, first + row + 1) - mine
             high = p.let(rows, "high", high)
-            place, column = (m * 8 + n) * 4 + half * 2 + i, n * 8 + i
+            place, column = (m * self.across + n) * 4 + half * 2 + i, n * 8 + i
             value = load(sums, place) * self.factor
             seen = column < high
             if p.masks:
@@ -260,11 +268,11 @@ class MmaAttention:
             if low is not None:
                 seen = logical_and(seen, column >= low)
             slow.append(Store(sums, place, select(seen, value, p.lowest())))
-        written: Body = [unrolled(m, self.down, [*rows, unrolled(n, 8, [unrolled(i, 2, slow)])])]
+        written: Body = [unrolled(m, self.down, [*rows, unrolled(n, self.across, [unrolled(i, 2, slow)])])]
         if p.masks:
             return written
         every = p.name("i")
-        fast = unrolled(every, self.down * 32, [Store(sums, every, load(sums, every) * self.factor)])
+        fast = unrolled(every, self.down * self.across * 4, [Store(sums, every, load(sums, every) * self.factor)])
         return [If(whole, (fast,), tuple(written))]
 
     def passing(self, count: Expr, issue: Callable[[Expr, Expr], Body], use: Callable[[Expr, Expr], Body]) -> Body:
@@ -299,7 +307,7 @@ class MmaAttention:
         for half in range(2):
             lane = p.name("l")
             row = p.let(rows, "row", first + self.warp_row + (m * 16 + half * 8) + self.lane // 4)
-            element = value(m, half, load(sums, (m * (padded(size) // 8) + e) * 4 + half * 2 + lane))
+            element = value(m, half, load(sums, (m * self.count(size) + e) * 4 + half * 2 + lane))
             inner.append(p.store(result, outer, row, e * 8 + self.lane % 4 * 2, lane, 2, element))
         return [unrolled(m, self.down, [*rows, unrolled(e, padded(size) // 8, inner)])]
 
@@ -311,14 +319,13 @@ class MmaAttention:
 
     def forward(self) -> Kernel:
         p = self.p
-        out, logsumexp = p.op.results
         b, h, first = self.begin(False)
         kh = p.let(self.body, "key_head", p.key_head(h))
         queries = self.tile(p.q, self.rows, 1, "queries")
         keys, values = self.tile(p.k, KEYS, self.stages, "keys"), self.tile(p.v, KEYS, self.stages, "values")
-        count = padded(p.width) // 8
+        count = self.count(p.width)
         scores, sums = self.local("scores", self.down * 32), self.local("sums", self.down * count * 4)
-        top, total = self.local("top", self.down * 2), self.local("total", self.down * 2)
+        top, total, shrink = (self.local(name, self.down * 2) for name in ("top", "total", "shrink"))
         self.body += [*self.fill(top, self.down * 2, -math.inf), *self.fill(total, self.down * 2)]
         self.body += self.fill(sums, self.down * count * 4)
         self.body += queries.issue((b, h), first, p.queries, index(0))
@@ -338,38 +345,45 @@ class MmaAttention:
                 *inner,
                 *self.scores(scores, queries, keys, stage),
                 *self.scaled(scores, lambda row, column: (b, h, first + row, start + column), first, start, whole),
-                *self._weigh(scores, top, total, sums, count),
+                *self.weigh(scores, top, total, shrink),
+                *self.shrunk(sums, shrink, count),
                 *self.add(sums, scores, values, stage),
             ]
 
         self.body += self.passing(blocks, issue, use)
-        self.body += self._totals(total)
-        if out in p.targets:
-            inverse = self.local("inverse", self.down * 2)
-            i = p.name("i")
-            reciprocal = select(equal(load(total, i), 0.0), const(F32, 0.0), const(F32, 1.0) / load(total, i))
-            self.body.append(unrolled(i, self.down * 2, [Store(inverse, i, reciprocal)]))
-            self.body += self.finish(out, sums, (b, h), first, lambda m, half, s: s * load(inverse, m * 2 + half))
-        if logsumexp in p.targets:
-            i, row = p.name("i"), p.name("row")
-            at = Position(logsumexp.type.shape, (b, h, row)).flat
-            value = load(top, i) * math.log(2) + log(load(total, i))
-            here = logical_and(equal(self.lane % 4, index(0)), row < p.queries)
-            self.body.append(unrolled(i, self.down * 2, [
-                Let(row, first + self.warp_row + i * 8 + self.lane // 4),
-                If(here, (Store(p.targets[logsumexp], at, value),)),
-            ]))  # fmt: skip
+        self.body += self.results(sums, top, total, (b, h), first)
         resident = 2 if self.down * (count * 4 + 32) <= 192 else 0
         return self.kernel("attention", False, p.depth + p.width + 16, resident)
 
-    def _weigh(self, scores: Buffer, top: Buffer, total: Buffer, sums: Buffer, count: int) -> Body:
-        """Scores become weights; the maximum, this thread's part of the total, and the sums follow."""
+    def results(self, sums: Buffer, top: Buffer, total: Buffer, outer: tuple[Expr, Expr], first: Expr) -> Body:
+        """Stores the results of this warp's rows."""
+        p = self.p
+        out, logsumexp = p.op.results
+        body = self._totals(total)
+        if out in p.targets:
+            inverse, i = Buffer("inverse", F32, "local"), p.name("i")
+            reciprocal = select(equal(load(total, i), 0.0), const(F32, 0.0), const(F32, 1.0) / load(total, i))
+            body += [Alloc(inverse, self.down * 2), unrolled(i, self.down * 2, [Store(inverse, i, reciprocal)])]
+            body += self.finish(out, sums, outer, first, lambda m, half, s: s * load(inverse, m * 2 + half))
+        if logsumexp in p.targets:
+            i, row = p.name("i"), p.name("row")
+            at = Position(logsumexp.type.shape, (*outer, row)).flat
+            value = load(top, i) * math.log(2) + log(load(total, i))
+            here = logical_and(equal(self.lane % 4, index(0)), row < p.queries)
+            body.append(unrolled(i, self.down * 2, [
+                Let(row, first + self.warp_row + i * 8 + self.lane // 4),
+                If(here, (Store(p.targets[logsumexp], at, value),)),
+            ]))  # fmt: skip
+        return body
+
+    def weigh(self, scores: Buffer, top: Buffer, total: Buffer, shrink: Buffer) -> Body:
+        """Scores become weights; the maximum and this thread's part of the total follow; shrink[row] is for the sums."""
         p = self.p
         m = p.name("m")
         body: Body = []
         for half in range(2):
             row = m * 2 + half
-            elements = [(m * 8 + n) * 4 + half * 2 + i for n in range(8) for i in range(2)]
+            elements = [(m * self.across + n) * 4 + half * 2 + i for n in range(self.across) for i in range(2)]
             running = p.name("running", F32)
             body.append(Declare(running, load(top, row)))
             for at in elements:
@@ -378,20 +392,24 @@ class MmaAttention:
                 other = p.let(body, "other", shuffle(running, "xor", apart, 4))
                 body.append(Assign(running, select(other > running, other, running)))
             z = p.let(body, "z", select(equal(running, float("-inf")), const(F32, 0.0), running))
-            shrink = Buffer(p.name("shrink").data, F32, "local")
-            body += [Alloc(shrink, 1), Store(shrink, index(0), load(top, row) - z), Store(top, row, running)]
-            body.append(Call("exp2_approximate", (Place(shrink, index(0)),), (shrink,)))
+            body += [Store(shrink, row, load(top, row) - z), Store(top, row, running)]
+            body.append(Call("exp2_approximate", (Place(shrink, row),), (shrink,)))
             for at in elements:
                 body.append(Store(scores, at, load(scores, at) - z))
                 body.append(Call("exp2_approximate", (Place(scores, at),), (scores,)))
             added = p.name("added", F32)
-            body.append(Declare(added, load(total, row) * load(shrink, index(0))))
+            body.append(Declare(added, load(total, row) * load(shrink, row)))
             body += [Assign(added, added + load(scores, at)) for at in elements]
             body.append(Store(total, row, added))
-            e, i = p.name("e"), p.name("i")
-            place = (m * count + e) * 4 + half * 2 + i
-            body.append(unrolled(e, count, [unrolled(i, 2, [Store(sums, place, load(sums, place) * load(shrink, index(0)))])]))
         return [unrolled(m, self.down, body)]
+
+    def shrunk(self, sums: Buffer, shrink: Buffer, count: int) -> Body:
+        """The sums follow a new maximum."""
+        p = self.p
+        m, e, half, i = (p.name(s) for s in ("m", "e", "half", "i"))
+        place = (m * count + e) * 4 + half * 2 + i
+        one = unrolled(i, 2, [Store(sums, place, load(sums, place) * load(shrink, m * 2 + half))])
+        return [unrolled(m, self.down, [unrolled(e, count, [unrolled(half, 2, [one])])])]
 
     def _totals(self, total: Buffer) -> Body:
         """The four threads of a row add their parts."""

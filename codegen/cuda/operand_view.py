@@ -6,7 +6,7 @@ along the depth or along the free index, and all other steps multiples of 16 byt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from graphc.codegen.cuda.product import Body, Product, divisor
@@ -79,10 +79,10 @@ def view_of(p: Product, side: Operand, element: DType) -> View | None:
         step = steps[i]
         if _is(step, 0) and extents[i] == 1:
             step = index(ROW)  # never taken
-        if not _is_stride(step, p, element):
+        if not is_stride(step, p.divides, element):
             return None
         strides.append(step)
-    start = _split(rest, strides)
+    start = split(rest, strides)
     if len(used) > MOST_BATCH or start is None:
         return None
     sizes = tuple(dim_expr(extents[i]) + s for i, s in zip(order, start, strict=True))
@@ -93,16 +93,16 @@ def _is(e: Expr, value: int) -> bool:
     return e.op == "const" and e.data == value
 
 
-def _is_stride(step: Expr, p: Product, element: DType) -> bool:
+def is_stride(step: Expr, divides: Mapping[str, int], element: DType) -> bool:
     """Whether a step is surely positive and a multiple of 16 bytes."""
     positive = all(c > 0 for c in terms(step).values()) and not _is(step, 0)
-    return positive and divisor(step, p.divides) * element.itemsize % 16 == 0
+    return positive and divisor(step, divides) * element.itemsize % 16 == 0
 
 
-def _split(offset: Expr, strides: Sequence[Expr]) -> list[Expr] | None:
+def split(offset: Expr, strides: Sequence[Expr]) -> list[Expr] | None:
     """An offset as coordinates, those of the neighbours' dimension first; None if it may be negative or is no such sum.
 
-    >>> _split(var("e0") * 24 + 8, [var("e0") * 8])
+    >>> split(var("e0") * 24 + 8, [var("e0") * 8])
     [8, 3]
     """
     coordinates = [index(0)] * (len(strides) + 1)

@@ -124,27 +124,43 @@ def results_of(cases: list[Case], seed: int = 0) -> list[list[np.ndarray]]:
     return [run_prepared(p, built, seed) for p in prepared]
 
 
-@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
-def test_on_tensor_cores_it_is_near(gradient: bool) -> None:
-    cases = [case(s, gradient, target=AMPERE) for s in TENSOR]
+WAYS = pytest.mark.parametrize(
+    ("gradient", "target"), [(False, AMPERE), (True, AMPERE), (False, HOPPER)], ids=["forward", "gradient", "wgmma"]
+)
+
+
+@WAYS
+def test_on_tensor_cores_it_is_near(gradient: bool, target: Target) -> None:
+    cases = [case(s, gradient, target=target) for s in TENSOR]
     for sizes, results in zip(TENSOR, results_of(cases), strict=True):
         near(sizes, gradient, results)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
-def test_large_heads_on_tensor_cores(gradient: bool) -> None:
+@WAYS
+def test_large_heads_on_tensor_cores(gradient: bool, target: Target) -> None:
     for sizes in LARGE:
-        near(sizes, gradient, results_of([case(sizes, gradient, target=AMPERE)])[0])
+        near(sizes, gradient, results_of([case(sizes, gradient, target=target)])[0])
 
 
-@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
-def test_every_tile_and_order_of_threads_gives_the_same_bits(gradient: bool) -> None:
+SCHEDULES = {
+    "mma": [(("tall", 16), ("stages", 1)), (("tall", 32), ("stages", 2))],
+    "wgmma": [
+        (("consumers", 1), ("stages", 2), ("viewed", 1)),
+        (("consumers", 2), ("stages", 3), ("viewed", 1)),
+        (("consumers", 2), ("stages", 2), ("viewed", 0)),
+    ],
+}
+
+
+@WAYS
+def test_every_schedule_and_order_of_threads_gives_the_same_bits(gradient: bool, target: Target) -> None:
     sizes = Sizes((1, 2, 1, 70, 140, 8, 16), kind="bfloat16", causal=True)
-    first = prepare(case(sizes, gradient, target=AMPERE)).choice
-    choices = [replace(first, numbers=(("tall", t), ("stages", s))) for t, s in ((16, 1), (32, 2))]
-    cases = [case(sizes, gradient, target=AMPERE, choice=c) for c in choices]
-    expected, *others = results_of(cases) + results_of(cases, seed=1)
+    first = prepare(Case(sizes.function(gradient), [], None, target)).choice
+    choices = [replace(first, numbers=numbers) for numbers in SCHEDULES[first.form.split()[1]]]
+    assert sorted(dict(first.numbers)) == sorted(dict(choices[0].numbers))
+    cases = [case(sizes, gradient, target=target, choice=c) for c in choices]
+    expected, *others = results_of(cases) + results_of(cases, seed=1) + results_of(cases[1:2], seed=2)
     for other in others:
         for a, b in zip(expected, other, strict=True):
             assert not difference(a, b)
@@ -152,12 +168,14 @@ def test_every_tile_and_order_of_threads_gives_the_same_bits(gradient: bool) -> 
 
 def test_the_arithmetic_follows_from_type_precision_and_target() -> None:
     def form(sizes: Sizes, target: Target) -> str:
-        return prepare(case(sizes, False, target=target)).choice.form
+        return prepare(Case(sizes.function(False), [], None, target)).choice.form
 
     shape = (1, 2, 2, 16, 16, 8, 8)
     assert form(Sizes(shape), AMPERE) == form(Sizes(shape), HOPPER) == "attention fma"
     assert form(Sizes(shape, kind="bfloat16", precision="exact"), HOPPER) == "attention fma"
     assert form(Sizes(shape, kind="bfloat16"), AMPERE) == "attention mma"
+    for changed in ((9, 2, 1, 1000, 3, 8, 8), (1, 1, 1, 1, 1, 7, 129), (8, 32, 32, 4096, 4096, 128, 128)):
+        assert form(Sizes(changed, kind="bfloat16"), HOPPER) == "attention wgmma"
     assert form(Sizes(shape, kind="float16"), Target(75)) == "attention fma"
 
 
@@ -166,9 +184,15 @@ def test_layout_in_front_is_copied_as_it_lies() -> None:
     x = b.param(TensorType.parse("bf16[2, 70, 144]"))
     f = b.build([projected(b, x)])
     group = next(c.attrs["function"] for c in fuse(f).entry.ops if any(o.name == "attention" for o in c.attrs["function"].ops))
-    p = prepare(Case(group, [], None, AMPERE))
-    text = cuda_text(p.kernels, AMPERE)
-    assert text.count("copy_async_16(queries") == 1 and "copy_async_16(values" in text
+    text = cuda_text(prepare(Case(group, [], None, AMPERE)).kernels, AMPERE)
+    assert "copy_async_16(queries" in text and "copy_async_16(values" in text
+    value = np.random.default_rng(1).standard_normal((2, 70, 144)).astype(group.params[0].type.dtype.numpy)
+    results = [results_of([Case(group, [value], None, target)])[0][0] for target in (AMPERE, HOPPER)]
+    assert dict(prepare(Case(group, [], None, HOPPER)).choice.numbers)["viewed"] == 1
+    exact = interpret(group, [value])[0].astype(np.float64)
+    for got in results:
+        # Values are below 4.5 and weights add up to 1; see `bounds`.
+        assert np.abs(got.astype(np.float64) - exact).max() <= 3 * 2.0**-8 * 4.5
 
 
 HOT = [
@@ -183,8 +207,7 @@ HOT = [
 
 @pytest.mark.parametrize("number", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, len(HOT)))])
 def test_hot_kernels_keep_their_registers(number: int) -> None:
-    texts = []
-    for gradient in (False, True):
-        group = HOT[number].function(gradient)
-        texts.append(cuda_text(prepare(Case(group, [], None, AMPERE), number).kernels, AMPERE))
-    check_compiles(texts, hot=("attention",))
+    for target in (AMPERE, HOPPER):
+        groups = [HOT[number].function(gradient) for gradient in (False, True)]
+        texts = [cuda_text(prepare(Case(g, [], None, target), number).kernels, target) for g in groups]
+        check_compiles(texts, (target.arch,), hot=("attention",))
