@@ -11,7 +11,7 @@ from typing import Any
 
 from graphc.codegen.c.alignment import divisor
 from graphc.codegen.c.dialect import ATOM, C99, Dialect, Text, convert
-from graphc.codegen.c.lanes import LaneWriter, written
+from graphc.codegen.c.lanes import LaneWriter
 from graphc.codegen.c.positions import DATA, POSITION, Positions, Role, expressions, statements
 from graphc.codegen.expr import Expr
 from graphc.codegen.loops import (
@@ -89,7 +89,7 @@ class Emitter(LaneWriter):
 def _for(w: Emitter, s: For) -> None:
     if s.unroll and any(e.op != "const" for e in (s.start, s.stop, s.step)):
         raise TypeError(f"the loop over {s.var.data} is to be unrolled, but its bounds are not literals")
-    w.loop(s, lambda: w.block(s.body), written(s.body))
+    w.loop(s, lambda: w.block(s.body), w.changes(s.body))
 
 
 def _vector(w: Emitter, s: Vector) -> None:
@@ -99,7 +99,7 @@ def _vector(w: Emitter, s: Vector) -> None:
 def _if(w: Emitter, s: If) -> None:
     cond = w.value(s.cond)
     w.inside += w.run is not None
-    w.branch(cond, lambda: w.block(s.then), (lambda: w.block(s.orelse)) if s.orelse else None, written((s,)))
+    w.branch(cond, lambda: w.block(s.then), (lambda: w.block(s.orelse)) if s.orelse else None, w.changes((s,)))
     w.inside -= w.run is not None
 
 
@@ -174,7 +174,7 @@ def _report(w: Emitter, s: Report) -> None:
 
 def _barrier(w: Emitter, s: Barrier) -> None:
     w.line({"block": "__syncthreads();", "warp": "__syncwarp();"}[s.scope])
-    w.forget([b for b in w.buffers if b.kind not in ("in", "local")])
+    w.forget(w.changes((s,)))
 
 
 def _call(w: Emitter, s: Call) -> None:

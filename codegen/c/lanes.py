@@ -16,14 +16,26 @@ from graphc.codegen.c.expressions import Scope, Writer
 from graphc.codegen.c.positions import DATA, POSITION, Positions, expressions, statements
 from graphc.codegen.c.regions import Branch, Combined, Item, Lanes, Loop, Run, Wide, crossing, plan, wide
 from graphc.codegen.expr import Expr, children_first, var
-from graphc.codegen.loops import Assign, Buffer, Call, For, If, Kernel, Stmt, Store, Transpose, Vector
+from graphc.codegen.loops import (
+    Assign,
+    Barrier,
+    Buffer,
+    Call,
+    For,
+    If,
+    Kernel,
+    Stmt,
+    Store,
+    Transpose,
+    Vector,
+)
 from graphc.ir.types import I64
 
 _SMALL_LOOP = 1 << 20  # bounds of loops whose variable is an int
 
 
 def written(body: Iterable[Stmt]) -> frozenset[Any]:
-    """The registers and buffers that statements write; at a barrier others write shared memory and results."""
+    """The registers and buffers that statements write."""
     found: set[Any] = set()
     for s in statements(tuple(body)):
         if isinstance(s, Store):
@@ -55,6 +67,14 @@ class LaneWriter(Writer):
     @abstractmethod
     def statement(self, s: Stmt) -> None:
         """Write one statement."""
+
+    def changes(self, body: Iterable[Stmt]) -> frozenset[Any]:
+        """What is other after statements, or in their next turn: past a barrier, also what other threads write."""
+        body = tuple(body)
+        found = written(body)
+        if any(isinstance(s, Barrier) for s in statements(body)):
+            found |= {b for b in self.buffers if b.kind not in ("in", "local")}
+        return found
 
     def define(self, v: Expr, role: Any, text: Text) -> None:
         self.scope.known[(v, role)] = text
@@ -140,13 +160,13 @@ class LaneWriter(Writer):
                 self.combined(item.node)
             elif isinstance(item, Loop):
                 inner = item
-                self.loop(inner.head, lambda inner=inner: self.items(inner.body), written(inner.head.body))  # type: ignore[misc]
+                self.loop(inner.head, lambda inner=inner: self.items(inner.body), self.changes(inner.head.body))  # type: ignore[misc]
             elif isinstance(item, Branch) and item.masked:
                 self.masked(item)
             elif isinstance(item, Branch):
                 inner_branch = item
                 orelse = (lambda b=inner_branch: self.items(b.orelse)) if item.orelse else None
-                changes = written((item.head,))
+                changes = self.changes((item.head,))
                 self.branch(
                     self.value(item.head.cond),
                     lambda b=inner_branch: self.items(b.then),  # type: ignore[misc]

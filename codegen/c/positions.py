@@ -137,33 +137,38 @@ class Positions:
 
     def is_data(self, e: Expr) -> bool:
         """Whether a 64-bit expression depends on more than positions."""
-        known = self._data_leaf.get(e)
-        if known is None:
-            if e.op == "var":
-                known = e in self.foreign
-            elif e.op == "const":
-                known = abs(e.data) >= 1 << 31
-            elif e.op in _SAME or e.op in _BITS or e.op in _EXACT:
-                known = any(self.is_data(a) for a in e.args if a.dtype is I64)
-            else:
-                known = True
-            self._data_leaf[e] = known
-        return known
+        known = self._data_leaf
+        for n in children_first((e,)) if e not in known else ():
+            if n not in known:
+                if n.op == "var":
+                    known[n] = n in self.foreign
+                elif n.op == "const":
+                    known[n] = n.dtype is I64 and abs(n.data) >= 1 << 31
+                elif n.op in _SAME or n.op in _BITS or n.op in _EXACT:
+                    known[n] = any(known[a] for a in n.args if a.dtype is I64)
+                else:
+                    known[n] = True
+        return known[e]
 
     def _plain(self, e: Expr) -> bool:
         """Whether a comparison may take this operand for a position."""
-        if e.op in ("var", "const") or e in self.indices:
-            return True
-        if e.op == "mul":
-            return any(self._factor(y) and self._plain(x) and not self._counts(x) for x, y in (e.args, e.args[::-1]))
-        if e.op == "select":
-            return all(self._plain(a) for a in e.args[1:])
-        return (e.op in ("add", "sub") or e.op in _EXACT or e.op in _BITS) and all(self._plain(a) for a in e.args)
+        plain: dict[Expr, bool] = {}
+        for n in children_first((e,)):
+            if n.op in ("var", "const") or n in self.indices:
+                plain[n] = True
+            elif n.op == "mul":
+                x, y = n.args
+                plain[n] = any(self._factor(q) and plain[p] and not self._counts(p) for p, q in ((x, y), (y, x)))
+            elif n.op == "select":
+                plain[n] = all(plain[a] for a in n.args[1:])
+            else:
+                plain[n] = (n.op in ("add", "sub") or n.op in _EXACT or n.op in _BITS) and all(plain[a] for a in n.args)
+        return plain[e]
 
     def _factor(self, e: Expr) -> bool:
         """Sizes: of tiles, which are literals, and extents with what is computed from them."""
         if e.op == "const":
-            return abs(e.data) <= _TILE
+            return bool(abs(e.data) <= _TILE)
         return all(n.op == "const" or n.data in self.extents for n in children_first((e,)) if not n.args)
 
     def _counts(self, e: Expr) -> bool:

@@ -109,22 +109,23 @@ class Lanes:
 
     def step(self, e: Expr) -> int | None:
         """How far a position moves from lane to lane; None if that differs or is not known."""
-        return self._step(self.expand(e))
-
-    def _step(self, e: Expr) -> int | None:
-        if not self.varying(e):
-            return 0
-        if e is self.lane:
-            return 1
-        if e.op in ("add", "sub"):
-            a, b = self._step(e.args[0]), self._step(e.args[1])
-            return None if a is None or b is None else a + b if e.op == "add" else a - b
-        if e.op == "mul":
-            for x, y in (e.args, e.args[::-1]):
-                if y.op == "const":
-                    a = self._step(x)
-                    return None if a is None else a * y.data
-        return None
+        e = self.expand(e)
+        steps: dict[Expr, int | None] = {}
+        for n in children_first((e,)):
+            a, b = ([steps[x] for x in n.args] + [None, None])[:2]
+            found = None
+            if not self.varying(n):
+                found = 0
+            elif n is self.lane:
+                found = 1
+            elif n.op in ("add", "sub") and a is not None and b is not None:
+                found = a + b if n.op == "add" else a - b
+            elif n.op == "mul" and a is not None and n.args[1].op == "const":
+                found = a * int(n.args[1].data)
+            elif n.op == "mul" and b is not None and n.args[0].op == "const":
+                found = b * int(n.args[0].data)
+            steps[n] = found
+        return steps[e]
 
 
 # Cutting a region into runs

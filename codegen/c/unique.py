@@ -142,6 +142,8 @@ def prune(body: tuple[Stmt, ...], positions: Positions) -> tuple[Stmt, ...]:
     for s in body:
         if isinstance(s, (Let, Declare, Assign)) and s.var not in positions.needs:
             continue
+        if isinstance(s, Assign) and s.value is s.var:
+            continue
         if isinstance(s, (Store, Alloc)) and s.buffer.kind == "local" and s.buffer not in positions.read:
             continue
         if isinstance(s, (For, Vector)):

@@ -283,6 +283,10 @@ def test_deep_expressions_do_not_recurse():
     e = load(X, ZERO)
     for _ in range(3000):
         e = e + const(F32, 1)
-    assert emit_kernel(kernel([X, Y], [], Store(Y, ZERO, e))).count("1.0f") == 3000
+    at = n
+    for _ in range(3000):
+        at = at * n + ONE
+    text = emit_kernel(kernel([X, Y], ["n"], If(at < n, (Store(Y, at, e),))))
+    assert text.count("1.0f") == 3000 and text.count("* n") == 3000
 
 
