@@ -20,7 +20,12 @@ from tests.codegen.device import Case, check_compiles, check_groups, cuda_text, 
 from tests.codegen.products import case, gelu, product_of, same_result, tensor_choices
 
 Array = np.ndarray[Any, Any]
-KINDS = [("bf16", ""), ("f16", ""), ("f32", "tf32"), ("f32", "bf16")]
+KINDS = [
+    ("bf16", ""),
+    ("f32", "tf32"),
+    pytest.param("f16", "", marks=pytest.mark.slow),
+    pytest.param("f32", "bf16", marks=pytest.mark.slow),
+]
 P = ((1, 1), (1, 1))
 
 
@@ -42,7 +47,7 @@ def test_small_integers_are_exact(dtype: str, precision: str) -> None:
         product_of(f"{t}[5, 0]", f"{t}[0, 8]", precision=precision),
         product_of(f"{t}[20, 24]", f"{t}[24, 16]", precision=precision, epilogue=biased(1)),
     ]
-    check_groups([case(g, integers=True, target=AMPERE) for g in groups], seeds=(0, 1))
+    check_groups([case(g, integers=True, target=AMPERE) for g in groups], seeds=(1,))
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [("bf16", ""), ("f32", "tf32")])
@@ -82,11 +87,12 @@ def test_random_operands(dtype: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "precision"), KINDS)
-def test_every_tile_gives_the_same_bits(dtype: str, precision: str) -> None:
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_tiles_give_the_same_bits(dtype: str, precision: str, step: int) -> None:
     group = product_of(f"{dtype}[70, 72]", f"{dtype}[72, 136]", precision=precision, epilogue=biased(1))
     first = case(group, target=AMPERE)
     results = run_group(group, first.inputs, tensor_choices(group)[0], AMPERE, seeds=(0,))
-    check_groups([replace(first, choice=c, expected=results) for c in tensor_choices(group)], seeds=(1,))
+    check_groups([replace(first, choice=c, expected=results) for c in tensor_choices(group)[::step]], seeds=(1,))
     plain = product_of(f"{dtype}[70, 72]", f"{dtype}[72, 136]", precision=precision)
     assert np.array_equal(
         run_group(plain, first.inputs[:2], None, AMPERE, seeds=(0,))[0].view(np.uint8), results[1].view(np.uint8)
