@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import graphc as gc
 import numpy as np
 import pytest
 
-from tests.gpu.test_tensors import array
+Array = np.ndarray[Any, Any]
+
+
+def array(t: gc.Tensor) -> Array:
+    return np.asarray(t.astype(gc.float32).to("cpu").numpy())
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +34,7 @@ def test_exact_products_have_the_bits_of_the_cpu(level: str, dtype: str) -> None
     x, y = operands(getattr(gc, dtype))
     gc.set_matmul_precision(level)
     got = (x.to("cuda") @ y.to("cuda")).to("cpu")
-    assert np.array_equal(array(got.astype(gc.float32)), array((x @ y).astype(gc.float32)))
+    assert np.array_equal(array(got), array(x @ y))
 
 
 @pytest.mark.usefixtures("compiled")
