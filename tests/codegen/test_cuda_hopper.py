@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from graphc.codegen.c.prelude import sections
 from graphc.codegen.canonical import canonicalise
 from graphc.codegen.cuda import hopper
-from graphc.codegen.cuda.choice import Choice
-from graphc.codegen.cuda.compiler import find_nvcc
 from graphc.codegen.cuda.lower import choose
-from graphc.codegen.cuda.simulate import SimulationError, compiler
+from graphc.codegen.cuda.simulate import SimulationError
 from graphc.codegen.cuda.target import HOPPER
 from graphc.ir.function import Builder, Function, Value
 from graphc.ir.types import TensorType
@@ -28,74 +23,26 @@ from tests.codegen.device import (
     Case,
     Prepared,
     Reported,
-    check_compiles,
     check_groups,
     cuda_text,
     library,
     prepare,
     run_prepared,
 )
+from tests.codegen.hopper_products import (
+    MAJORS,
+    SMALL,
+    Array,
+    case,
+    chosen,
+    dot,
+    integers,
+    plain,
+    reals,
+    ways,
+)
 from tests.codegen.products import gelu
 from tests.equality.oracle import exact_interpret
-
-Array = np.ndarray[Any, Any]
-SMALL = dataclasses.replace(HOPPER, multiprocessors=2)  # so that blocks take several tiles
-
-
-def dot(
-    lhs: str, rhs: str, left: Sequence[int] = (1,), right: Sequence[int] = (0,), batch: int = 0, precision: str = "",
-    epilogue: Any = None,
-) -> Function:
-    b = Builder("group")
-    x, y = b.param(TensorType.parse(lhs)), b.param(TensorType.parse(rhs))
-    both = tuple(range(batch))
-    root = b.emit(
-        "dot", x, y, lhs_batch=both, rhs_batch=both, lhs_contract=tuple(left), rhs_contract=tuple(right), precision=precision
-    )
-    return b.build(epilogue(b, root) if epilogue else [root])
-
-
-def integers(group: Function, seed: int = 0, most: int = 3) -> list[Array]:
-    """Small enough that every sum is exact in any order."""
-    rng = np.random.default_rng(seed)
-    return [rng.integers(-most, most + 1, [int(d) for d in p.type.shape]).astype(p.type.dtype.numpy) for p in group.params]
-
-
-def reals(group: Function, seed: int = 0) -> list[Array]:
-    rng = np.random.default_rng(seed)
-    return [rng.standard_normal([int(d) for d in p.type.shape]).astype(p.type.dtype.numpy) for p in group.params]
-
-
-def chosen(group: Function, tile: hopper.Tile, target: Any = SMALL) -> Choice:
-    """The choice for a group, with another tile."""
-    c = canonicalise(group)
-    found = choose(c.function, {n: int(d) for n, d in c.extents}, target)
-    assert found.form == hopper.FORM
-    return hopper.tile_choice(
-        tile, (found.number("left"), found.number("right")), found.number("example"), found.divides, found.narrow,
-        bool(found.number("packed")),
-    )  # fmt: skip
-
-
-def case(group: Function, tile: hopper.Tile | None = None, inputs: list[Array] | None = None) -> Case:
-    return Case(group, integers(group) if inputs is None else inputs, chosen(group, tile) if tile else None, SMALL)
-
-
-def ways(p: Prepared) -> tuple[int, int]:
-    return p.choice.number("left"), p.choice.number("right")
-
-
-MAJORS = {
-    "kk": ("[{m}, {k}]", "[{n}, {k}]", (1,), (1,)),
-    "km": ("[{m}, {k}]", "[{k}, {n}]", (1,), (0,)),
-    "mk": ("[{k}, {m}]", "[{n}, {k}]", (0,), (1,)),
-    "mm": ("[{k}, {m}]", "[{k}, {n}]", (0,), (0,)),
-}
-
-
-def plain(dtype: str, major: str, m: int, k: int, n: int, precision: str = "") -> Function:
-    left, right, a, b = MAJORS[major]
-    return dot(dtype + left.format(m=m, k=k, n=n), dtype + right.format(m=m, k=k, n=n), a, b, precision=precision)
 
 
 def test_integers_are_exact_in_every_tile_and_order_in_memory() -> None:
@@ -355,86 +302,6 @@ def _goes_wrong(p: Prepared, built: Any, expected: Array, seed: int) -> bool:
     return bool(difference(expected, got))
 
 
-def test_descriptors_are_those_of_the_header(tmp_path: Path) -> None:
-    """hopper.h's own arithmetic, compiled for the CPU: what its steps are given for tiles at shared address 0x12400 and 0x4000."""
-    text = "".join(sections("cuda")[name] for name in ("wgmma_descriptor", "WGMMA_TILE")).replace("INLINE", "static")
-    source = tmp_path / "descriptors.cpp"
-    source.write_text(
-        "#include <cstdio>\nstatic unsigned shared_address(const void *p) { return (unsigned)(size_t)p; }\n"
-        "template <int A, int B> static void step(float *, unsigned long long a, unsigned long long b) "
-        '{ printf("%llx %llx\\n", a, b); }\n'
-        + text
-        + "WGMMA_TILE(kk, step, 0, 0)\nWGMMA_TILE(mm, step, 1, 1)\n"
-        "int main() { kk(nullptr, (void *)0x12400, (void *)0x4000); mm(nullptr, (void *)0x12400, (void *)0x4000); }\n"
-    )
-    subprocess.run([compiler(), str(source), "-o", str(tmp_path / "descriptors")], check=True)
-    out = subprocess.run([tmp_path / "descriptors"], check=True, capture_output=True, text=True).stdout
-    # PTX ISA, matrix descriptor: bits 0-13 start, 16-29 leading, 32-45 stride offset, all in 16 bytes; 62-63 swizzle.
-    found = [tuple(int(x, 16) for x in line.split()) for line in out.splitlines()]
-    for line, (step, leading) in zip(found, [(32, 16)] * 4 + [(2048, 8192)] * 4, strict=True):
-        i = found.index(line) % 4
-        for start, d in zip((0x12400, 0x4000), line, strict=True):
-            assert d == (start + i * step) >> 4 | leading >> 4 << 16 | 1024 >> 4 << 32 | 1 << 62
-
-
-def _compiles(cases: list[Case]) -> None:
-    prepared = [prepare(c, i) for i, c in enumerate(cases)]
-    kernels = [k for p in prepared for k in p.kernels]
-    usage = check_compiles([cuda_text(kernels, HOPPER)], ("sm_90a",), hot=[k.name for k in kernels])
-    for p in prepared:
-        found = usage[p.kernels[-1].name, "sm_90a"]
-        grid = p.kernels[-1].grid
-        assert grid is not None
-        assert found.registers * grid.threads * grid.resident <= 65536
-        # setmaxnreg shares out what the block was started with, which must be all that it can have.
-        many = "registers_increase" in cuda_text(p.kernels[-1:], HOPPER)
-        assert not many or (grid.threads, found.registers) == (384, 168)
-
-
-PATCHES = conv_group("bf16[8, 64, 56, 56]", "bf16[64, 64, 3, 3]", padding=((1, 1), (1, 1)))
-
-
-def test_the_compiler_spills_nothing() -> None:
-    large = dot("f16[1024, 512]", "f16[512, 1024]", epilogue=gelu)
-    _compiles([
-        case(plain("bf16", "km", 1024, 512, 1024), hopper.TILES[0], []),
-        case(large, hopper.TILES[2], []),
-        case(plain("f32", "kk", 1024, 512, 1024, "tf32"), hopper.TILES[5], []),
-        case(PATCHES, hopper.TILES[3], []),
-        case(plain("bf16", "kk", 1024, 512, 1024), hopper.CLUSTERS[0], []),
-    ])  # fmt: skip
-
-
-def test_the_compiler_says_nothing_of_waits_or_registers(tmp_path: Path) -> None:
-    """It warns where it waits for each wgmma by itself (C7510 and the like), or does not follow setmaxnreg (C7508)."""
-    nvcc = find_nvcc()
-    if nvcc is None:
-        pytest.skip("CUDA C is not compiled here: nvcc was not found")
-    heads = "bf16[4, 16, 1024, 1024]"
-    groups = [dot(heads, heads, (2,), (2,), 2), dot("bf16[4096, 1024]", "bf16[1024, 4096]", epilogue=gelu)]
-    cases = [case(g, t, []) for g, t in zip(groups, (hopper.CLUSTERS[1], hopper.TILES[2]), strict=True)]
-    # 64-bit positions take the most registers.
-    cases = [dataclasses.replace(c, choice=dataclasses.replace(c.choice, narrow=False)) for c in cases if c.choice]
-    kernels = [k for i, c in enumerate(cases) for k in prepare(c, i).kernels]
-    (tmp_path / "kernels.cu").write_text(cuda_text(kernels, HOPPER))
-    command = [nvcc, "-cubin", "-gencode=arch=compute_90a,code=sm_90a", "-diag-suppress=177", "kernels.cu"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and not (done.stdout + done.stderr).strip(), done.stdout + done.stderr
-
-
-@pytest.mark.slow
-def test_the_compiler_spills_nothing_in_any_form() -> None:
-    cases = []
-    for tile in (*hopper.TILES, *hopper.CLUSTERS):
-        cases += [case(plain("bf16", major, 1024, 512, 1024), tile, []) for major in MAJORS]
-        cases.append(case(dot("f16[1000, 504]", "f16[504, 1001]", epilogue=gelu), tile, []))
-        cases.append(case(dot("f16[1024, 512]", "f16[512, 1024]", epilogue=gelu), tile, []))
-        cases.append(case(plain("f32", "kk", 1024, 512, 1024, "tf32"), tile, []))
-        if tile.sums <= 64 and tile.cluster == 1:
-            cases.append(case(PATCHES, tile, []))
-    _compiles(cases)
-
-
 def test_choices_follow_the_sizes() -> None:
     def tile_of(group: Function) -> tuple[int, ...]:
         c = canonicalise(group)
@@ -461,47 +328,3 @@ def test_a_wrong_index_in_front_is_reported() -> None:
     with pytest.raises(Reported) as caught:
         run_prepared(p, library(cuda_text(p.kernels, SMALL)))
     assert caught.value.value == 50 and caught.value.operation is not None and caught.value.operation.name == "gather"
-
-
-PRODUCER = """\
-for (int step = 0; step < steps; ++step) {
-    const int k = step * 64;
-    const int t = parity ^ 1;
-    mbarrier_wait(empty + stage, t);
-    mbarrier_arrive_expect(full + stage, 16384);
-    const int t = stage * 4096;
-    bulk_load_2d(left + t, &left_map, full + stage, k, m0);
-    bulk_load_2d(right + t, &right_map, full + stage, n0, k);
-    const bool t = stage == 4;
-    parity = t ? t : parity;
-    stage = t ? 0 : stage + 1;
-}
-"""
-CONSUMER = """\
-for (int step = 0; step < steps; ++step) {
-    mbarrier_wait(full + stage, parity);
-    wgmma_fence();
-    wgmma_bf16_n64_km(sums, left + (stage * 64 + consumer * 64) * 64, right + stage * 4096);
-    wgmma_commit();
-    wgmma_wait_1();
-    if (thread % 32 == 0 && step > 0) {
-        mbarrier_arrive(empty + last);
-    }
-    last = stage;
-    const bool t = stage == 4;
-    parity = t ? parity ^ 1 : parity;
-    stage = t ? 0 : stage + 1;
-}
-"""
-
-
-def test_the_text_of_a_product() -> None:
-    """Its two inner loops, without the numbers of names."""
-    p = prepare(case(plain("bf16", "km", 72, 136, 40), hopper.TILES[6]))
-    text = cuda_text(p.kernels, HOPPER)
-    assert "asm" not in text[text.index('extern "C"') :]
-    plainly = re.sub(r"\bt\d+\b", "t", re.sub(r"\b(?!wgmma)([a-z]\w*)_\d+\b", r"\1", text))
-    lines = [line.strip() for line in plainly.splitlines()]
-    for expected in (PRODUCER, CONSUMER):
-        wanted = [line.strip() for line in expected.splitlines()]
-        assert any(lines[i : i + len(wanted)] == wanted for i in range(len(lines))), plainly
