@@ -321,20 +321,31 @@ class LaneWriter(Writer):
         self.line(f"{array}[{self.lane_name}] = {text};")
         self.line(f"{kind} {array}[{self.width}];", outer)
         self.end_lanes()
-        lane = self.lane_name
-        if self.width > 1:
-            if self.dialect.unroll:
-                self.line(self.dialect.unroll)
-            self.line(f"for (int half = {self.width // 2}; half > 0; half /= 2)")
-            if self.dialect.unroll:
-                self.line(self.dialect.unroll)
-            a, b = Text(f"{array}[{lane}]"), Text(f"{array}[{lane} + half]")
-            step = combine(self.dialect, node.data, node.dtype, a, b)
-            self.line(f"    for (int {lane} = 0; {lane} < half; ++{lane}) {array}[{lane}] = {step};")
+        self.halve(node, array)
         result = Text(f"{array}[0]")
         self.remember(self.scope, node, role, result)
         if node.dtype is I64:
             self.remember(self.scope, node, POSITION, self._narrowed(node, POSITION, result))
+
+    def halve(self, node: Expr, array: str) -> None:
+        lane = self.lane_name
+
+        def step(half: str) -> None:
+            if self.dialect.unroll:
+                self.line(self.dialect.unroll)
+            self.open(f"for (int {lane} = 0; {lane} < {half}; ++{lane})")
+            pair = Text(f"{array}[{lane}]"), Text(f"{array}[{lane} + {half}]")
+            self.line(f"{array}[{lane}] = {combine(self.dialect, node.data, node.dtype, *pair)};")
+            self.close()
+
+        if self.dialect.unroll:
+            # One by one, so that every index is literal and the array stays in registers.
+            for k in reversed(range(self.width.bit_length() - 1)):
+                step(str(1 << k))
+        elif self.width > 1:
+            self.open(f"for (int half = {self.width // 2}; half > 0; half /= 2)")
+            step("half")
+            self.close()
 
     def masked(self, item: Branch) -> None:
         """A branch on a condition of each lane: kept in an array, it guards loads, stores and assignments."""
