@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytest
 from graphc.codegen.c.cuda import emit_kernel
 from graphc.codegen.canonical import canonicalise
 from graphc.codegen.cuda.choice import Choice
@@ -90,7 +89,7 @@ def test_tiles_suit_the_lines() -> None:
 
 def test_cases_of_the_operation() -> None:
     found = accepted("linear_scan")
-    cases = [function_of("linear_scan", c) for roles, listed in found for c in (listed if roles == (F32,) else listed[3:5])]
+    cases = [function_of("linear_scan", c) for roles, listed in found for c in (listed if roles == (F32,) else listed[3:4])]
     check_groups([c for c in cases if c is not None], seeds=(0,))
 
 
@@ -164,7 +163,6 @@ extern "C" __global__ void __launch_bounds__(64) scan_lines(const float *__restr
 """
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_compiled_by_nvcc(axis: int) -> None:
-    cases = [scan((64, 200), axis, d=d) for d in (F32, BF16, F64)]
+def test_compiled_by_nvcc() -> None:
+    cases = [scan((64, 200), axis, d=d) for axis in (0, 1) for d in (F32, BF16)]
     check_compiles([cuda_text([k for i, c in enumerate(cases) for k in prepare(c, i).kernels])], hot=("scan",))
