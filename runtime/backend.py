@@ -11,7 +11,7 @@ import numpy as np
 from graphc.ir.function import Function
 from graphc.ir.types import TensorType
 from graphc.runtime.device import CPU, Device
-from graphc.runtime.errors import CompilerMissing, internal_error
+from graphc.runtime.errors import Unavailable, internal_error
 from graphc.runtime.spec import Spec
 
 Donate = Sequence[tuple[int, int]]
@@ -77,7 +77,7 @@ def compile_function(
 
         try:
             return executable(function, donate, device, operands, results)
-        except (MemoryError, CompilerMissing):
+        except (MemoryError, Unavailable):
             raise
         except Exception as error:
             raise internal_error(function, error) from error

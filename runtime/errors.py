@@ -25,8 +25,8 @@ class OutOfMemoryError(MemoryError):
     """A device has no memory left for a tensor."""
 
 
-class CompilerMissing(RuntimeError):
-    """There is nothing on this machine that compiles CUDA C."""
+class Unavailable(RuntimeError):
+    """A device, or what its programs are made with, is not there; the text says what is missing and how to get it."""
 
 
 class AbstractValueError(TypeError):
@@ -135,7 +135,7 @@ def explain(error: Exception, operation: str, types: Iterable[Any]) -> Exception
     kind: type[Exception] | None = next(
         (
             k
-            for k in (IndexError, ZeroDivisionError, OutOfMemoryError, MemoryError, TypeError, ValueError, CompilerMissing)
+            for k in (IndexError, ZeroDivisionError, OutOfMemoryError, MemoryError, TypeError, ValueError, Unavailable)
             if isinstance(error, k)
         ),
         None,

@@ -10,7 +10,7 @@ from graphc.codegen.cuda.compiler import CubinBuilder
 from graphc.codegen.cuda.program import DeviceProgram, compile_function
 from graphc.ir.function import Function
 from graphc.runtime.backend import Donate
-from graphc.runtime.errors import CompilerMissing
+from graphc.runtime.errors import Unavailable
 
 _builders: dict[str, Any] = {}
 
@@ -30,11 +30,11 @@ def builder(kind: str) -> Any:
 
 
 def build(context: Any, function: Function, donate: Donate, host: Collection[int]) -> DeviceProgram:
-    """Compile a function for the device of `context`. Raises `CompilerMissing` with what to install."""
+    """Compile a function for the device of `context`. Raises `Unavailable` with what to install."""
     try:
         return compile_function(function, context.target, builder(context.driver.kind), donate, host)
     except NoCompiler as error:
-        raise CompilerMissing(f'{error}; or use device "cpu"') from None
+        raise Unavailable(f'{error}; or use device "cpu"') from None
 
 
 def binary_of(context: Any, text: str, kernels: Sequence[Any]) -> bytes:
@@ -42,5 +42,5 @@ def binary_of(context: Any, text: str, kernels: Sequence[Any]) -> bytes:
     try:
         binary: bytes = builder(context.driver.kind).build(text, kernels, context.target)
     except NoCompiler as error:
-        raise CompilerMissing(f'{error}; or use device "cpu"') from None
+        raise Unavailable(f'{error}; or use device "cpu"') from None
     return binary

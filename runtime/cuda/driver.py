@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from graphc.runtime.errors import Unavailable
+
 # The oldest driver that has what graphc calls (CUDA 12.0), and the oldest GPU that graphc compiles for.
 DRIVER = 12000
 CAPABILITY = (7, 0)
@@ -105,10 +107,6 @@ class Driver(Protocol):
     def open(self, index: int) -> DriverDevice: ...
 
 
-class Missing(RuntimeError):
-    """There is no CUDA device that graphc can use; the text says what is missing and how to get it."""
-
-
 # What GRAPHC_CUDA asked for -> the driver, or why there is none. A driver lives as long as Python.
 _drivers: dict[str, Driver | str] = {}
 
@@ -120,11 +118,11 @@ def driver() -> Driver:
     if found is None:
         try:
             found = _find(asked)
-        except Missing as error:
+        except Unavailable as error:
             found = str(error)
         _drivers[asked] = found
     if isinstance(found, str):
-        raise Missing(found)
+        raise Unavailable(found)
     return found
 
 
@@ -135,9 +133,9 @@ def _find(asked: str) -> Driver:
 
         return SimulatedDriver(int(number or 1))
     if kind in ("0", "off"):
-        raise Missing('the device "cuda" is not available: GRAPHC_CUDA turns it off; unset it, or use device "cpu"')
+        raise Unavailable('the device "cuda" is not available: GRAPHC_CUDA turns it off; unset it, or use device "cpu"')
     if kind:
-        raise Missing(
+        raise Unavailable(
             f'the device "cuda" is not available: GRAPHC_CUDA={asked} is not known; it can be "simulate" (a simulated device), '
             '"off", or unset'
         )
@@ -146,6 +144,6 @@ def _find(asked: str) -> Driver:
     return PycudaDriver()
 
 
-def unavailable(what: str, cure: str) -> Missing:
+def unavailable(what: str, cure: str) -> Unavailable:
     """The error for a machine without a usable device."""
-    return Missing(f'the device "cuda" is not available: {what}; {cure}, or use device "cpu"')
+    return Unavailable(f'the device "cuda" is not available: {what}; {cure}, or use device "cpu"')

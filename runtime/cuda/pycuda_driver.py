@@ -15,8 +15,9 @@ from ctypes import byref, c_float, c_size_t, c_ulonglong, c_void_p
 from typing import Any
 
 from graphc.runtime.cuda import library as lib
-from graphc.runtime.cuda.driver import DRIVER, Missing, Node, Properties, encoding_of, unavailable
+from graphc.runtime.cuda.driver import DRIVER, Node, Properties, encoding_of, unavailable
 from graphc.runtime.cuda.library import DriverError, KernelNodeParameters, Library
+from graphc.runtime.errors import Unavailable
 
 _STATIC_SHARED = 48 << 10
 INSTALL = 'pip install "graphc[cuda]"'
@@ -285,7 +286,7 @@ def _version(number: int) -> str:
 
 
 class PycudaDriver:
-    """The driver of a machine with a GPU. Raises `Missing`, saying what to install."""
+    """The driver of a machine with a GPU. Raises `Unavailable`, saying what to install."""
 
     simulated = False
 
@@ -334,7 +335,7 @@ def _pycuda() -> Any:
         pycuda: Any = importlib.import_module("pycuda.driver")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "pycuda":
-            raise Missing(str(error)) from error
+            raise Unavailable(str(error)) from error
         raise unavailable("the package pycuda is not installed", INSTALL) from None
     except ImportError as error:
         raise unavailable(f"the package pycuda does not load ({error})", f"install it anew: {INSTALL}") from None
