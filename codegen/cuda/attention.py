@@ -5,9 +5,9 @@ arithmetic, which give the same bits.
 
 | form | file | |
 | --- | --- | --- |
-| fma | attention_fma.py | the definition to the bit: float32, float64, precision "exact", and devices without tensor cores |
+| fma | attention_fma.py | the definition to the bit: float32 (of precision "tf32" too), float64, precision "exact", and devices without tensor cores |
 | wgmma | attention_wgmma.py | attention of the same on sm_90a; its gradients are by mma |
-| mma | attention_mma.py, attention_mma_grad.py | float16 and bfloat16 on tensor cores |
+| mma | attention_mma.py, attention_mma_grad.py | float16, bfloat16, and float32 of precision "bf16", on tensor cores |
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from graphc.codegen.loops import Kernel
 from graphc.codegen.lower.attention import attention_of
 from graphc.codegen.lower.lowered import Lowered
 from graphc.ir.function import Function, Operation
-from graphc.ir.types import BF16, F16, F64, Dim, substitute
+from graphc.ir.types import BF16, F16, F32, F64, Dim, substitute
 
 Sizes = Mapping[str, int]
 
@@ -45,7 +45,10 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
 
 def on_tensor_cores(op: Operation, target: Target) -> bool:
     """Which arithmetic an operation gets: never a question of sizes."""
-    return bool(target.tensor_cores) and op.operands[0].type.dtype in (F16, BF16) and op.attrs["precision"] != "exact"
+    dtype, precision = op.operands[0].type.dtype, op.attrs["precision"]
+    if dtype is F32:
+        return bool(target.tensor_cores) and precision == "bf16"
+    return bool(target.tensor_cores) and dtype in (F16, BF16) and precision != "exact"
 
 
 def mma_choice(op: Operation, sizes: Sizes, target: Target, divides: tuple[tuple[str, int], ...], narrow: bool) -> Choice:

@@ -223,7 +223,9 @@ class FmaAttention:
         return self._kernel("attention", False, p.depth + p.width + 40)
 
     def _kernel(self, name: str, by_keys: bool, sizes: int) -> Kernel:
-        return self.p.kernel(name, [*self.allocs, *self.body], self.p.blocks(self.rows, by_keys), THREADS, sizes)
+        # The gradients keep more sums than two blocks of a multiprocessor leave registers for.
+        resident = 1 if name != "attention" else 0
+        return self.p.kernel(name, [*self.allocs, *self.body], self.p.blocks(self.rows, by_keys), THREADS, sizes, resident)
 
     def _score(self, scores: Buffer, at: tuple[Expr, Expr, Expr, Expr], i: Expr, j: Expr) -> Body:
         """The sum of a product becomes a score. at: batch, query head, query, key."""

@@ -1,4 +1,4 @@
-"""Attention on tensor cores by mma.sync, for float16 and bfloat16 (Dao, "FlashAttention-2", 2023).
+"""Attention on tensor cores by mma.sync, for float16, bfloat16, and float32 rounded to bfloat16 (Dao, "FlashAttention-2", 2023).
 
 A warp owns 16 or 32 queries (or 16 keys) with all their sums in registers; the other side passes through shared memory in blocks of
 64, the next block on its way. The scores of a warp leave the tensor cores in the layout in which they enter them again as
@@ -57,7 +57,7 @@ class Tile:
         assert isinstance(size, int)
         self.p, self.x, self.rows, self.stages, self.size = p, x, rows, stages, size
         self.stride = padded(size) + UNIT
-        self.buffer = Buffer(name, x.type.dtype, "shared")
+        self.buffer = Buffer(name, p.narrow, "shared")
         self.alloc = Alloc(self.buffer, stages * rows * self.stride)
         self.copied = self._copied()
 
@@ -68,7 +68,7 @@ class Tile:
         """Whether units can be copied as they lie in memory."""
         b, h, row, d = (var(n) for n in ("batch", "head", "row", "d"))
         e = self.p.pull.at(self.x, Position(self.x.type.shape, (b, h, row, d)))
-        if e.op != "load" or len(e.args) != 1 or self.size % UNIT:
+        if e.op != "load" or len(e.args) != 1 or self.size % UNIT or e.dtype is not self.p.narrow:
             return False
         levels = Levels([b, h, row, d])
         step = linear(e.args[0], d, levels)
@@ -102,7 +102,7 @@ class Tile:
             ]
         else:
             element = p.element(self.x, outer, source_row, limit, at + lane, 0.0, False)
-            copy = [Vector(lane, UNIT, (Store(self.buffer, target + lane, element),))]
+            copy = [Vector(lane, UNIT, (Store(self.buffer, target + lane, cast(element, p.narrow)),))]
         inner += [If(thread + e * THREADS < total, tuple(copy))] if total % THREADS else copy
         steps = -(-total // THREADS)
         return [For(e, index(0), index(steps), tuple(inner), index(1))]
@@ -146,8 +146,7 @@ class MmaAttention:
         self.across = self.block // 8  # fragments of 8 columns
         self.rows = WARPS * tall
         self.down = tall // 16
-        self.dtype = p.q.type.dtype
-        self.name_of = "bf16" if self.dtype is BF16 else "f16"
+        self.name_of = "bf16" if p.narrow is BF16 else "f16"
         self.body: Body = []
         self.allocs: Body = []
 

@@ -21,7 +21,7 @@ from graphc.codegen.lower.nest import ceil_div, group_buffers, group_extents
 from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.ops.attention import accumulator
-from graphc.ir.types import BOOL, I64, DType
+from graphc.ir.types import BF16, BOOL, F32, I64, DType
 
 Body = list[Stmt]
 EMPTY = -0.0  # where a tile has no row: a product with +0.0 that changes no sum
@@ -42,6 +42,8 @@ class Parts:
         self.scale = op.operands[3]
         self.masks = op.operands[7 if gradient else 4 :]
         self.wide = accumulator(q.type.dtype)
+        # What tensor cores are given.
+        self.narrow = BF16 if q.type.dtype is F32 else q.type.dtype
         depth, width = q.type.shape[3], v.type.shape[3]
         assert isinstance(depth, int) and isinstance(width, int)
         self.depth, self.width = depth, width

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from graphc.codegen.cuda.attention_mma import KEYS, LOG2_E, MmaAttention
 from graphc.codegen.cuda.attention_parts import Body, Parts, unrolled
 from graphc.codegen.cuda.operand_view import ROW, is_stride, split
-from graphc.codegen.expr import Expr, equal, index, load, logical_and, var
+from graphc.codegen.expr import Expr, cast, equal, index, load, logical_and, var
 from graphc.codegen.loops import (
     Alloc,
     Barrier,
@@ -66,7 +66,7 @@ def view_of(p: Parts, x: Value) -> View | None:
     """An operand as a view, or None."""
     names = b, h, row, d = (var("batch"), var("head"), var("row"), var("d"))
     e = p.pull.at(x, Position(x.type.shape, names))
-    if p.pull.take_reports() or e.op != "load" or len(e.args) != 1:
+    if p.pull.take_reports() or e.op != "load" or len(e.args) != 1 or e.dtype is not p.narrow:
         return None
     levels = Levels(names)
     rest, steps = e.args[0], []
@@ -103,7 +103,7 @@ class Ring:
         size = x.type.shape[3]
         assert isinstance(size, int)
         self.p, self.x, self.rows, self.high, self.lines = p, x, rows, high, lines(size)
-        self.buffer = Buffer(name, x.type.dtype, "shared")
+        self.buffer = Buffer(name, p.narrow, "shared")
         self.size = rows * self.lines * LINE
         self.alloc = Alloc(self.buffer, stages * self.size)
         self.view = view_of(p, x) if viewed else None
@@ -141,7 +141,7 @@ class Ring:
         value = p.element(self.x, outer, source, limit, at * 8 + lane, 0.0, False)
         group = row // self.high * self.lines + at // 8
         target = stage * self.size + (group * self.high + row % self.high) * LINE + ((at % 8) ^ (row % 8)) * 8
-        inner.append(Vector(lane, 8, (Store(self.buffer, target + lane, value),)))
+        inner.append(Vector(lane, 8, (Store(self.buffer, target + lane, cast(value, p.narrow)),)))
         return [For(e, index(0), index(self.rows * units // GROUP), tuple(inner), index(1))]
 
 

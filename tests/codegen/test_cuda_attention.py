@@ -64,6 +64,7 @@ TENSOR = [
     Sizes((1, 1, 1, 7, 65, 24, 16), kind="bfloat16", mask=("bool", (1, 1, 7, 65))),
     Sizes((1, 2, 1, 20, 40, 8, 24), kind="float16", mask=("added", (1, 2, 1, 40))),
     Sizes((1, 2, 2, 3, 0, 8, 8), kind="float16"),
+    Sizes((1, 2, 1, 9, 66, 8, 16), precision="bf16"),
 ]
 LARGE = [
     Sizes((1, 2, 2, 130, 70, 64, 64), causal=True, kind="bfloat16"),
@@ -89,7 +90,7 @@ def bounds(sizes: Sizes, gradient: bool) -> list[np.ndarray]:
         t = np.where(mask[0], t, -np.inf) if mask[0].dtype == bool else t + mask[0].astype(np.float64)
     if sizes.causal:
         t = np.where(np.tri(*t.shape[2:], dtype=bool), t, -np.inf)
-    u = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[sizes.kind] + 2000 * 2.0**-24
+    u = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-8}[sizes.kind] + 2000 * 2.0**-24
     # Below the least normal float16 an error is absolute.
     tiny = 2.0**-25 / u if sizes.kind == "float16" else 0.0
     if not gradient:
@@ -176,6 +177,7 @@ def test_the_arithmetic_follows_from_type_precision_and_target() -> None:
     assert form(Sizes(shape, kind="bfloat16"), AMPERE) == "attention mma"
     for changed in ((9, 2, 1, 1000, 3, 8, 8), (1, 1, 1, 1, 1, 7, 129), (8, 32, 32, 4096, 4096, 128, 128)):
         assert form(Sizes(changed, kind="bfloat16"), HOPPER) == "attention wgmma"
+    assert form(Sizes(shape, precision="bf16"), AMPERE) == "attention mma"
     assert form(Sizes(shape, kind="float16"), Target(75)) == "attention fma"
 
 
