@@ -116,10 +116,13 @@ class Positions:
                 self.read |= {s.source, s.target}
         start += [r for b in self.read for r in self.kept.pop(b, ())]
         self.indices: set[Expr] = set()
+        self._position: dict[Expr, bool] = {}
+        self._operands: dict[tuple[Expr, Role], tuple[Role, ...]] = {}
         self.needs: dict[Expr, set[Role]] = {}
         self._visit(start, compare=False)
         self.indices = {e for e, role in self._seen if role == POSITION}
         self.needs = {}
+        self._position, self._operands = {}, {}
         self._visit(start, compare=True)
 
     def _foreign(self) -> set[Expr]:
@@ -177,21 +180,34 @@ class Positions:
 
     def is_position(self, e: Expr) -> bool:
         """Whether a 64-bit operand of a comparison is computed as a position."""
-        return not self.is_data(e) and self._plain(e)
-
-    def operands(self, e: Expr, role: Role) -> list[Role]:
-        """The role of each operand of `e`, which is needed under `role`."""
-        found: list[Role] = [DATA if a.dtype is I64 else None for a in e.args]
-        if e.op == "load" or (e.op == "shuffle" and e.args[1].dtype is I64):
-            found[e.op == "shuffle"] = POSITION
-        elif e.op in COMPARISONS and e.args[0].dtype is I64:
-            if all(map(self.is_position, e.args)):
-                return [POSITION] * 2
-        elif e.dtype is I64 and role == POSITION:
-            same = e.op in _SAME or (self.narrow and e.op in _BITS)
-            if same or (e.op in _EXACT and not any(map(self.is_data, e.args))):
-                return [POSITION if a.dtype is I64 else None for a in e.args]
+        found = self._position.get(e)
+        if found is None:
+            found = self._position[e] = not self.is_data(e) and self._plain(e)
         return found
+
+    def operands(self, e: Expr, role: Role) -> tuple[Role, ...]:
+        """The role of each operand of `e`, which is needed under `role`."""
+        found = self._operands.get((e, role))
+        if found is None:
+            found = self._operands[(e, role)] = self._roles(e, role)
+        return found
+
+    def _roles(self, e: Expr, role: Role) -> tuple[Role, ...]:
+        op, args = e.op, e.args
+        if op == "load":
+            return (POSITION, None)[: len(args)]
+        plain = tuple([DATA if a.dtype is I64 else None for a in args])
+        if op == "shuffle":
+            return plain[0], POSITION
+        if DATA not in plain:
+            return plain
+        if op in COMPARISONS:
+            return (POSITION, POSITION) if all(map(self.is_position, args)) else plain
+        if e.dtype is I64 and role == POSITION:
+            same = op in _SAME or (self.narrow and op in _BITS)
+            if same or (op in _EXACT and not any(map(self.is_data, args))):
+                return tuple([POSITION if a.dtype is I64 else None for a in args])
+        return plain
 
     def _visit(self, start: list[tuple[Expr, Role]], compare: bool) -> None:
         self._seen: set[tuple[Expr, Role]] = set()

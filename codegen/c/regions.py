@@ -135,28 +135,32 @@ def _lanes_of(e: Expr) -> list[Expr]:
     return [n for n in children_first((e,)) if n.op == "lanes"]
 
 
-def _loads(s: Stmt) -> list[tuple[Buffer, Expr]]:
-    """What a statement reads, with all that is in it."""
-    found = []
+Places = list[tuple[Buffer, Expr]]
+
+
+def _accesses(s: Stmt) -> tuple[Places, Places, bool]:
+    """What a statement reads and writes, with all that is in it, and whether it reports."""
+    loads: Places = []
+    stores: Places = []
+    reports = False
     for inner in statements((s,)):
-        for n in children_first(tuple(expressions(inner))):
-            if n.op == "load":
-                found.append((n.data, n.args[0]))
-    return found
-
-
-def _stores(s: Stmt) -> list[tuple[Buffer, Expr]]:
-    return [(inner.buffer, inner.index) for inner in statements((s,)) if isinstance(inner, Store)]
-
-
-def _reports(s: Stmt) -> bool:
-    return any(isinstance(inner, Report) for inner in statements((s,)))
+        loads += [(n.data, n.args[0]) for n in children_first(tuple(expressions(inner))) if n.op == "load"]
+        if isinstance(inner, Store):
+            stores.append((inner.buffer, inner.index))
+        reports = reports or isinstance(inner, Report)
+    return loads, stores, reports
 
 
 class _Planner:
     def __init__(self, lanes: Lanes) -> None:
         self.lanes = lanes
         self.values = 0
+        self._known: dict[int, tuple[Stmt, tuple[Places, Places, bool]]] = {}
+
+    def accesses(self, s: Stmt) -> tuple[Places, Places, bool]:
+        if id(s) not in self._known:
+            self._known[id(s)] = s, _accesses(s)  # kept with the statement, so that no other gets its id
+        return self._known[id(s)][1]
 
     def own(self, a: Expr, b: Expr) -> bool:
         """Whether both are one place, and no two lanes have the same."""
@@ -164,21 +168,15 @@ class _Planner:
 
     def fits(self, run: list[Stmt], s: Stmt) -> bool:
         """Whether a statement may stand at the end of a run."""
-        stored = [x for r in run for x in _stores(r)]
-        if not stored and not _stores(s) and not _reports(s):
-            return True
-        if _reports(s) and any(map(_reports, run)):
+        loads, stores, reports = self.accesses(s)
+        before = [self.accesses(r) for r in run]
+        stored = [x for _, found, _ in before for x in found]
+        if reports and any(r for _, _, r in before):
             return False
-        if any(b is c for b, _ in _loads(s) for c, _ in stored):
+        if any(b is c for b, _ in loads for c, _ in stored):
             return False
-        new = _stores(s)
-        before = [x for r in run for x in _loads(r)]
-        for b, at in new:
-            if any(b is c and not self.own(at, other) for c, other in stored):
-                return False
-            if any(b is c and not self.own(at, other) for c, other in before):
-                return False
-        return True
+        read = [x for found, _, _ in before for x in found] if stores else []
+        return not any(b is c and not self.own(at, other) for b, at in stores for c, other in (*stored, *read))
 
     def alone(self, s: Stmt) -> bool:
         """Whether lanes may execute all of a branch one after another."""
@@ -202,7 +200,7 @@ class _Planner:
                 return False
             seen.append(x)
         heads = [n for x in inner if isinstance(x, (If, For)) for e in expressions(x) for n in children_first((e,)) if n.op == "load"]
-        written = {b for b, _ in _stores(s)}
+        written = {b for b, _ in self.accesses(s)[1]}
         return not any(n.data in written for n in heads)
 
     def _store_alone(self, s: Store) -> bool:
@@ -251,8 +249,8 @@ class _Planner:
                     flush()
                     items.append(Branch(s, self.plan(s.then, masked), self.plan(s.orelse, masked), False))
             elif isinstance(s, Let) and s.var not in self.lanes.names:
-                stored = {b for r in run.body for b, _ in _stores(r)}
-                if any(b in stored for b, _ in _loads(s)):
+                stored = {b for r in run.body for b, _ in self.accesses(r)[1]}
+                if any(b in stored for b, _ in self.accesses(s)[0]):
                     flush()
                 items.append(s)
             elif isinstance(s, Assign) and s.var not in self.lanes.names:

@@ -13,7 +13,7 @@ from dataclasses import replace as changed
 from typing import Any
 
 from graphc.codegen.c.positions import Positions, statements
-from graphc.codegen.expr import Expr, children_first, const, make, replace, select, var
+from graphc.codegen.expr import Expr, const, make, select, var
 from graphc.codegen.loops import (
     Alloc,
     Assign,
@@ -43,6 +43,7 @@ def base_name(name: str) -> str:
 class _Renamer:
     def __init__(self) -> None:
         self.seen: Counter[str] = Counter()
+        self.decided: dict[Expr, Expr] = {}  # where no name is changed
 
     def fresh(self, v: Expr, scope: dict[Expr, Expr]) -> Expr:
         self.seen[v.data] += 1
@@ -55,9 +56,10 @@ class _Renamer:
         return tuple(self.statement(s, scope) for s in body)
 
     def statement(self, s: Any, scope: dict[Expr, Expr]) -> Stmt:
+        renamed = {k: v for k, v in scope.items() if k is not v}
+
         def e(x: Expr) -> Expr:
-            mapping = {k: v for k, v in scope.items() if k is not v}
-            return decide(replace(x, mapping) if mapping else x)
+            return decide(x, dict(renamed) if renamed else self.decided)
 
         if isinstance(s, For):
             bounds = e(s.start), e(s.stop), e(s.step)
@@ -127,11 +129,23 @@ def _decided(n: Expr) -> Expr:
     return n
 
 
-def decide(e: Expr) -> Expr:
-    """`e` without comparisons of a value with itself, and the like, and without what they decide."""
-    done: dict[Expr, Expr] = {}
-    for n in children_first((e,)):
-        args = tuple(done[x] for x in n.args)
+def decide(e: Expr, done: dict[Expr, Expr]) -> Expr:
+    """`e` without comparisons of a value with itself, and the like, and without what they decide.
+
+    done: what expressions become; it is added to.
+    """
+    stack = [e]
+    while stack:
+        n = stack[-1]
+        if n in done:
+            stack.pop()
+            continue
+        missing = [a for a in n.args if a not in done]
+        if missing:
+            stack += missing
+            continue
+        stack.pop()
+        args = tuple([done[x] for x in n.args])
         done[n] = _decided(n if args == n.args else make(n.op, n.dtype, args, n.data))
     return done[e]
 
