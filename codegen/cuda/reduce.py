@@ -30,6 +30,7 @@ from graphc.codegen.lower.nest import Names, group_buffers, group_extents
 from graphc.codegen.lower.pull import Pull
 from graphc.codegen.lower.row_group import CHUNK, LANES, RowGroup, is_columns
 from graphc.ir.function import Function
+from graphc.ir.passes import run_pipeline
 from graphc.ir.types import Shape, dim_symbols, size_of, substitute
 
 Sizes = Mapping[str, int]
@@ -48,6 +49,7 @@ MOST_DOWN = 32  # threads that share a column
 
 def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
     """The schedule of a row group for these sizes."""
+    group = _shared_once(group)
     shape, axes = domain_of(group)
     if is_columns(shape, axes):
         return _choose_columns(group, sizes, target)
@@ -175,6 +177,7 @@ def _widest(group: Function, shape: Shape) -> int:
 
 def lower(group: Function, choice: Choice, target: Target) -> Lowered:
     """The kernels of a row group under a schedule."""
+    group = _shared_once(group)
     params, results = group_buffers(group)
     pull = Pull(group, dict(zip(group.params, params, strict=True)))
     shape, axes = domain_of(group)
@@ -186,6 +189,11 @@ def lower(group: Function, choice: Choice, target: Target) -> Lowered:
     form = next((made for name, made in FORMS.items() if choice.form.startswith(name)))
     kernel = form(row, targets, choice).kernel((*params, *results), extents, work)
     return Lowered((kernel,), params, results, sites=tuple(pull.sites))
+
+
+def _shared_once(group: Function) -> Function:
+    """`group` without copies of one value (recompute.py makes them for every reader): they are held once."""
+    return run_pipeline(group, ("cse",))
 
 
 def _value(dims: Shape, sizes: Sizes) -> int:

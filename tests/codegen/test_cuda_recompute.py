@@ -1,0 +1,103 @@
+"""Values computed again rather than stored: the same bits, and less memory moved."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graphc.codegen.cuda.recompute import recompute
+from graphc.codegen.fuse import fuse
+from graphc.codegen.prepare import prepare
+from graphc.ir.autodiff import vjp
+from graphc.ir.function import Function
+from graphc.ir.interpret import interpret, specialize
+from graphc.ir.passes import DEFAULT, run_pipeline
+from graphc.ir.types import size_of
+from graphc.ir.verify import verify
+from graphc.runtime.nn import functional
+
+from tests.codegen.compiled import difference
+from tests.codegen.row_groups import traced
+from tests.codegen.values import mixed, plain
+from tests.ir.random_functions import random_function
+
+ROWS, WIDE = 1024, 256
+
+
+def prepared(f: Function) -> Function:
+    return prepare(run_pipeline(f, DEFAULT))[0]
+
+
+def moved(f: Function) -> float:
+    """What the kernels of a function read and write, in arrays of f32[ROWS, WIDE]."""
+    total = 0
+    for op in fuse(f).entry.ops:
+        for v in (*op.operands, *op.results):
+            size = size_of(v.type.shape)
+            assert isinstance(size, int)
+            total += size * v.type.dtype.itemsize
+    return total / (ROWS * WIDE * 4)
+
+
+def layer_norm() -> Function:
+    x, w = f"f32[{ROWS}, {WIDE}]", f"f32[{WIDE}]"
+    return traced(lambda x, w, b: functional.layer_norm(x, (WIDE,), w, b), x, w, w)
+
+
+def cross_entropy() -> Function:
+    return traced(lambda x, t: functional.cross_entropy(x, t), f"f32[{ROWS}, {WIDE}]", f"i64[{ROWS}]")
+
+
+def feed_forward() -> Function:
+    def layers(x, w, b, v):  # type: ignore[no-untyped-def]
+        return functional.layer_norm(x + functional.gelu(x @ w + b) @ v, (WIDE,))
+
+    w = f"f32[{WIDE}, {WIDE}]"
+    return traced(layers, f"f32[{ROWS}, {WIDE}]", w, f"f32[{WIDE}]", w)
+
+
+def test_less_is_moved() -> None:
+    """Layer norm and its gradient: x and y; then x and dy three times, dx. Cross-entropy: x twice, dx."""
+    for make, before, after in ((layer_norm, 11, 8.1), (cross_entropy, 4.5, 3.1)):
+        f = prepared(vjp(make()))
+        assert moved(f) >= before - 0.1
+        assert moved(recompute(f)) <= after
+    f = prepared(vjp(feed_forward()))
+    assert moved(recompute(f)) < moved(f)
+    # Forwards alone nothing is stored that could be spared.
+    for make in (layer_norm, cross_entropy, feed_forward):
+        f = prepared(make())
+        assert moved(recompute(f)) <= moved(f) + 0.01
+
+
+def test_masks_and_costly_values_are_kept() -> None:
+    """Comparing again would store the compared value; sines cost more than memory."""
+    f = prepared(traced(lambda x, y: ((x * y > 0).sum(0), (x * y > 0).sum(1)), "f32[64, 32]", "f32[64, 32]"))
+    assert sum(op.name == "gt" for op in recompute(f).ops) == 1
+    g = prepared(traced(lambda x: ((x.sin() + 1).sum(0), (x.sin() + 1).sum(1)), "f32[64, 32]"))
+    assert sum(op.name == "sin" for op in recompute(g).ops) == 1
+    assert sum(op.name == "add" for op in recompute(g).ops) == 2
+
+
+def test_symbols_are_left_alone() -> None:
+    f = traced(lambda x: x * 2 + (x * 2).sum(), "f32[N]")
+    assert recompute(f) is f
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_functions_keep_their_bits(seed: int) -> None:
+    f = prepared(specialize(random_function(seed, 40), {"B": 3}))
+    again = recompute(f)
+    verify(again)
+    assert again.result_types == f.result_types
+    args = [
+        np.asarray((mixed if p.type.dtype.is_float else plain)(p.type.dtype, tuple(map(int, p.type.shape)), seed + i))
+        for i, p in enumerate(f.params)
+    ]
+    try:
+        expected = interpret(f, args)
+    except IndexError:
+        with pytest.raises(IndexError):
+            interpret(again, args)
+        return
+    for a, b in zip(expected, interpret(again, args), strict=True):
+        assert not difference(np.asarray(a), np.asarray(b))
