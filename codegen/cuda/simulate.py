@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -24,8 +25,10 @@ from graphc.codegen.cuda.compiler import CompileError, CompilerMissing, excerpt
 SOURCE = "kernels.cu"
 _FLAGS = (
     "-std=c++17", "-shared", "-fPIC", "-w", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden",
-    "-fno-ipa-reference", "-U_FORTIFY_SOURCE", "-march=native",
+    "-fno-ipa-reference", "-U_FORTIFY_SOURCE", "-fno-exceptions", "-fno-asynchronous-unwind-tables",
 )  # fmt: skip
+# fma in hardware, which graphc asks of every CPU.
+_MACHINE = ("-march=x86-64-v3",) if platform.machine() in ("x86_64", "AMD64") else ()
 # What the C++ compiler can check by itself; each trap names the kernel, block and thread. Not shifts: where a value is not
 # selected its shifts may be too far.
 _CHECKS = (
@@ -78,13 +81,17 @@ def source(text: str) -> str:
     return "\n".join([*out, *(f"SIMULATED_KERNEL({n})" for n in kernel_names(text))]) + "\n"
 
 
+def _flags(checked: bool, options: Sequence[str]) -> list[str]:
+    return [*_FLAGS, *_MACHINE, *(("-Og", *_CHECKS) if checked else ("-O2",)), *options]
+
+
 def build(text: str, checked: bool = True, options: Sequence[str] = ()) -> bytes:
     """The shared library of a translation unit.
 
-    checked: with the compiler's checks of array bounds, alignment and overflow, and lines for messages; about
-    half as fast. options: more flags, such as "-fsanitize=address". Raises CompileError with the lines of the text.
+    checked: with the compiler's checks of array bounds, alignment and overflow, and lines for messages; less
+    optimised, so that it compiles faster. options: more flags, such as "-fsanitize=address". Raises CompileError with the lines of the text.
     """
-    flags = [*_FLAGS, "-O1" if checked else "-O2", *(_CHECKS if checked else ()), *options]
+    flags = _flags(checked, options)
     with tempfile.TemporaryDirectory(prefix="graphc-simulate-") as folder:
         path, out = Path(folder, "unit.cpp"), Path(folder, "unit.so")
         path.write_text(source(text))
@@ -105,7 +112,7 @@ def _headers() -> bytes:
 def key(text: str, checked: bool = True, options: Sequence[str] = ()) -> str:
     """The hash of all that decides the library of a text."""
     digest = hashlib.sha256(_headers())
-    for part in (text, str(checked), *_FLAGS, *_CHECKS, *options, compiler()):
+    for part in (text, *_flags(checked, options), compiler()):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()
 
