@@ -290,9 +290,11 @@ class Writer:
             return convert(self.dialect, args[0], e.args[0].dtype, e.dtype)
         if op == "bitcast":
             return reinterpret(self.dialect, args[0], e.args[0].dtype, e.dtype)
-        if op in ("idiv", "irem") and self.mask is not None and self.varying(e.args[1]):
+        if op in ("idiv", "irem") and self.mask is not None and e.args[1].op != "const":
+            # Where no lane takes part the divisor may be 0.
+            guard = self.mask if self.varying(e) else self.any_mask
             inner = self._arithmetic(e, role, args, keys)
-            return Text(f"{self.mask} ? {inner:3} : 0", CHOICE, True, inner.bound, inner.small)
+            return Text(f"{guard} ? {inner:3} : 0", CHOICE, True, inner.bound, inner.small)
         return self._arithmetic(e, role, args, keys)
 
     def _narrowed(self, e: Expr, role: Role, x: Text) -> Text:

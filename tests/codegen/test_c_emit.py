@@ -10,7 +10,7 @@ import pytest
 from graphc.codegen.c.c99 import emit_kernel, emit_kernels
 from graphc.codegen.c.dialect import C99, CUDA, OPERATIONS
 from graphc.codegen.evaluate import evaluate
-from graphc.codegen.expr import MACHINE_OPS, bitcast, cast, const, fma, load, make, select, var
+from graphc.codegen.expr import MACHINE_OPS, bitcast, cast, const, fma, index, load, make, select, var
 from graphc.codegen.llvm.emit import emit_kernel as emit_llvm
 from graphc.codegen.llvm.target import host_target
 from graphc.codegen.loops import (
@@ -115,6 +115,18 @@ def random_kernels(first: int, count: int) -> Batch:
         for seed in range(first, first + count):
             test_emit_random.check(seed)
     return batch
+
+
+def test_divisions_that_no_lane_asks_for_are_not_made():
+    z = Buffer("z", I64, "inout")
+    quotient = Let(var("q"), make("idiv", I64, (index(100), n)))
+    varying = Let(var("r"), make("irem", I64, (index(100), lane * n)))
+    masked = If((lane < n) & (n > ZERO), (quotient, varying, loop(j, index(2), Store(z, lane + j, var("q") + var("r")))))
+    batch, run = Batch(), kernel([z], ["n"], vector(4, If(lane > ZERO, (masked,))))
+    for count in (0, 3):
+        batch.add(run, {z: np.zeros(8, np.int64)}, {"n": count}, 0, 1, None if count else ({z: np.zeros(8, np.int64)}, [0, 0]))
+    batch.check("-O0")
+    batch.check("-O3")
 
 
 def test_the_table_has_every_operation():
