@@ -160,7 +160,7 @@ def candidates(group: Function, sizes: Sizes, target: Target) -> list[Choice]:
         if padded:
             assert c.patches is not None
             small = small and dim_value(size_of(c.patches.shape), sizes) < 1 << 30
-        found.append(fma_choice(tile, depth > BLOCK, split, example, divides, small, padded))
+        found.append(fma_choice(tile, split, example, divides, small, padded))
     return found
 
 
@@ -204,10 +204,10 @@ def _tensor_tiles(rows: int, columns: int, batches: int, target: Target) -> list
 
 
 def fma_choice(
-    tile: Tile, deep: bool, split: bool, example: int, divides: tuple[tuple[str, int], ...], narrow: bool,
+    tile: Tile, split: bool, example: int, divides: tuple[tuple[str, int], ...], narrow: bool,
     padded: bool = False,
 ) -> Choice:  # fmt: skip
-    """deep: the depth exceeds one block of k, so that totals are kept. padded: a conv's image is copied first."""
+    """split: blocks of k go over the grid. padded: a conv's image is copied first."""
     numbers = {
         "rows": tile.rows,
         "columns": tile.columns,
@@ -215,7 +215,6 @@ def fma_choice(
         "tall": tile.tall,
         "wide": tile.wide,
         "stages": tile.stages,
-        "deep": int(deep),
         "split": int(split),
         "padded": int(padded),
         "example": example,

@@ -43,7 +43,7 @@ IN_REGISTERS = 16  # totals that a thread keeps in registers; more wait in share
 
 
 def lower_fma(group: Function, choice: Choice) -> Lowered:
-    """The kernels of a tiled product; numbers: rows, columns, slab, tall, wide, stages, deep, split, padded."""
+    """The kernels of a tiled product; numbers: rows, columns, slab, tall, wide, stages, split, padded."""
     product = FmaProduct(group, choice)
     return product.p.lowered([*product.before, *product.kernels()])
 
@@ -54,7 +54,9 @@ class FmaProduct:
         number = dict(choice.numbers)
         self.rows, self.columns, self.slab = number["rows"], number["columns"], number["slab"]
         self.tall, self.wide, self.stages = number["tall"], number["wide"], number["stages"]
-        self.deep, self.split = bool(number["deep"]), bool(number["split"])
+        self.split = bool(number["split"])
+        # Totals are kept unless one block of k is surely all.
+        self.deep = not self.split and not (p.depth.op == "const" and p.depth.data <= BLOCK)
         self.down, self.across = self.rows // self.tall, self.columns // self.wide
         self.threads = self.down * self.across
         self.run = min(self.wide, 4)  # neighbouring columns that a thread has
@@ -104,7 +106,7 @@ class FmaProduct:
     def kernels(self) -> list[Kernel]:
         p = self.p
         body: Body = [*self.left.allocs, *self.right.allocs, Alloc(self.acc, self.size)]
-        if (self.deep and not self.split) or self.total.kind == "shared":
+        if self.deep or self.total.kind == "shared":
             body.append(Alloc(self.total, self.size * (self.threads if self.total.kind == "shared" else 1)))
         parts = ceil_div(p.depth, BLOCK) if self.split else index(1)
         grid = tile_grid(p, body, self.rows, self.columns, parts)
@@ -177,7 +179,7 @@ class FmaProduct:
         body += self._products(stage, k, stop, whole)
         if loaded:
             body.append(If(after < stop, tuple(x for s in loaded for x in s.commit(following))))
-        if self.deep and not self.split:
+        if self.deep:
             joined = self._join(k < BLOCK)
             body.append(If(logical_and(equal(after % BLOCK, 0), after < stop), tuple(joined)))
         body.append(Assign(stage, following))
@@ -241,7 +243,7 @@ class FmaProduct:
         p = self.p
         out: Body = []
         through_memory = self.total.kind == "shared"
-        if self.deep and not self.split:
+        if self.deep:
             i, lane = p.name("i"), p.name("l")
             acc = load(self.acc, i * self.run + lane)
             at = self._totals(i, lane)

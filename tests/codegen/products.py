@@ -48,13 +48,13 @@ def _launch(group: Function) -> tuple[tuple[tuple[str, int], ...], bool]:
 
 
 def fma_choices(
-    group: Function, deep: bool, examples: Sequence[int] = (1,), padded: Sequence[bool] = (False,)
+    group: Function, split: bool, examples: Sequence[int] = (1,), padded: Sequence[bool] = (False,)
 ) -> list[Choice]:
     """Every tile of the table, with blocks of k over the grid and without."""
     divides, narrow = _launch(group)
     return [
-        fma_choice(t, deep, s, e, divides, narrow, q)
-        for t in FMA_TILES for s in ((False, True) if deep and t.splits else (False,)) for e in examples for q in padded
+        fma_choice(t, s, e, divides, narrow, q)
+        for t in FMA_TILES for s in ((False, True) if split and t.splits else (False,)) for e in examples for q in padded
     ]  # fmt: skip
 
 

@@ -67,14 +67,14 @@ def test_every_tile_gives_the_same_bits(example: int) -> None:
 
 def every_tile(example: int, step: int) -> None:
     group = conv_group("f32[2, 31, 9, 11]", "f32[34, 31, 3, 3]", padding=P, epilogue=biased(1))
-    choices = fma_choices(group, deep=True, examples=(example,), padded=(False, True))[example::step]
+    choices = fma_choices(group, split=True, examples=(example,), padded=(False, True))[example::step]
     direct = [Choice("contract direct", (("split", s), ("example", example)), choices[0].divides, True) for s in (0, 1)]
     check_groups(same_result(group, [*choices, *direct]), seeds=(1,))
 
 
 def test_positions_beyond_32_bits_are_computed_in_64() -> None:
     group = conv_group("f32[2, 5, 9, 7]", "f32[20, 5, 3, 3]", padding=P, epilogue=biased(1))
-    choices = fma_choices(group, deep=False, padded=(False, True))
+    choices = fma_choices(group, split=False, padded=(False, True))
     wide = [Choice(c.form, c.numbers, (), False) for c in choices[3:6]]
     check_groups(same_result(group, wide), seeds=(0,))
 

@@ -112,7 +112,7 @@ def test_tiles_give_the_same_bits(layout: str, step: int) -> None:
         if layout == "rows"
         else dot_group("f32[300, 68]", "f32[131, 300]", (0,), (1,), epilogue=biased(1))
     )
-    choices = fma_choices(group, deep=True)[layout == "rows" :: step]
+    choices = fma_choices(group, split=True)[layout == "rows" :: step]
     check_groups(same_result(group, choices), seeds=(1,))
 
 
@@ -121,7 +121,7 @@ def test_every_tile_for_odd_sizes() -> None:
     cases = []
     for m, k, n in ((129, 513, 65), (33, 17, 257), (128, 256, 128)):
         group = dot_group(f"f32[{m}, {k}]", f"f32[{k}, {n}]", (1,), (0,))
-        cases += same_result(group, fma_choices(group, deep=k > 256))
+        cases += same_result(group, fma_choices(group, split=k > 256))
     check_groups(cases, seeds=(0, 1, 2))
 
 
@@ -160,6 +160,17 @@ def test_the_text_of_a_direct_product() -> None:
     p = prepare(Case(dot_group("f32[30, 2]", "f32[2, 20]", (1,), (0,)), []))
     text = re.sub(r"\b([a-z]\w*)_\d+\b", r"\1", cuda_text(p.kernels))
     assert text[text.index("    const int item") :] == GOLDEN
+
+
+def test_one_choice_for_other_sizes() -> None:
+    """A choice made for some sizes is right for all that keep its divisors: for longer sums too."""
+    group = dot_group("f32[40, 32]", "f32[32, 48]", (1,), (0,), epilogue=biased(1))
+    others = [
+        dot_group(f"f32[{m}, {k}]", f"f32[{k}, {n}]", (1,), (0,), epilogue=biased(1))
+        for m, k, n in ((16, 48, 32), (8, 608, 16), (72, 272, 144))
+    ]
+    choices = [c for c in fma_choices(group, split=True) if (c.number("rows"), c.number("columns")) == (32, 32)]
+    check_groups([case(g, choice) for g in others for choice in choices], seeds=(0,))
 
 
 def test_choices_follow_the_sizes() -> None:
