@@ -5,6 +5,7 @@ How a region is cut into runs is decided by regions.py; what a single statement 
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from math import gcd
@@ -136,6 +137,7 @@ class LaneWriter(Writer):
         self.crossing = crossing(items)
         self.lane, last = s.var, self.last
         self.open("")
+        self.lane_name = self.name(s.var.data)
         self.items(items)
         self._close_plain(last)
         self.lanes, self.width, self.crossing = None, 0, set()
@@ -181,7 +183,6 @@ class LaneWriter(Writer):
         scope = Scope([], self.scope.pad + 1)
         self.scopes.append(scope)
         self.run = len(self.scopes) - 1
-        self.lane_name = self.name(self.lane.data)
         text = Text(self.lane_name, ATOM, False, self.width - 1, True)
         for role in (POSITION, DATA):
             scope.known[(self.lane, role)] = text
@@ -368,25 +369,24 @@ class LaneWriter(Writer):
         self.end_lanes()
         for body, name in masks:
             self.open("")
-            lane = self.name(self.lane.data)
-            self.scope.names.discard(lane)
-            self.mask = f"{name}[{lane}]"
-            any_name = self.any_lane(name, body)
-            self.any_mask = any_name
+            self.mask = f"{name}[{self.lane_name}]"
+            self.any_mask = any_name = self.name("any")
+            start = len(self.scope.lines)
             self.items(body)
+            if any(re.search(rf"\b{any_name}\b", x) for x in self.scope.lines[start:]):
+                self.scope.lines[start:start] = self.any_lane(any_name, name)
             self.scopes.pop()
             self.line("}")
             self.mask, self.any_mask = outer_mask, outer_any
             self.forget(written((item.head,)))
 
-    def any_lane(self, mask: str, body: list[Item]) -> str:
-        bool_type = self.dialect.types["bool"]
-        name = self.name("any")
-        lane = self.lane_name
-        self.line(f"{bool_type} {name} = 0;")
-        self.line(f"for (int {lane} = 0; {lane} < {self.width}; ++{lane}) {name} = {name} || {mask}[{lane}];")
-        self.line(f"(void){name};")
-        return name
+    def any_lane(self, name: str, mask: str) -> list[str]:
+        """Lines that compute whether any lane takes part."""
+        lane, pad = self.lane_name, "    " * self.scope.pad
+        return [
+            f"{pad}{self.dialect.types['bool']} {name} = 0;",
+            f"{pad}for (int {lane} = 0; {lane} < {self.width}; ++{lane}) {name} = {name} || {mask}[{lane}];",
+        ]
 
 
 def _is_declaration(line: str) -> bool:
