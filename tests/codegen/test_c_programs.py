@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from graphc.codegen.aot_c import compile_ahead_c
+from graphc.codegen.stages import stage_text
 from graphc.ir.registry import operations
+from graphc.ir.text import parse_function
 
 from tests.codegen.compiled import difference
 from tests.codegen.operation_cases import accepted
@@ -46,6 +49,28 @@ def check(names: list[str], most: int, folder: Path, level: str) -> None:
 @needs_c
 def test_some_operations(tmp_path: Path) -> None:
     check(list(SOME), 1, tmp_path, "-O0")
+
+
+TWO_GROUPS = """
+func @two(%x: f32[N, 40], %w: f32[40, 3]) -> (f32[N, 3], f32[N]) {
+  %0: f32[N, 40] = exp %x loc("model.py":7)
+  %1: f32[N, 3] = dot %0, %w {lhs_batch=[], lhs_contract=[1], rhs_batch=[], rhs_contract=[0]}
+  %2: f32[N] = sum %x {axes=[1]} loc("model.py":9)
+  return %1, %2
+}
+"""
+
+
+def test_stages_are_one_translation_unit() -> None:
+    f = parse_function(TWO_GROUPS)
+    c, cuda = stage_text(f, "c"), stage_text(f, "cuda")
+    assert c.startswith("#include <math.h>\n") and c.count("#include <math.h>") == 1
+    assert cuda.count('extern "C" __global__') >= 2 and "mul_i64" not in cuda  # narrow: sizes that are not known are 64
+    for text in (c, cuda):
+        assert re.search(r'^// group\d \[.*\](.|\n)*^// +%0: f32\[e0\] = sum %p0 {axes=\[1\]} loc\("model.py":9\)$', text, re.M)
+        names = re.findall(r"void (?:__launch_bounds__\(.*?\) )?(group\w+)\(", text)
+        assert len(names) == len(set(names)) >= 2
+    assert re.search(r"kernel @\w+\(.*\n +blocks .* threads", stage_text(f, "cuda-scheduled"))
 
 
 @needs_c
