@@ -35,7 +35,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[gc.device]:
     """The device that the tests run on; its errors are gone after each test."""
     if not GPU:
         monkeypatch.setenv("GRAPHC_CUDA", os.environ.get("GRAPHC_CUDA") or "simulate:2")
-        monkeypatch.setenv("GRAPHC_BACKEND", "interpret")
+        monkeypatch.setenv("GRAPHC_BACKEND", os.environ.get("GRAPHC_BACKEND") or "interpret")
     found = gc.device("cuda:0")
     yield found
     found.context.driver.synchronize()
