@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graphc.ir.types import DType
+from graphc.ir.types import BOOL, F32, F64, DType
 
 from tests.codegen.values import Array, Shape, indices, mixed, plain
 
@@ -307,7 +307,36 @@ def _indexing(op: str, roles: Roles) -> list[Case]:
 
 
 SINGLE: dict[str, Family] = {"concat": _concat, "argmax": _position, "argmin": _position}
+# --------------------------------------------------------------- attention
+
+# (batch, heads, key heads, queries, keys, head, head of values), causal, (dtype of the mask, or "" for that of q; its dimensions)
+_ATTENTION: tuple[tuple[tuple[int, ...], bool, tuple[str, Shape] | None], ...] = (
+    ((2, 2, 2, 5, 7, 3, 4), False, None),
+    ((1, 4, 2, 17, 66, 8, 1), True, None),
+    ((1, 2, 1, 65, 3, 1, 9), False, ("bool", (1, 2, 1, 3))),
+    ((2, 1, 1, 1, 1, 1, 1), True, ("", (2, 1, 1, 1))),
+    ((1, 2, 2, 2, 70, 17, 2), True, ("bool", (1, 1, 2, 70))),
+    ((1, 3, 3, 4, 0, 2, 2), False, None),
+    ((1, 3, 3, 0, 4, 2, 2), False, None),
+)
+
+
+def _attention(op: str, roles: Roles) -> list[Case]:
+    (d,) = roles
+    wide = F64 if d is F64 else F32
+    found = []
+    for (b, h, hk, t, s, k, v), causal, mask in _ATTENTION:
+        operands = [_of(d, (b, h, t, k)), _of(d, (b, hk, s, k)), _of(d, (b, hk, s, v)), _of(wide, ())]
+        if op == "attention_grad":
+            operands += [_of(wide, (b, h, t)), _of(wide, (b, h, t)), _of(d, (b, h, t, v))]
+        if mask is not None:
+            operands.append(_of(BOOL if mask[0] else d, mask[1]))
+        found.append(_case(tuple(operands), {"causal": causal}))
+    return found
+
+
 FAMILIES: dict[str, Family] = {
+    "attention": _attention,
     "reduce": _reduce,
     "scan": _scan,
     "layout": _layout,
