@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
 import os
 import tempfile
@@ -44,7 +45,7 @@ _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_
 _libc.mmap.restype = ctypes.c_void_p
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _FREE = 0xA5
-_KEPT_LIBRARIES = 300
+_KEPT_LIBRARIES = 1000
 
 
 class Reported(AssertionError):
@@ -125,16 +126,20 @@ def library(text: str) -> simulate.Library:
     """The library of a CUDA C text, in one call of the C++ compiler or from the cache."""
     if text not in _libraries:
         folder = cache_folder()
-        _libraries[text] = simulate.library(text, folder)
+        built = _libraries[text] = simulate.library(text, folder)
+        with contextlib.suppress(OSError):
+            os.utime(built.path)
         _prune(folder)
     return _libraries[text]
 
 
 def _prune(folder: Path) -> None:
-    files = sorted(folder.glob("*.so"), key=lambda p: p.stat().st_mtime)
-    for old in files[:-_KEPT_LIBRARIES]:
-        with contextlib.suppress(OSError):
-            os.unlink(old)
+    """Keep what was used last; other processes may do the same at the same time."""
+    with contextlib.suppress(OSError):
+        files = sorted(os.scandir(folder), key=lambda f: f.stat().st_mtime if f.name.endswith(".so") else math.inf)
+        for old in files[:-_KEPT_LIBRARIES]:
+            if old.name.endswith(".so"):
+                os.unlink(old.path)
 
 
 def cuda_text(kernels: Sequence[Kernel], target: Target = HOPPER) -> str:
