@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from graphc.codegen.cuda.accumulators import POSITIONAL, Extremum, Plain
 from graphc.codegen.cuda.choice import Choice
-from graphc.codegen.cuda.sweeps import Held, Sweep, Sweeps
+from graphc.codegen.cuda.sweeps import HEAVY, Held, Sweep, Sweeps
 from graphc.codegen.expr import Expr, equal, index, load, logical_and, select, shuffle, var
 from graphc.codegen.loops import (
     Alloc,
@@ -67,6 +67,11 @@ class Columns:
     def threads(self) -> int:
         return self.team * self.items
 
+    @property
+    def alone(self) -> int:
+        """1 where a block may have a multiprocessor to itself: the compiler would spill registers for a second one."""
+        return int(self.threads == 1024 and any(op.name in HEAVY for op in self.row.group.ops))
+
     def kernel(self, buffers: tuple[Buffer, ...], extents: tuple[str, ...], work: Expr) -> Kernel:
         return Kernel(
             name="columns",
@@ -75,7 +80,7 @@ class Columns:
             parallel=self.tiles,
             work=work,
             body=tuple(self.body()),
-            grid=Grid(self.tiles, self.threads, self.choice.divides, self.choice.narrow),
+            grid=Grid(self.tiles, self.threads, self.choice.divides, self.choice.narrow, self.alone),
         )
 
     def place(self, tile: Expr) -> list[Stmt]:

@@ -163,7 +163,7 @@ class ColumnPartials(Columns):
                 writes.append(Store(buffer, at, load(done, self.v)))
         if writes:
             body.append(If(logical_and(equal(self.ty, 0), self.sweeps.guard), tuple(self.vector(writes))))
-        grid = Grid(self.tiles * chunks, self.threads, self.choice.divides, self.choice.narrow)
+        grid = Grid(self.tiles * chunks, self.threads, self.choice.divides, self.choice.narrow, self.alone)
         stages.add("partials", grid, dim_expr(size_of(row.shape)) * work_of(row.group), [*self.allocs, *body])
 
 

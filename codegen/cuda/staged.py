@@ -165,7 +165,9 @@ class Staged:
         kept = row.store_kept([t for t in self.targets if not row.is_full(t[0])])
         if kept:
             body.append(If(equal(thread, 0), tuple(kept)))
-        grid = Grid(rows, self.threads, self.choice.divides, self.choice.narrow)
+        # Left alone, the compiler spills rather than have only one block of so many threads on a multiprocessor.
+        alone = int(self.threads == 1024)
+        grid = Grid(rows, self.threads, self.choice.divides, self.choice.narrow, alone)
         return Kernel("rows", buffers, extents, rows, work, (*self.allocs, *body), grid=grid)
 
     def _copies(self, item: Expr) -> list[Stmt]:
