@@ -146,18 +146,18 @@ def every(k):
 
 def test_operations():
     operations().check("-O0")
-    operations().check("-O3", every(10))
+    operations().check("-O3", every(16))
 
 
 def test_statements():
     statements().check("-O0", every(2))
-    statements().check("-O3", every(15))
+    statements().check("-O3", every(20))
 
 
 def test_random_kernels():
-    batch = random_kernels(0, 40)
+    batch = random_kernels(0, 24)
     batch.check("-O0")
-    batch.check("-O3", every(8))
+    batch.check("-O3", every(6))
 
 
 @pytest.mark.slow

@@ -73,14 +73,10 @@ def build(written: Sequence[AheadOfTimeC], folder: Path, level: str) -> str:
 @needs_c
 @pytest.mark.parametrize("level", ["-O0", "-O3"])
 def test_every_function_gives_the_bits_of_the_object(tmp_path: Path, level: str) -> None:
-    nets: dict[str, Net] = {
-        "digits": Net(convolutional(), BATCHES[:4], held(convolutional())),
-        "rows": Net(rows(), BATCHES[:5]),
-        "layered": Net(layered(), BATCHES[:4]),
-        "special": Net(special_constants()),
-    }
+    nets = {"digits": Net(convolutional(), BATCHES[:4], held(convolutional())), "layered": Net(layered(), BATCHES[:4])}
     if level == "-O0":
-        nets.update({f"random{seed}": Net(Generator(1000 + seed).function()) for seed in range(3)})
+        nets.update({"rows": Net(rows(), BATCHES[:5]), "special": Net(special_constants())})
+        nets.update({f"random{seed}": Net(Generator(1000 + seed).function()) for seed in range(2)})
     written = {name: compile_ahead_c(net.f, name, net.constants) for name, net in nets.items()}
     library = build(list(written.values()), tmp_path, level)
     for name, net in nets.items():
