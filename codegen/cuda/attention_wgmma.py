@@ -154,6 +154,8 @@ class WgmmaAttention(MmaAttention):
         self.block = block_of(p.depth, p.width)
         super().__init__(p, 16, stages)
         self.consumers, self.viewed = consumers, viewed
+        # Three warpgroups share the registers evenly; a producer that only asks for copies gives up most of its own.
+        self.uneven = viewed and consumers > 1
         self.rows = 64 * consumers
         self.threads = GROUP * (1 + consumers)
 
@@ -225,11 +227,12 @@ class WgmmaAttention(MmaAttention):
             *queries.copies(brought, (b, h), row, index(0)),
             For(block, index(0), blocks, tuple(loop), index(1)),
         ]
-        return [Call("registers_decrease_40", ()), If(equal(var("thread"), 0), tuple(work))]
+        alone = If(equal(var("thread"), 0), tuple(work))
+        return [Call("registers_decrease_40", ()), alone] if self.uneven else [alone]
 
     def _consume(self, b: Expr, h: Expr, row: Expr, blocks: Expr) -> Body:
         p = self.p
-        out: Body = [Call("registers_increase_232", ())] if self.viewed else []
+        out: Body = [Call("registers_increase_232", ())] if self.uneven else []
         self.lane = p.let(out, "lane", var("thread") % 32)
         self.consumer = p.let(out, "consumer", var("thread") // GROUP - 1)
         self.warp_row = p.let(out, "warp_row", (var("thread") - GROUP) // 32 * 16)

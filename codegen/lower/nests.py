@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from graphc.codegen.expr import Expr, show, var
+from graphc.codegen.expr import Expr, index, show, var
 from graphc.codegen.fuse import ALONE, CONTRACT, REDUCE
-from graphc.codegen.lower.index import Position
+from graphc.codegen.lower.index import Position, dim_expr
 from graphc.codegen.lower.nest import group_buffers
 from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Function, Operation, Value
@@ -46,8 +46,8 @@ def print_nest(group: Function) -> str:
             continue
         describe = _CONTRACT.get(op.name, _reduce if op.name in REDUCE else _alone)
         lines += [f"  {line}" for line in describe(pull, op, count)]
-        for r in op.results:
-            pull.bind(r, _named("r", r, count))
+        for i, r in enumerate(op.results):
+            pull.bind(r, _named("r" if i == 0 else f"r{i}_", r, count))
         count += 1
     for r, b in zip(group.results, results, strict=True):
         coords = _coords(r.type.shape, "i")
@@ -130,4 +130,27 @@ def _alone(pull: Pull, op: Operation, number: int) -> list[str]:
     return [f"r{number} = {op.name}(for {_loops(coords, op.operands[-1].type.shape)}: {', '.join(values)})"]
 
 
-_CONTRACT = {"dot": _dot, "conv": _conv}
+def _attention(pull: Pull, op: Operation, number: int) -> list[str]:
+    q, k, v, scale, *rest = op.operands
+    b, h, i = _coords(q.type.shape[:3], "i")
+    heads, key_heads = (dim_expr(x.type.shape[1]) for x in (q, k))
+    kh = h if heads is key_heads else h // (heads // key_heads)
+    j, d, e = var("j"), var("d"), var("e")
+
+    def at(x: Value, *coords: Expr) -> str:
+        return show(pull.at(x, Position(x.type.shape, [index(0) if n == 1 else c for n, c in zip(x.type.shape, coords)])))
+
+    score = f"sum(d < {q.type.shape[3]}: {at(q, b, h, i, d)} * {at(k, b, kh, j, d)}) * {at(scale)}"
+    mask = rest[3:] if op.name == "attention_grad" else rest
+    if mask:
+        score += f", mask {at(mask[0], b, h, i, j)}"
+    keys = f"j < {k.type.shape[2]} in blocks of 64" + (", j <= i2" if op.attrs["causal"] else "")
+    value = at(v, b, kh, j, e)
+    if op.name == "attention_grad":
+        lse, delta, dout = rest[:3]
+        value += f", {at(lse, b, h, i)}, {at(delta, b, h, i)}, {at(dout, b, h, i, e)}"
+    names = ", ".join(f"r{number}" if n == 0 else f"r{n}_{number}" for n in range(len(op.results)))
+    return [f"for {_loops((b, h, i), q.type.shape[:3])}: {names} = {op.name}({keys}: {score}; e < {v.type.shape[3]}: {value})"]
+
+
+_CONTRACT = {"dot": _dot, "conv": _conv, "attention": _attention, "attention_grad": _attention}
