@@ -128,14 +128,14 @@ def _members(kernel: Kernel, parameters: Sequence[str], bounds: str) -> list[str
 
 def _declare_shared(w: Emitter, kernel: Kernel) -> None:
     placed, total = _layout(kernel)
-    if total > MOST_STATIC:
-        w.line("DYNAMIC_SHARED(shared);")
-        w.scope.names.add("shared")
+    memory = w.name("shared") if total > MOST_STATIC else ""
+    if memory:
+        w.line(f"DYNAMIC_SHARED({memory});")
     for s, align, at in placed:
         kind = CUDA.element(s.buffer.dtype)
         name = w.shared[s.buffer] = w.name(s.buffer.name)
-        if total > MOST_STATIC:
-            w.line(f"{kind} *{name} = ({kind} *)(shared + {at});")
+        if memory:
+            w.line(f"{kind} *{name} = ({kind} *)({memory} + {at});")
         else:
             w.line(f"__shared__ __align__({align}) {kind} {name}[{s.size}];")
 
