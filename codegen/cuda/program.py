@@ -19,6 +19,7 @@ from graphc.codegen.cuda.kernels import (
     build_kernels,
     joined_symbol,
 )
+from graphc.codegen.cuda.merge import merge
 from graphc.codegen.cuda.recompute import recompute
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.cuda.together import Launched, block_ends, runs
@@ -132,7 +133,7 @@ def compile_function(
 
     optimised = run_pipeline(f, DEFAULT if optimise else ("inline",))
     prepared, constants = prepare(optimised)
-    module = fuse(recompute(prepared)) if fused else separate(prepared)
+    module = merge(fuse(recompute(prepared))) if fused else separate(prepared)
     donated = accepted(module, [pair for pair in donate if pair[0] not in host]) if donate else frozenset()
     entry = module.entry
     bound = {

@@ -21,7 +21,7 @@ from graphc.codegen.cuda.columns import Columns
 from graphc.codegen.cuda.partials import lower_partials
 from graphc.codegen.cuda.rows import WARP, Rows
 from graphc.codegen.cuda.staged import Places, Staged
-from graphc.codegen.cuda.sweeps import domain_of, held_values, levels_of, most_live
+from graphc.codegen.cuda.sweeps import domain_of, held_values, most_live, single_pass
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.lowered import Lowered
@@ -70,7 +70,7 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
     chunks = -(-length // CHUNK)
     rows = _value(tuple(d for i, d in enumerate(shape) if i not in axes), sizes)
     # Several levels read their operands again where they are spread over the device.
-    few = target.multiprocessors // (1 if _single(group) else 4)
+    few = target.multiprocessors // (1 if single_pass(group) else 4)
     if chunks >= FEW_CHUNKS and rows < few:
         wide = min(ACCESS // _widest(group, shape), 4)
         while wide > 1 and (length % wide or rows * chunks // wide < target.multiprocessors * 8):
@@ -148,18 +148,10 @@ def _choose_columns(group: Function, sizes: Sizes, target: Target) -> Choice:
         numbers = (*numbers, ("even", even), ("lines", lines), ("full", int(lines * lanes == length)))
         return Choice("columns registers", numbers, divides, is_narrow(group, sizes))
     tiles = -(-rows // items) * -(-n // (across * wide))
-    if length > CHUNK and tiles < target.multiprocessors // (1 if _single(group) else 2):
+    if length > CHUNK and tiles < target.multiprocessors // (1 if single_pass(group) else 2):
         numbers = (*numbers, ("even", even), ("together", _power(rows * n, WARP)))
         return Choice("partials columns", numbers, divides, is_narrow(group, sizes))
     return Choice("columns loop", (*numbers, ("even", even)), divides, is_narrow(group, sizes))
-
-
-def _single(group: Function) -> bool:
-    """Whether one pass over the domain does it."""
-    shape, _ = domain_of(group)
-    level = levels_of(group)
-    full = [level[r] for r in group.results if r.type.shape == shape]
-    return max(level.values()) == 1 and not any(full)
 
 
 def _power(n: int, most: int) -> int:

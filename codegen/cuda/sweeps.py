@@ -67,6 +67,13 @@ def levels_of(group: Function) -> dict[Value, int]:
     return level
 
 
+def single_pass(group: Function) -> bool:
+    """Whether one pass over the domain does it: no reduction needs another's result, nothing of full size a reduction's."""
+    shape, _ = domain_of(group)
+    level = levels_of(group)
+    return max(level.values()) == 1 and not any(level[r] for r in group.results if r.type.shape == shape)
+
+
 def held_values(group: Function, heavy: bool = True) -> list[Held]:
     """What is worth holding, operands before users. heavy: also what costs much, not only what comes from memory."""
     shape, _ = domain_of(group)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from graphc.codegen.cuda.merge import merge
 from graphc.codegen.cuda.recompute import recompute
 from graphc.codegen.fuse import fuse
 from graphc.codegen.prepare import prepare
 from graphc.ir.autodiff import vjp
-from graphc.ir.function import Function
+from graphc.ir.function import Builder, Function
 from graphc.ir.interpret import interpret, specialize
 from graphc.ir.passes import DEFAULT, run_pipeline
-from graphc.ir.types import size_of
+from graphc.ir.types import F32, TensorType, size_of
 from graphc.ir.verify import verify
 from graphc.runtime.nn import functional
 
@@ -69,6 +70,23 @@ def test_less_is_moved() -> None:
         assert moved(recompute(f)) <= moved(f) + 0.01
 
 
+def test_reductions_of_one_array_share_a_kernel() -> None:
+    """The sums of layer norm's gain and bias; what waits for a group's result stays behind it."""
+    f = recompute(prepared(vjp(layer_norm())))
+    assert len(fuse(f).entry.ops) == 4 and len(merge(fuse(f)).entry.ops) == 3
+    b = Builder("chain")
+    x = b.param(TensorType(F32, (64, 32)))
+    total = b.sum(x, axes=(0,))
+    turned = b.flip(total, axes=(0,))
+    top = b.max(b.mul(x, b.broadcast(turned, shape=(64, 32), axes=(1,))), axes=(0,))
+    g = b.build([b.sum(x, axes=(1,)), total, top, b.min(x, axes=(1,)), b.min(x, axes=(0,))])
+    module = merge(fuse(g))
+    assert len(fuse(g).entry.ops) == 5 and len(module.entry.ops) == 3
+    x_value = plain(F32, (64, 32), 1)
+    for want, got in zip(interpret(g, [x_value]), interpret(module.entry, [x_value]), strict=True):
+        assert not difference(np.asarray(want), np.asarray(got))
+
+
 def test_masks_and_costly_values_are_kept() -> None:
     """Comparing again would store the compared value; sines cost more than memory."""
     f = prepared(traced(lambda x, y: ((x * y > 0).sum(0), (x * y > 0).sum(1)), "f32[64, 32]", "f32[64, 32]"))
@@ -88,6 +106,9 @@ def test_random_functions_keep_their_bits(seed: int) -> None:
     f = prepared(specialize(random_function(seed, 40), {"B": 3}))
     again = recompute(f)
     verify(again)
+    module = merge(fuse(again))
+    for g in module:
+        verify(g)
     assert again.result_types == f.result_types
     args = [
         np.asarray((mixed if p.type.dtype.is_float else plain)(p.type.dtype, tuple(map(int, p.type.shape)), seed + i))
@@ -99,5 +120,6 @@ def test_random_functions_keep_their_bits(seed: int) -> None:
         with pytest.raises(IndexError):
             interpret(again, args)
         return
-    for a, b in zip(expected, interpret(again, args), strict=True):
-        assert not difference(np.asarray(a), np.asarray(b))
+    for got in (interpret(again, args), interpret(module.entry, args)):
+        for a, b in zip(expected, got, strict=True):
+            assert not difference(np.asarray(a), np.asarray(b))
