@@ -355,7 +355,7 @@ def _seed(output: Tensor, gradient: Any, name: str) -> Tensor | None:
                 f"example with sum() or mean(), or pass its gradient\n  at {here()}"
             )
         return None if not spec.shape else _one(spec)
-    from graphc.runtime.interop import to_device
+    from graphc.runtime.transfer import to_device
 
     g = to_device(operand_of(gradient, name), spec.device)
     if g._spec.shape != spec.shape and not g._spec.shape:

@@ -109,7 +109,7 @@ def _plain(item: Any, device: Device) -> Any:
         if item._spec.dtype.is_float:
             raise TypeError(f"an index tensor holds integers or bool, not {item._spec}; cast it\n  at {here()}")
         if item._spec.device is not device and item._spec.shape:
-            from graphc.runtime.interop import to_device
+            from graphc.runtime.transfer import to_device
 
             return to_device(item, device)
         return item
@@ -441,7 +441,7 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
     refresh(x, "assignment")
     update = operand_of(value if not isinstance(value, (list, tuple)) else _listed(value), "assignment")
     if update._spec.device is not x._spec.device and (update._spec.shape or x._spec.device is CPU):
-        from graphc.runtime.interop import to_device
+        from graphc.runtime.transfer import to_device
 
         update = to_device(update, x._spec.device)
     if isinstance(index, Tensor) and index._spec.dtype is BOOL and len(update._spec.shape) <= _rest(x, index):

@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 from graphc.ir import types as ir_types
 from graphc.ir.types import DType
-from graphc.runtime import autograd, display, indexing, interop, ops_layout, ops_linear, ops_reduce, random
+from graphc.runtime import (
+    autograd,
+    display,
+    indexing,
+    interop,
+    ops_layout,
+    ops_linear,
+    ops_reduce,
+    random,
+    transfer,
+)
 from graphc.runtime import ops as functions
 from graphc.runtime.core import (
     PART,
@@ -233,18 +243,18 @@ def _to(
     moves = place is not x._spec.device
     if dtype is not None and not (moves and place is CPU):
         # The element type changes on the GPU, where that is faster.
-        t = interop.to_device(x, place, non_blocking) if moves else x
+        t = transfer.to_device(x, place, non_blocking) if moves else x
         return astype(t, dtype, copy=copy and not moves)
     if dtype is not None:
         x = astype(x, dtype, copy=False)
     if moves:
-        return interop.to_device(x, place, non_blocking)
+        return transfer.to_device(x, place, non_blocking)
     return astype(x, x._spec.dtype, copy=True) if copy else x
 
 
 def _cuda(x: Tensor, device: Any = None, non_blocking: bool = False) -> Tensor:
     """`x` on a CUDA device, the current one unless told."""
-    return interop.to_device(x, device_named("cuda" if device is None else device), non_blocking)
+    return transfer.to_device(x, device_named("cuda" if device is None else device), non_blocking)
 
 
 def _pin_memory(x: Tensor) -> Tensor:
@@ -298,7 +308,7 @@ def _copy_(x: Tensor, source: Any) -> Tensor:
         new = astype(new, x._spec.dtype)
     if new._spec.shape != x._spec.shape:
         new = ops_layout.broadcast_to(new, x._spec.shape)
-    return rebind(x, interop.to_device(new, x._spec.device), "copy_")
+    return rebind(x, transfer.to_device(new, x._spec.device), "copy_")
 
 
 def _fill_(x: Tensor, value: Any) -> Tensor:
@@ -484,7 +494,7 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "contiguous": _contiguous,
     "is_contiguous": lambda x: x._strides is None,
     "to": _to,
-    "cpu": lambda x: interop.to_device(x, CPU),
+    "cpu": lambda x: transfer.to_device(x, CPU),
     "cuda": _cuda,
     "pin_memory": _pin_memory,
     "is_pinned": _is_pinned,
