@@ -16,6 +16,7 @@ class Current(threading.local):
     def __init__(self) -> None:
         self.device = 0
         self.streams: dict[int, Stream] = {}
+        self.entered: list[Stream] = []
 
 
 current = Current()
@@ -75,10 +76,13 @@ class Stream:
         self.wait_event(stream.record_event())
 
     def __enter__(self) -> Stream:
+        """Within, this thread's work for the device goes here."""
+        current.entered.append(current_stream(self.device))
+        set_stream(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        pass
+        set_stream(current.entered.pop())
 
     def __repr__(self) -> str:
         return f"<graphc.cuda.Stream on {self.device}>"

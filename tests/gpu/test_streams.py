@@ -29,6 +29,9 @@ def test_streams_are_current_for_a_thread() -> None:
         assert seen == [gc.cuda.default_stream()]
         with gc.cuda.stream(None):
             assert gc.cuda.current_stream() is s
+        with gc.cuda.Stream() as other:
+            assert gc.cuda.current_stream() is other is not s
+        assert gc.cuda.current_stream() is s
     assert gc.cuda.current_stream() is gc.cuda.default_stream()
     assert s.device == "cuda:0" and s.cuda_stream != gc.cuda.default_stream().cuda_stream and "cuda:0" in repr(s)
 
@@ -84,3 +87,7 @@ def test_threads_work_side_by_side() -> None:
     for t in threads:
         t.join()
     assert found == {i: [100.0 * (i + 20), i + 20.0] for i in range(4)}
+
+
+def test_there_is_an_end_to_streams() -> None:
+    assert len({gc.cuda.Stream().cuda_stream for _ in range(100)}) <= 32
