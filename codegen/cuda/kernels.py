@@ -1,16 +1,18 @@
 """Device groups: from group functions to kernels in built units, through memory and disk.
 
 A group is made canonical first, as on the CPU. What a launch needs to know of a group (`DeviceGroup`) is found
-first, for all groups of a program; then those kernels that the program launches and no cache holds are written as one
-translation unit and built by one call of a compiler, which costs far more to start than a kernel costs to compile.
+first, for all groups of a program; then those kernels that the program launches and no cache holds are written as a few
+translation units, one for each processor, and built side by side: a compiler costs more to start than a small kernel to compile.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +28,9 @@ from graphc.codegen.loops import Kernel
 from graphc.codegen.lower.lowered import Lowered
 from graphc.ir.function import Function
 from graphc.ir.types import dtype
+
+# Fewer kernels are not worth a compiler of their own.
+KERNELS_A_UNIT = 2
 
 
 class Builder(Protocol):
@@ -214,23 +219,40 @@ def joined_symbol(symbol: str, members: int) -> str:
 
 
 def _build(wanted: Sequence[tuple[DeviceGroup, int]], target: Target, builder: Builder) -> None:
+    """Build kernels in as many units as there are processors to compile them, a few kernels each."""
+    parts = max(1, min(os.cpu_count() or 1, len(wanted) // KERNELS_A_UNIT))
+    shares = [wanted[i::parts] for i in range(parts)]
+    # Expressions are interned, which is for one thread.
+    written = [_written(share, target) for share in shares]
+    if parts == 1:
+        units = [_unit_of(*written[0], target, builder)]
+    else:
+        with ThreadPoolExecutor(parts) as pool:
+            units = list(pool.map(lambda text_and_kernels: _unit_of(*text_and_kernels, target, builder), written))
+    for share, unit in zip(shares, units, strict=True):
+        for group, members in share:
+            _built[group.key, members] = unit
+            cache.put(_place(group.key, members), unit.name.encode())
+
+
+def _written(wanted: Sequence[tuple[DeviceGroup, int]], target: Target) -> tuple[str, list[Kernel]]:
     from graphc.codegen.c.cuda import emit_kernels
 
     kernels: list[Kernel] = []
     for group, members in wanted:
         own = group.kernels(target)
         kernels += [join(own[0], members)] if members else own
-    text = emit_kernels(kernels, target) if kernels else ""
+    return (emit_kernels(kernels, target) if kernels else ""), kernels
+
+
+def _unit_of(text: str, kernels: Sequence[Kernel], target: Target, builder: Builder) -> Unit:
     digest = hashlib.sha256(f"{target.key()} {builder.kind}\n{text}".encode()).hexdigest()
     unit = _unit(digest)
     if unit is None:
-        unit = Unit(digest, text, builder.build(text, kernels, target) if kernels else b"")
-        _units[digest] = unit
+        unit = _units[digest] = Unit(digest, text, builder.build(text, kernels, target) if kernels else b"")
         data = text.encode()
         cache.put(f"unit-{digest}", struct.pack("<Q", len(data)) + data + unit.binary)
-    for group, members in wanted:
-        _built[group.key, members] = unit
-        cache.put(_place(group.key, members), unit.name.encode())
+    return unit
 
 
 def _place(key: str, members: int) -> str:
