@@ -1,4 +1,8 @@
-"""An operand of a tensor-core product that the producing threads compute, element by element, into swizzled shared memory."""
+"""An operand of a tensor-core product that the producing threads bring into swizzled shared memory themselves.
+
+Where 16 bytes of it lie together in memory, under one condition (a convolution's image with its channels last), by
+asynchronous copies; else computed, element by element.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ from collections.abc import Sequence
 
 from graphc.codegen.cuda.product import Body, Product, divisor
 from graphc.codegen.cuda.rounding import rounded
+from graphc.codegen.cuda.swizzle import is_copied
 from graphc.codegen.expr import Expr, binary, const, index, load, select, var
-from graphc.codegen.loops import Alloc, Buffer, For, Let, Store, Vector
-from graphc.codegen.lower.affine import least_of, tidy
+from graphc.codegen.loops import Alloc, Buffer, Call, For, Let, Place, Store, Vector
+from graphc.codegen.lower.affine import Levels, least_of, logical_and, normal, tidy
 from graphc.codegen.lower.contraction import Operand
 from graphc.codegen.lower.index import delinearise, dim_expr
 from graphc.ir.types import size_of
@@ -30,13 +35,15 @@ class Gather:
         self.width = 16 // ring.dtype.itemsize
         self.line = ROW // ring.dtype.itemsize
         self.along = min(rows, THREADS)
+        self.copied = is_copied(p, side, ring.dtype, False)
 
     def prepare(self, body: Body, batch: Sequence[Expr], first: Expr) -> list[tuple[Expr, list[Expr]]]:
         """For each of a thread's free indices its row in the tile, and its coordinates."""
         p, last = self.p, dim_expr(self.side.size) - 1
         places = []
-        for start in range(0, self.rows, self.along):
-            row = p.let(body, "row", var("thread") % self.along + start)
+        for start in range(0, self.rows, THREADS // UNITS if self.copied else self.along):
+            own = var("thread") // UNITS if self.copied else var("thread") % self.along
+            row = p.let(body, "row", own + start)
             free = p.let(body, "free", least_of(first + row, last))
             places.append((row, p.coords(body, "f", free, self.side.free)))
         return places
@@ -44,7 +51,9 @@ class Gather:
     def issue(
         self, stage: Expr, k: Expr, batch: Sequence[Expr], places: Sequence[tuple[Expr, list[Expr]]]
     ) -> Body:
-        """Compute depth k .. of this thread's rows into `stage`."""
+        """Bring depth k .. of this thread's rows into `stage`."""
+        if self.copied:
+            return self._copy(stage, k, batch, places)
         p, c = self.p, self.p.c
         depth = dim_expr(size_of(c.depth))
         whole = divisor(depth, p.divides) % self.line == 0
@@ -81,5 +90,24 @@ class Gather:
             out.append(For(n, index(0), index(own), (Vector(lane, self.width, (store,)),), index(1), unroll=True))
         return out
 
-
-__all__ = ["Gather"]
+    def _copy(
+        self, stage: Expr, k: Expr, batch: Sequence[Expr], places: Sequence[tuple[Expr, list[Expr]]]
+    ) -> Body:
+        """Neighbouring threads copy neighbouring units of a row: whole lines of memory where channels are many."""
+        p, c = self.p, self.p.c
+        out: Body = []
+        unit = var("thread") % UNITS
+        start = p.let(out, "start", k + unit * self.width)
+        depth = p.lane_coords(c.depth, out, start, index(0), self.width)
+        for row, coords in places:
+            value = self.side.at(batch, coords, depth)
+            p.c.pull.take_reports()
+            inside = start < p.depth
+            for cond in value.args[1:]:
+                inside = logical_and(inside, cond)
+            levels = Levels([e for e in (*batch, *coords, start) if e.op == "var"])
+            at = stage * (self.rows * self.line) + row * self.line + binary("xor", unit, row % 8) * self.width
+            target, source = Place(self.ring, at), Place(value.data, normal(value.args[0], levels))
+            size = select(inside, index(16), index(0))
+            out.append(Call("copy_async_16", (target, source, size), (self.ring,)))
+        return out

@@ -23,6 +23,27 @@ from graphc.ir.types import F32, DType, size_of
 ROW = 64  # bytes of the depth in a slab: two steps of any instruction
 
 
+def is_copied(p: Product, side: Operand, dtype: DType, by_free: bool) -> bool:
+    """Whether units of an operand can be copied as they lie: loads of 16 neighbouring bytes at multiples of 16, under one condition."""
+    unit = 16 // dtype.itemsize
+    if dtype is F32 and (by_free or not p.packed):
+        return False
+    batch = [var(f"batch{i}") for i in range(len(p.c.batch))]
+    free, depth, lane = var("free"), var("depth"), var("lane")
+    if by_free:
+        along, base = side.size, "free"
+        e = side.at(batch, p.lane_coords(side.free, None, free, lane, unit), delinearise(depth, p.c.depth))
+    else:
+        along, base = size_of(p.c.depth), "depth"
+        e = side.at(batch, delinearise(free, side.free), p.lane_coords(p.c.depth, None, depth, lane, unit))
+    if p.c.pull.take_reports() or e.op != "load" or e.dtype is not dtype or p.divisor(along) % unit:
+        return False
+    found = linear(e.args[0], lane, Levels([*batch, free, depth, lane]))
+    if found is None or found[0] is not index(1) or any(depends(cond, lane) for cond in e.args[1:]):
+        return False
+    return divisor(found[1], {**p.divides, base: unit}) % unit == 0
+
+
 class TensorStager:
     """One operand of a tile of `width` free indices in `stages` stages of shared memory."""
 
@@ -34,7 +55,7 @@ class TensorStager:
         self.count = dim_expr(side.size)
         self.access = access(p.c, side)
         # By depth as it lies, by free as it lies, or through registers.
-        copied = [by_free for by_free in (False, True) if self._copied(by_free)]
+        copied = [by_free for by_free in (False, True) if is_copied(p, side, dtype, by_free)]
         self.asynchronous = bool(copied)
         self.by_free = copied[0] if copied else self.access.unit_free and dtype is not F32
         self.row_units = width // self.unit if self.by_free else self.slab // self.unit
@@ -48,26 +69,6 @@ class TensorStager:
         if not self.asynchronous:
             self.allocs.append(Alloc(self.held, self.steps * self.unit))
         self._coords: dict[Expr, Sequence[Expr]] = {}
-
-    def _copied(self, by_free: bool) -> bool:
-        """Whether units can be copied as they lie: loads of 16 neighbouring bytes at multiples of 16, under one condition."""
-        p, side = self.p, self.side
-        if self.dtype is F32 and (by_free or not p.packed):
-            return False
-        batch = [var(f"batch{i}") for i in range(len(p.c.batch))]
-        free, depth, lane = var("free"), var("depth"), var("lane")
-        if by_free:
-            along, base = side.size, "free"
-            e = side.at(batch, p.lane_coords(side.free, None, free, lane, self.unit), delinearise(depth, p.c.depth))
-        else:
-            along, base = size_of(p.c.depth), "depth"
-            e = side.at(batch, delinearise(free, side.free), p.lane_coords(p.c.depth, None, depth, lane, self.unit))
-        if p.c.pull.take_reports() or e.op != "load" or e.dtype is not self.dtype or p.divisor(along) % self.unit:
-            return False
-        found = linear(e.args[0], lane, Levels([*batch, free, depth, lane]))
-        if found is None or found[0] is not index(1) or any(depends(cond, lane) for cond in e.args[1:]):
-            return False
-        return divisor(found[1], {**p.divides, base: self.unit}) % self.unit == 0
 
     def prepare(self, body: Body, first: Expr, batch: Sequence[Expr]) -> None:
         """Name what does not change along the depth."""

@@ -114,6 +114,10 @@ class WgmmaProduct:
         self.packing: list[Kernel] = pack_channels(self.p, element) if n("packed") else []
         self.sides = tuple(self._side(i, choice.number(name)) for i, name in enumerate(("left", "right")))
         self.gathers = [s for s in self.sides if isinstance(s, Gather)]
+        # Stages that wait for asynchronous copies, or stages that are stored: not some of each.
+        alike = all(g.copied for g in self.gathers)
+        for g in self.gathers:
+            g.copied = alike
         self.copies = [s for s in self.sides if isinstance(s, Copies)]
 
     def _side(self, i: int, way: int) -> Copies | Gather:
@@ -206,6 +210,15 @@ class WgmmaProduct:
         """Whether consumers need more registers than an even share; the producer then gives up some of its own."""
         return self.tile.sums > 64 and not self.gathers
 
+    @property
+    def _lag(self) -> int:
+        """By how many stages producing threads are ahead of what they copied themselves; 0 where they compute elements."""
+        return max(1, self.tile.stages // 2) if any(g.copied for g in self.gathers) else 0
+
+    def _filled(self, barrier: Place) -> Body:
+        """What a thread wrote becomes visible to wgmma, then the barrier hears of it."""
+        return [Call("async_proxy_fence", ()), Call("mbarrier_arrive", (barrier,), (self.full,))]
+
     def _produce(self) -> Body:
         p = self.p
         declare, stage, parity, step = self._ring()
@@ -228,14 +241,29 @@ class WgmmaProduct:
             fill += [If(equal(var("thread"), 0), tuple(copy))] if copy else []
             for g, places in zip(self.gathers, prepared, strict=True):
                 fill += g.issue(stage, k, batch, places)
-            # Ordinary stores become visible to wgmma, then the barrier hears of them.
-            fill += [Call("async_proxy_fence", ()), Call("mbarrier_arrive", (barrier,), (self.full,))]
+            if not self._lag:
+                fill += self._filled(barrier)
         else:
             fill += copy
+        late: Body = []
+        if self._lag:
+            # Stages whose asynchronous copies are under way; the oldest one is at `behind`.
+            pending, behind, i = p.name("pending"), p.name("behind"), p.name("i")
+            declare = [*declare, Declare(pending, index(0)), Declare(behind, index(0))]
+            oldest: Body = [
+                *self._filled(Place(self.full, behind)),
+                Assign(behind, select(equal(behind, self.tile.stages - 1), index(0), behind + 1)),
+            ]
+            wait: Body = [Call(f"copy_async_wait_{self._lag}", ()), *oldest]
+            fill += [
+                Call("copy_async_commit", ()),
+                If(pending < self._lag, (Assign(pending, pending + 1),), tuple(wait)),
+            ]
+            late = [Call("copy_async_wait_0", ()), For(i, index(0), pending, tuple(oldest), index(1))]
         loop = For(block, index(0), self.steps, (*fill, *step), index(1))
         tiles = For(tile, self.home, self.tiles, (*here, loop), self.homes)
         out: Body = [Call("registers_decrease_40", ())] if self._many_registers else []
-        work = (*declare, tiles)
+        work = (*declare, tiles, *late)
         return [*out, *(work if self.gathers else (If(equal(var("thread"), 0), work),))]
 
     def _consume(self) -> Body:
