@@ -117,7 +117,9 @@ INLINE void copy_async_16(void *shared, const void *global, int bytes) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
 #else
-    for (int i = 0; i < 16; ++i) ((unsigned char *)shared)[i] = i < bytes ? ((const unsigned char *)global)[i] : 0;
+    if (bytes == 16) *(int4 *)shared = *(const int4 *)global;
+    else
+        for (int i = 0; i < 16; ++i) ((unsigned char *)shared)[i] = i < bytes ? ((const unsigned char *)global)[i] : 0;
 #endif
 }
 
@@ -126,7 +128,9 @@ INLINE void copy_async_8(void *shared, const void *global, int bytes) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
 #else
-    for (int i = 0; i < 8; ++i) ((unsigned char *)shared)[i] = i < bytes ? ((const unsigned char *)global)[i] : 0;
+    if (bytes == 8) *(int2 *)shared = *(const int2 *)global;
+    else
+        for (int i = 0; i < 8; ++i) ((unsigned char *)shared)[i] = i < bytes ? ((const unsigned char *)global)[i] : 0;
 #endif
 }
 
@@ -135,7 +139,9 @@ INLINE void copy_async_4(void *shared, const void *global, int bytes) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
 #else
-    for (int i = 0; i < 4; ++i) ((unsigned char *)shared)[i] = i < bytes ? ((const unsigned char *)global)[i] : 0;
+    if (bytes == 4) *(int *)shared = *(const int *)global;
+    else
+        for (int i = 0; i < 4; ++i) ((unsigned char *)shared)[i] = i < bytes ? ((const unsigned char *)global)[i] : 0;
 #endif
 }
 
