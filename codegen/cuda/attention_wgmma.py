@@ -13,7 +13,7 @@ a thread's part of a total goes over all columns of such a block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from graphc.codegen.cuda.attention_mma import KEYS, LOG2_E, MmaAttention
@@ -36,7 +36,7 @@ from graphc.codegen.loops import (
 from graphc.codegen.lower.affine import Levels, ceil_div, linear, normal
 from graphc.codegen.lower.index import Position, dim_expr
 from graphc.ir.function import Value
-from graphc.ir.types import U32, U64
+from graphc.ir.types import F32, U32, U64
 
 GROUP = 128  # threads of a warpgroup
 LINE = 64  # elements of 128 bytes, along which memory is swizzled
@@ -93,6 +93,16 @@ def view_of(p: Parts, x: Value) -> View | None:
     return View(e.data, sizes, tuple(strides), tuple(start))
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Rows first .. of an operand that a ring holds, up to `limit`. outer: batch and head."""
+
+    ring: Ring
+    outer: tuple[Expr, Expr]
+    first: Expr
+    limit: Expr
+
+
 class Ring:
     """Tiles of an operand in shared memory, `stages` times, in lines of 128 bytes, swizzled.
 
@@ -145,102 +155,190 @@ class Ring:
         return [For(e, index(0), index(self.rows * units // GROUP), tuple(inner), index(1))]
 
 
-class WgmmaAttention(MmaAttention):
-    """Builds the kernel; `consumers` warpgroups of 64 queries."""
+class WgmmaKernel(MmaAttention):
+    """What kernels of this form share: `consumers` warpgroups of 64 rows, and the warpgroup that produces."""
 
     unit = LINE
 
-    def __init__(self, p: Parts, consumers: int, stages: int, viewed: bool) -> None:
-        self.block = block_of(p.depth, p.width)
+    def __init__(self, p: Parts, consumers: int, stages: int, viewed: bool, block: int = KEYS) -> None:
+        self.block = block
         super().__init__(p, 16, stages)
         self.consumers, self.viewed = consumers, viewed
         # Three warpgroups share the registers evenly; a producer that only asks for copies gives up most of its own.
         self.uneven = viewed and consumers > 1
         self.rows = 64 * consumers
         self.threads = GROUP * (1 + consumers)
-
-    def forward(self) -> Kernel:
-        p = self.p
-        queries = Ring(p, p.q, self.rows, self.rows, 1, "queries", self.viewed)
-        keys = Ring(p, p.k, self.block, self.block, self.stages, "keys", self.viewed)
-        values = Ring(p, p.v, self.block, LINE, self.stages, "values", self.viewed)
-        self.rings = (queries, keys, values)
         self.full, self.empty = Buffer("full", U64, "shared"), Buffer("empty", U64, "shared")
-        self.allocs = [
-            *(r.alloc for r in self.rings), Alloc(self.full, self.stages + 1), Alloc(self.empty, self.stages)
-        ]  # fmt: skip
-        first: Body = []
-        arrivals = index(1 if self.viewed else GROUP)
-        first += [Call("mbarrier_init", (Place(self.full, index(s)), arrivals), (self.full,)) for s in range(self.stages + 1)]
-        first += [
-            Call("mbarrier_init", (Place(self.empty, index(s)), index(4 * self.consumers)), (self.empty,))
-            for s in range(self.stages)
-        ]
-        first.append(Call("mbarrier_init_done", ()))
-        b, h, row = p.place(self.body, self.rows, False)
-        kh = p.let(self.body, "key_head", p.key_head(h))
-        blocks = p.let(self.body, "blocks", ceil_div(p.last_key(row, self.rows), self.block))
-        thread = var("thread")
-        self.body += [If(equal(thread, 0), tuple(first)), Barrier()]
-        produce, consume = self._produce(b, h, kh, row, blocks), self._consume(b, h, row, blocks)
-        self.body.append(If(thread < GROUP, tuple(produce), tuple(consume)))
-        kernel = p.kernel(
-            "attention", [*self.allocs, *self.body], p.blocks(self.rows, False), self.threads, p.depth + p.width + 16, 1
-        )
-        maps = tuple(r.map for r in self.rings if r.map is not None)
-        assert kernel.grid is not None
-        return replace(kernel, grid=replace(kernel.grid, maps=maps))
+        self.rings: list[Ring] = []
 
-    def _stage(self, body: Body, block: Expr) -> tuple[Expr, Expr]:
+    def ring(self, x: Value, rows: int, high: int, stages: int, name: str) -> Ring:
+        ring = Ring(self.p, x, rows, high, stages, name, self.viewed)
+        self.rings.append(ring)
+        self.allocs.append(ring.alloc)
+        return ring
+
+    def place(self, by_keys: bool) -> tuple[Expr, Expr, Expr]:
+        """(batch, head, first row), and the names that all threads share."""
+        p = self.p
+        self.lane = p.let(self.body, "lane", var("thread") % 32)
+        self.scale = p.let(self.body, "scale", p.pull.at(p.scale, Position(())))
+        self.factor = p.let(self.body, "factor", self.scale * LOG2_E)
+        return p.place(self.body, self.rows, by_keys)
+
+    def stage_of(self, body: Body, block: Expr) -> tuple[Expr, Expr]:
         """The stage of a block, and the parity of its use."""
         p = self.p
         return p.let(body, "stage", block % self.stages), p.let(body, "parity", block // self.stages % 2)
 
-    def _produce(self, b: Expr, h: Expr, kh: Expr, row: Expr, blocks: Expr) -> Body:
-        p = self.p
-        queries, keys, values = self.rings
+    def produce(
+        self, resident: Sequence[Piece], blocks: Expr, passing: Callable[[Body, Expr], Sequence[Piece]],
+        rows: Callable[[Body, Expr, Expr], Body] | None = None,
+    ) -> Body:  # fmt: skip
+        """Brings the resident pieces, then those of each block; rows(body, block, stage): what 64 threads store besides."""
+        p, thread = self.p, var("thread")
         block = p.name("block")
         loop: Body = []
-        stage, parity = self._stage(loop, block)
-        start = p.let(loop, "start", block * self.block)
+        stage, parity = self.stage_of(loop, block)
+        pieces = passing(loop, block)
         loop.append(Call("mbarrier_wait", (Place(self.empty, stage), parity ^ 1), (self.empty,)))
-        brought = Place(self.full, index(self.stages))
-        barrier = Place(self.full, stage)
+        more = rows(loop, block, stage) if rows is not None else []
+        brought, barrier = Place(self.full, index(self.stages)), Place(self.full, stage)
         if not self.viewed:
-            # Ordinary stores become visible to wgmma, then the barrier hears of them.
-            done: Body = [Call("async_proxy_fence", ())]
-            loop += [
-                *keys.stores((b, kh), start, p.keys, stage), *values.stores((b, kh), start, p.keys, stage),
-                *done, Call("mbarrier_arrive", (barrier,), (self.full,)),
-            ]  # fmt: skip
-            return [
-                *queries.stores((b, h), row, p.queries, index(0)), *done, Call("mbarrier_arrive", (brought,), (self.full,)),
-                For(block, index(0), blocks, tuple(loop), index(1)),
-            ]  # fmt: skip
-        loop += [
-            Call("mbarrier_arrive_expect", (barrier, index((keys.size + values.size) * 2)), (self.full,)),
-            *keys.copies(barrier, (b, kh), start, stage), *values.copies(barrier, (b, kh), start, stage),
+            if more:
+                loop.append(If(thread < KEYS, tuple(more)))
+            out: Body = []
+            for body, at, found, to in ((out, index(0), resident, brought), (loop, stage, pieces, barrier)):
+                for piece in found:
+                    body += piece.ring.stores(piece.outer, piece.first, piece.limit, at)
+                # Ordinary stores become visible to wgmma, then the barrier hears of them.
+                body += [Call("async_proxy_fence", ()), Call("mbarrier_arrive", (to,), (self.full,))]
+            return [*out, For(block, index(0), blocks, tuple(loop), index(1))]
+
+        def ask(found: Sequence[Piece], to: Place, at: Expr) -> Body:
+            size = sum(piece.ring.size for piece in found) * 2
+            body: Body = [Call("mbarrier_arrive_expect", (to, index(size)), (self.full,))]
+            for piece in found:
+                body += piece.ring.copies(to, piece.outer, piece.first, at)
+            return body
+
+        first = [Call("bulk_prefetch_map", (r.map,)) for r in self.rings if r.map is not None]
+        first_alone = If(equal(thread, 0), (*first, *ask(resident, brought, index(0))))
+        copy = ask(pieces, barrier, stage)
+        if rows is None:
+            work: Body = [If(equal(thread, 0), (first_alone, For(block, index(0), blocks, (*loop, *copy), index(1))))]
+        else:
+            arrive = Call("mbarrier_arrive", (barrier,), (self.full,))
+            turn = (*loop, *more, If(equal(thread, 0), tuple(copy), (arrive,)))
+            work = [If(thread < KEYS, (first_alone, For(block, index(0), blocks, turn, index(1))))]
+        return [Call("registers_decrease_40", ()), *work] if self.uneven else work
+
+    def begin_consumer(self) -> Body:
+        """Names of a consuming thread."""
+        p = self.p
+        out: Body = [Call("registers_increase_232", ())] if self.uneven else []
+        self.consumer = p.let(out, "consumer", var("thread") // GROUP - 1)
+        self.warp_row = p.let(out, "warp_row", (var("thread") - GROUP) // 32 * 16)
+        return out
+
+    def assemble(self, name: str, by_keys: bool, sizes: int, produce: Body, consume: Body, shared_rows: bool = False) -> Kernel:
+        """The kernel of both; shared_rows: 64 threads produce a stage."""
+        p, stages = self.p, self.stages
+        allocs = [*self.allocs, Alloc(self.full, stages + 1), Alloc(self.empty, stages)]
+        once, each = (1, KEYS if shared_rows else 1) if self.viewed else (GROUP, GROUP)
+        first: Body = []
+        for s in range(stages):
+            first.append(Call("mbarrier_init", (Place(self.full, index(s)), index(each)), (self.full,)))
+            first.append(Call("mbarrier_init", (Place(self.empty, index(s)), index(4 * self.consumers)), (self.empty,)))
+        first.append(Call("mbarrier_init", (Place(self.full, index(stages)), index(once)), (self.full,)))
+        first.append(Call("mbarrier_init_done", ()))
+        thread = var("thread")
+        body = [
+            *allocs, *self.body, If(equal(thread, 0), tuple(first)), Barrier(),
+            If(thread < GROUP, tuple(produce), tuple(consume)),
         ]  # fmt: skip
-        work: Body = [
-            *(Call("bulk_prefetch_map", (r.map,)) for r in self.rings if r.map is not None),
-            Call("mbarrier_arrive_expect", (brought, index(queries.size * 2)), (self.full,)),
-            *queries.copies(brought, (b, h), row, index(0)),
-            For(block, index(0), blocks, tuple(loop), index(1)),
-        ]
-        alone = If(equal(var("thread"), 0), tuple(work))
-        return [Call("registers_decrease_40", ()), alone] if self.uneven else [alone]
+        kernel = p.kernel(name, body, p.blocks(self.rows, by_keys), self.threads, sizes, 1)
+        assert kernel.grid is not None
+        maps = tuple(r.map for r in self.rings if r.map is not None)
+        return replace(kernel, grid=replace(kernel.grid, maps=maps))
+
+    def wait(self, stage: Expr, parity: Expr) -> Call:
+        return Call("mbarrier_wait", (Place(self.full, stage), parity), (self.full,))
+
+    def release(self, stage: Expr) -> If:
+        """This warp has done with a stage."""
+        return If(equal(self.lane, 0), (Call("mbarrier_arrive", (Place(self.empty, stage),), (self.empty,)),))
+
+    def products_of(self, sums: Buffer, left: Ring, right: Ring, stage: Expr) -> Body:
+        """sums += the products of this warpgroup's rows of `left` with the rows of `right`."""
+        out: Body = []
+        for line in range(left.lines):
+            mine = left.place(index(0), 0, line)
+            rows = Place(left.buffer, mine.index + self.consumer * (64 * LINE))
+            name = f"wgmma_{self.name_of}_n{self.block}_kk"
+            out.append(Call(name, (Place(sums, index(0)), rows, right.place(stage, 0, line)), (sums,)))
+        return out
+
+    def added(self, sums: Buffer, weights: Buffer, right: Ring, stage: Expr) -> Body:
+        """sums += weights * the rows of `right`."""
+        out: Body = []
+        for part in range(self.block // LINE):
+            for line, n in _columns(right.lines):
+                name = f"wgmma_{self.name_of}_n{n * LINE}_rm"
+                place = right.place(stage, part * LINE, line)
+                out.append(Call(name, (Place(sums, index(line * 32)), Place(weights, index(part * 16)), place), (sums,)))
+        return out
+
+    def packed(self, weights: Buffer, scores: Buffer) -> Body:
+        """Scores' layout as left operands: two fragments of 8 columns are one of 16."""
+        p = self.p
+        s = p.name("s")
+        packs: Body = []
+        for r in range(4):
+            at = (s * 2 + r // 2) * 4 + r % 2 * 2
+            call = Call(f"pack_{self.name_of}", (Place(weights, s * 4 + r), load(scores, at), load(scores, at + 1)), (weights,))
+            packs.append(call)
+        return [unrolled(s, self.block // 16, packs)]
+
+    @staticmethod
+    def hold(buffer: Buffer, size: int) -> Body:
+        out: Body = []
+        at = 0
+        while at < size:
+            n = next(n for n in (128, 64, 32) if n <= size - at)
+            out.append(Call(f"wgmma_hold_{n}", (Place(buffer, index(at)),), (buffer,)))
+            at += n
+        return out
+
+
+class WgmmaAttention(WgmmaKernel):
+    """Builds the kernel of attention."""
+
+    def __init__(self, p: Parts, consumers: int, stages: int, viewed: bool) -> None:
+        super().__init__(p, consumers, stages, viewed, block_of(p.depth, p.width))
+
+    def forward(self) -> Kernel:
+        p = self.p
+        b, h, row = self.place(False)
+        kh = p.let(self.body, "key_head", p.key_head(h))
+        blocks = p.let(self.body, "blocks", ceil_div(p.last_key(row, self.rows), self.block))
+        queries = self.ring(p.q, self.rows, self.rows, 1, "queries")
+        keys = self.ring(p.k, self.block, self.block, self.stages, "keys")
+        values = self.ring(p.v, self.block, LINE, self.stages, "values")
+
+        def passing(body: Body, block: Expr) -> Sequence[Piece]:
+            start = p.let(body, "start", block * self.block)
+            return Piece(keys, (b, kh), start, p.keys), Piece(values, (b, kh), start, p.keys)
+
+        produce = self.produce([Piece(queries, (b, h), row, p.queries)], blocks, passing)
+        return self.assemble("attention", False, p.depth + p.width + 16, produce, self._consume(b, h, row, blocks))
 
     def _consume(self, b: Expr, h: Expr, row: Expr, blocks: Expr) -> Body:
         p = self.p
-        out: Body = [Call("registers_increase_232", ())] if self.uneven else []
-        self.lane = p.let(out, "lane", var("thread") % 32)
-        self.consumer = p.let(out, "consumer", var("thread") // GROUP - 1)
-        self.warp_row = p.let(out, "warp_row", (var("thread") - GROUP) // 32 * 16)
-        self.scale = p.let(out, "scale", p.pull.at(p.scale, Position(())))
-        self.factor = p.let(out, "factor", self.scale * LOG2_E)
+        queries, keys, values = self.rings
+        out = self.begin_consumer()
         count = self.count(p.width)
-        scores, sums = Buffer("scores", p.wide, "local"), Buffer("sums", p.wide, "local")
-        top, total, shrink = (Buffer(name, p.wide, "local") for name in ("top", "total", "shrink"))
+        scores, sums = Buffer("scores", F32, "local"), Buffer("sums", F32, "local")
+        top, total, shrink = (Buffer(name, F32, "local") for name in ("top", "total", "shrink"))
         weights = Buffer("weights", U32, "local")
         sizes = ((scores, self.block // 2), (sums, count * 4), (top, 2), (total, 2), (shrink, 2), (weights, self.block // 4))
         out += [Alloc(buffer, size) for buffer, size in sizes]
@@ -258,89 +356,41 @@ class WgmmaAttention(MmaAttention):
                 *self.weigh(scores, top, total, shrink),
             ]
 
-        def arrive(stage: Expr) -> Body:
-            return [If(equal(self.lane, 0), (Call("mbarrier_arrive", (Place(self.empty, stage),), (self.empty,)),))]
-
         block = p.name("block")
         loop: Body = []
-        stage, parity = self._stage(loop, block)
-        before, _ = self._stage(loop, block - 1)
+        stage, parity = self.stage_of(loop, block)
+        before, _ = self.stage_of(loop, block - 1)
         loop += [
-            Call("mbarrier_wait", (Place(self.full, stage), parity), (self.full,)),
+            self.wait(stage, parity),
             *self.fill(scores, self.block // 2),
-            Call("wgmma_fence", ()), *self._scores(scores, stage), Call("wgmma_commit", ()),
-            *self._add(sums, weights, before), Call("wgmma_commit", ()),
-            Call("wgmma_wait_1", ()), *self._hold(scores, self.block // 2),
+            Call("wgmma_fence", ()), *self.products_of(scores, queries, keys, stage), Call("wgmma_commit", ()),
+            *self.added(sums, weights, values, before), Call("wgmma_commit", ()),
+            Call("wgmma_wait_1", ()), *self.hold(scores, self.block // 2),
             *weigh(block),
-            Call("wgmma_wait_0", ()), *self._hold(sums, count * 4),
-            *arrive(before),
+            Call("wgmma_wait_0", ()), *self.hold(sums, count * 4),
+            self.release(before),
             *self.shrunk(sums, shrink, count),
-            *self._pack(weights, scores),
+            *self.packed(weights, scores),
         ]  # fmt: skip
+        brought = self.wait(index(self.stages), index(0))
         some: Body = [
-            Call("mbarrier_wait", (Place(self.full, index(self.stages)), index(0)), (self.full,)),
-            Call("mbarrier_wait", (Place(self.full, index(0)), index(0)), (self.full,)),
+            brought,
+            self.wait(index(0), index(0)),
             *self.fill(scores, self.block // 2),
-            Call("wgmma_fence", ()), *self._scores(scores, index(0)), Call("wgmma_commit", ()),
-            Call("wgmma_wait_0", ()), *self._hold(scores, self.block // 2),
+            Call("wgmma_fence", ()), *self.products_of(scores, queries, keys, index(0)), Call("wgmma_commit", ()),
+            Call("wgmma_wait_0", ()), *self.hold(scores, self.block // 2),
             *weigh(index(0)),
-            *self._pack(weights, scores),
+            *self.packed(weights, scores),
             For(block, index(1), blocks, tuple(loop), index(1)),
         ]  # fmt: skip
         last = p.let(some, "last", (blocks - 1) % self.stages)
         some += [
-            Call("wgmma_fence", ()), *self._add(sums, weights, last), Call("wgmma_commit", ()),
-            Call("wgmma_wait_0", ()), *self._hold(sums, count * 4),
+            Call("wgmma_fence", ()), *self.added(sums, weights, values, last), Call("wgmma_commit", ()),
+            Call("wgmma_wait_0", ()), *self.hold(sums, count * 4),
         ]  # fmt: skip
-        out.append(If(index(0) < blocks, tuple(some), self._nothing()))
+        # Without keys, what the producer brought is waited for all the same.
+        out.append(If(index(0) < blocks, tuple(some), (brought,)))
         return [*out, *self.results(sums, top, total, (b, h), row)]
-
-    def _nothing(self) -> tuple[Call, ...]:
-        """Without keys: what the producer brought is waited for all the same."""
-        return (Call("mbarrier_wait", (Place(self.full, index(self.stages)), index(0)), (self.full,)),)
-
-    def _scores(self, scores: Buffer, stage: Expr) -> Body:
-        """scores += the products of this warpgroup's queries with a block of keys."""
-        queries, keys = self.rings[:2]
-        out: Body = []
-        for line in range(queries.lines):
-            mine = queries.place(index(0), 0, line)
-            left = Place(queries.buffer, mine.index + self.consumer * (64 * LINE))
-            name = f"wgmma_{self.name_of}_n{self.block}_kk"
-            out.append(Call(name, (Place(scores, index(0)), left, keys.place(stage, 0, line)), (scores,)))
-        return out
-
-    def _add(self, sums: Buffer, weights: Buffer, stage: Expr) -> Body:
-        """sums += weights * a block of values."""
-        values = self.rings[2]
-        out: Body = []
-        for part in range(self.block // LINE):
-            for line, n in _columns(values.lines):
-                name = f"wgmma_{self.name_of}_n{n * LINE}_rm"
-                left, right = Place(weights, index(part * 16)), values.place(stage, part * LINE, line)
-                out.append(Call(name, (Place(sums, index(line * 32)), left, right), (sums,)))
-        return out
-
-    def _pack(self, weights: Buffer, scores: Buffer) -> Body:
-        """Weights as left operands: two fragments of 8 columns are one of 16."""
-        p = self.p
-        s = p.name("s")
-        packs: Body = []
-        for r in range(4):
-            at = (s * 2 + r // 2) * 4 + r % 2 * 2
-            call = Call(f"pack_{self.name_of}", (Place(weights, s * 4 + r), load(scores, at), load(scores, at + 1)), (weights,))
-            packs.append(call)
-        return [unrolled(s, self.block // 16, packs)]
-
-    @staticmethod
-    def _hold(buffer: Buffer, size: int) -> Body:
-        out: Body = []
-        at = 0
-        while at < size:
-            n = next(n for n in (128, 64, 32) if n <= size - at)
-            out.append(Call(f"wgmma_hold_{n}", (Place(buffer, index(at)),), (buffer,)))
-            at += n
-        return out
 
 
 def _columns(count: int) -> Sequence[tuple[int, int]]:
@@ -353,4 +403,4 @@ def _columns(count: int) -> Sequence[tuple[int, int]]:
     return out
 
 
-__all__ = ["GROUP", "WgmmaAttention", "block_of", "lines", "view_of"]
+__all__ = ["GROUP", "Piece", "Ring", "WgmmaAttention", "WgmmaKernel", "block_of", "lines", "view_of"]
