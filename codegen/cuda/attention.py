@@ -6,7 +6,7 @@ arithmetic, which give the same bits.
 | form | file | |
 | --- | --- | --- |
 | fma | attention_fma.py | the definition to the bit: float32 (of precision "tf32" too), float64, precision "exact", and devices without tensor cores |
-| wgmma | attention_wgmma.py | attention of the same on sm_90a; its gradients are by mma |
+| wgmma | attention_wgmma.py, attention_wgmma_grad.py | the same on sm_90a; gradients of heads of more than 128 elements are by mma |
 | mma | attention_mma.py, attention_mma_grad.py | float16, bfloat16, and float32 of precision "bf16", on tensor cores |
 """
 
@@ -20,6 +20,7 @@ from graphc.codegen.cuda.attention_mma import WARPS, MmaAttention, padded
 from graphc.codegen.cuda.attention_mma_grad import MmaGradient, together
 from graphc.codegen.cuda.attention_parts import KEYS, Parts
 from graphc.codegen.cuda.attention_wgmma import WgmmaAttention, block_of, lines, view_of
+from graphc.codegen.cuda.attention_wgmma_grad import WgmmaGradient, takes
 from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.loops import Kernel
@@ -37,7 +38,9 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
     assert op is not None
     divides, narrow = divisors(group, sizes), is_narrow(group, sizes)
     if on_tensor_cores(op, target):
-        if target.tensor_cores == "wgmma" and op.name == "attention":
+        depth, width = (v.type.shape[3] for v in op.operands[1:3])
+        assert isinstance(depth, int) and isinstance(width, int)
+        if target.tensor_cores == "wgmma" and (op.name == "attention" or takes(depth, width)):
             return wgmma_choice(group, op, sizes, target, divides, narrow)
         return mma_choice(op, sizes, target, divides, narrow)
     return fma_choice(op, sizes, target, divides, narrow)
@@ -80,10 +83,13 @@ def wgmma_choice(
     parts = Parts(group, op, Choice("attention wgmma", (), divides, narrow))
     batch, heads, queries = (size_in(d, sizes) for d in op.operands[0].type.shape[:3])
     consumers = 2 if batch * heads * -(-queries // 128) >= target.multiprocessors else 1
-    rows = (lines(parts.depth) + lines(parts.width)) * 128
-    room = target.shared - consumers * 64 * lines(parts.depth) * 128 - 2048
-    stages = max(2, min(4, room // (block_of(parts.depth, parts.width) * rows)))
-    viewed = all(view_of(parts, x) is not None for x in (parts.q, parts.k, parts.v))
+    gradient = op.name == "attention_grad"
+    row = (lines(parts.depth) + lines(parts.width)) * 128
+    held = row if gradient else lines(parts.depth) * 128
+    block = KEYS if gradient else block_of(parts.depth, parts.width)
+    stages = max(2, min(4, (target.shared - consumers * 64 * held - 5120) // (block * row)))
+    operands = (parts.q, parts.k, parts.v, *((op.operands[6],) if gradient else ()))
+    viewed = all(view_of(parts, x) is not None for x in operands)
     numbers = (("consumers", consumers), ("stages", stages), ("viewed", int(viewed)))
     return Choice("attention wgmma", numbers, divides, narrow)
 
@@ -124,8 +130,7 @@ def lower(group: Function, choice: Choice, target: Target) -> Lowered:
     if choice.form == "attention mma":
         kernels += _on_tensor_cores(parts, choice)
     elif choice.form == "attention wgmma":
-        number = choice.number
-        kernels.append(WgmmaAttention(parts, number("consumers"), number("stages"), bool(number("viewed"))).forward())
+        kernels += _by_wgmma(parts, choice)
     elif op.name == "attention":
         kernels.append(FmaAttention(parts, choice.number("queries")).forward())
     else:
@@ -135,6 +140,16 @@ def lower(group: Function, choice: Choice, target: Target) -> Lowered:
         if any(r in parts.targets for r in others):
             kernels.append(FmaAttention(parts, choice.number("keys")).by_keys())
     return Lowered(tuple(kernels), parts.params, parts.results, sites=tuple(parts.pull.sites))
+
+
+def _by_wgmma(parts: Parts, choice: Choice) -> list[Kernel]:
+    consumers, stages, viewed = choice.number("consumers"), choice.number("stages"), bool(choice.number("viewed"))
+    if parts.op.name == "attention":
+        return [WgmmaAttention(parts, consumers, stages, viewed).forward()]
+    dq, *others = parts.op.results
+    wanted = tuple(r for r in others if r in parts.targets)
+    kernels = [WgmmaGradient(parts, consumers, stages, viewed).by_queries()] if dq in parts.targets else []
+    return [*kernels, *([WgmmaGradient(parts, consumers, stages, viewed).by_keys(wanted)] if wanted else [])]
 
 
 def _on_tensor_cores(parts: Parts, choice: Choice) -> list[Kernel]:

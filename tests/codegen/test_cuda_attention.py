@@ -126,7 +126,8 @@ def results_of(cases: list[Case], seed: int = 0) -> list[list[np.ndarray]]:
 
 
 WAYS = pytest.mark.parametrize(
-    ("gradient", "target"), [(False, AMPERE), (True, AMPERE), (False, HOPPER)], ids=["forward", "gradient", "wgmma"]
+    ("gradient", "target"), [(False, AMPERE), (True, AMPERE), (False, HOPPER), (True, HOPPER)],
+    ids=["forward", "gradient", "wgmma forward", "wgmma gradient"],
 )
 
 
