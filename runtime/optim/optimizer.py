@@ -193,6 +193,12 @@ class Optimizer:
                     if grad is None:
                         continue
                     state = self.state[param]
+                    for tensor in state.values():
+                        if tensor.device is not param.device:
+                            raise RuntimeError(
+                                f"{self._name}.step: a parameter {param._spec} is on {param.device} and its state on "
+                                f"{tensor.device}; move the module before making its optimizer"
+                            )
                     value, changed = self.update(param, grad, state, group)
                     assign(param, value)
                     for name, tensor in changed.items():

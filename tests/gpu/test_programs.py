@@ -92,6 +92,15 @@ def test_state_of_an_optimizer_is_loaded_where_its_parameters_are() -> None:
     assert all(t.device == "cuda:0" for state in there.state.values() for t in state.values())
 
 
+def test_a_module_that_moved_after_its_optimizer_was_made() -> None:
+    net = gc.nn.Linear(3, 2)
+    made = gc.optim.Adam(net.parameters())
+    net.cuda()
+    net(gc.ones(4, 3, device="cuda")).sum().backward()
+    with pytest.raises(RuntimeError, match="Adam.step: a parameter .* is on cuda:0 and its state on cpu; move the module before"):
+        made.step()
+
+
 def test_decisions_bring_their_outcome_back() -> None:
     @gc.compile
     def f(x: gc.Tensor) -> gc.Tensor:
