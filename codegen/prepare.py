@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from graphc.ir.function import Builder, Function, Operation, Value
 from graphc.ir.registry import Array
+from graphc.ir.types import BF16, F16, F32
 
 MOST_JOINED = 64
 REDUCTIONS = ("sum", "prod", "max", "min", "any", "all")
@@ -62,10 +63,15 @@ def prepare(f: Function) -> tuple[Function, tuple[Array, ...]]:
             continue
         b.loc = op.loc
         if op.name in REDUCTIONS:
-            value = env[op.operands[0]]
-            for group in reversed(axis_groups(op.attrs["axes"])):
+            value, dtype = env[op.operands[0]], op.result.type.dtype
+            groups = axis_groups(op.attrs["axes"])
+            # Small floats are summed in float32 and rounded once, at the end.
+            wide = dtype in (F16, BF16) and len(groups) > 1
+            if wide:
+                value = b.emit("cast", value, dtype=F32)
+            for group in reversed(groups):
                 value = b.emit(op.name, value, axes=group)
-            env[op.result] = value
+            env[op.result] = b.emit("cast", value, dtype=dtype) if wide else value
         elif op.name == "concat" and len(op.operands) > MOST_JOINED:
             env[op.result] = _join(b, [env[v] for v in op.operands], op.attrs["axis"])
         else:
