@@ -10,6 +10,7 @@ partners in other threads (shuffles), then in the same one; the lower lane is al
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Union
 
 from graphc.codegen.elementwise import reduction
 from graphc.codegen.expr import Expr, cast, const, equal, load, select, shuffle
@@ -67,6 +68,9 @@ class Plain:
 
     def total(self, value: Expr) -> Expr:
         return finish(self.op, value, self.row.length)
+
+
+Accumulator = Union[Plain, "Extremum"]
 
 
 def halve(op: Operation, values: list[Expr], threads: int, names: Names) -> tuple[list[Stmt], Expr]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphc.codegen.cuda.accumulators import POSITIONAL, Extremum, Plain
+from graphc.codegen.cuda.accumulators import POSITIONAL, Accumulator, Extremum, Plain
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.sweeps import HEAVY, Held, Sweep, Sweeps
 from graphc.codegen.expr import Expr, equal, index, load, logical_and, select, shuffle, var
@@ -157,14 +157,15 @@ class Columns:
         width = self.slots * self.wide
         plain = [Plain(self.row, op, width) for op in sweep.ops if op.name not in POSITIONAL]
         found = [Extremum(self.row, op, width, places) for op in sweep.ops if op.name in POSITIONAL]
-        for a in (*plain, *found):
+        both: list[Accumulator] = [*plain, *found]
+        for a in both:
             self.allocs += a.declare()
         return plain, found
 
     def _sweep(self, sweep: Sweep) -> list[Stmt]:
         row, names = self.row, self.names
         plain, found = self.accumulators(sweep)
-        accs = [*plain, *found]
+        accs: list[Accumulator] = [*plain, *found]
         out = [s for e in found for s in e.clear()]
         if self.registers:
             out += [s for p in plain for s in p.clear()]
@@ -202,7 +203,7 @@ class Columns:
         self.row.bind(p.op, load(done, self.v))
         return [Store(done, index(v), x) for v, x in enumerate(values)]
 
-    def _line(self, sweep: Sweep, i: Expr, slot: int | Expr, lane: Expr, accs: Sequence[Plain | Extremum], stop: Expr | None) -> list[Stmt]:
+    def _line(self, sweep: Sweep, i: Expr, slot: int | Expr, lane: Expr, accs: Sequence[Accumulator], stop: Expr | None) -> list[Stmt]:
         at = index(slot) if isinstance(slot, int) else slot
         body, stores = self.sweeps.at(sweep, i, at * self.wide + self.v)
         for a in accs:
@@ -210,7 +211,7 @@ class Columns:
         inside = self.vector([*body, *stores])
         return inside if stop is None else [If(i < stop, tuple(inside))]
 
-    def _written_out(self, sweep: Sweep, accs: Sequence[Plain | Extremum]) -> list[Stmt]:
+    def _written_out(self, sweep: Sweep, accs: Sequence[Accumulator]) -> list[Stmt]:
         lines, row = self.choice.number("lines"), self.row
         whole = lines if self.choice.number("full") else lines - 1
         out: list[Stmt] = []
@@ -235,7 +236,7 @@ class Columns:
             return list(body)
         return [For(var, index(0), index(count), tuple(body), index(1), unroll=True)]
 
-    def chunk(self, sweep: Sweep, accs: Sequence[Plain | Extremum], start: Expr, stop: Expr) -> list[Stmt]:
+    def chunk(self, sweep: Sweep, accs: Sequence[Accumulator], start: Expr, stop: Expr) -> list[Stmt]:
         """The lines of one chunk: several whole ones at a time, then one by one."""
         names = self.names
         main, line, rest, u = (names.fresh(s) for s in ("main", "line", "line", "u"))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from graphc.codegen.c.positions import expressions, statements
-from graphc.codegen.cuda.accumulators import POSITIONAL, Extremum, Plain
+from graphc.codegen.cuda.accumulators import POSITIONAL, Accumulator, Extremum, Plain
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.columns import Columns
 from graphc.codegen.cuda.rows import WARP, Rows
@@ -115,8 +115,9 @@ class RowPartials(Rows):
         for k in range(level):
             body += self.sweeps.name_kept(k)
         plain, found = self.accumulators(sweep)
-        body += [s for a in (*plain, *found) for s in a.clear()]
-        body += self._chunk(sweep, [*plain, *found], start, stop)
+        accs: list[Accumulator] = [*plain, *found]
+        body += [s for a in accs for s in a.clear()]
+        body += self._chunk(sweep, accs, start, stop)
         values: dict[Operation, tuple[Expr, ...]] = {}
         for p in plain:
             stmts, value = p.tree(self.threads)
@@ -144,8 +145,9 @@ class ColumnPartials(Columns):
         for k in range(level):
             body += self.name_kept(k)
         plain, found = self.accumulators(sweep)
-        body += [s for a in (*plain, *found) for s in a.clear()]
-        body += self.chunk(sweep, [*plain, *found], start, stop)
+        accs: list[Accumulator] = [*plain, *found]
+        body += [s for a in accs for s in a.clear()]
+        body += self.chunk(sweep, accs, start, stop)
         stmts, totals = self.tree(plain)
         body += stmts
         values = {p.op: [(x,) for x in mine] for p, mine in zip(plain, totals, strict=True)}

@@ -34,6 +34,7 @@ from graphc.ir.passes import run_pipeline
 from graphc.ir.types import Shape, dim_symbols, size_of, substitute
 
 Sizes = Mapping[str, int]
+Numbers = tuple[tuple[str, int], ...]
 FORMS: dict[str, type[Rows] | type[Columns] | type[Staged]] = {"columns": Columns, "rows shared": Staged, "rows": Rows}
 ACCESS = 16  # bytes of the widest load
 # Registers of a thread that may hold elements; a wide access asks for more of them at once.
@@ -65,7 +66,7 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
         wide //= 2
     divides = _useful(group, sizes, shape, axes, wide)
     if lines * live * wide <= most and lines * wide <= MOST_LINES:
-        numbers = (("lanes", lanes), ("wide", wide), ("lines", lines), ("full", int(lines * lanes == length)), ("parts", 1), ("warps", 4))
+        numbers: Numbers = (("lanes", lanes), ("wide", wide), ("lines", lines), ("full", int(lines * lanes == length)), ("parts", 1), ("warps", 4))
         return Choice("rows registers", numbers, divides, narrow)
     chunks = -(-length // CHUNK)
     rows = _value(tuple(d for i, d in enumerate(shape) if i not in axes), sizes)
@@ -141,7 +142,7 @@ def _choose_columns(group: Function, sizes: Sizes, target: Target) -> Choice:
         down //= 2
     items = max(1, 128 // (across * down))
     held = lines * (lanes // down) * wide * live
-    numbers = (("lanes", lanes), ("wide", wide), ("across", across), ("down", down), ("items", items))
+    numbers: Numbers = (("lanes", lanes), ("wide", wide), ("across", across), ("down", down), ("items", items))
     even = int(n % (across * wide) == 0 and rows % items == 0)
     divides = _useful(group, sizes, shape, (lane_dim,), wide)
     if held <= MOST_WIDE:

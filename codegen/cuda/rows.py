@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphc.codegen.cuda.accumulators import POSITIONAL, Extremum, Plain
+from graphc.codegen.cuda.accumulators import POSITIONAL, Accumulator, Extremum, Plain
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.sweeps import Held, Rewrite, Sweep, Sweeps
 from graphc.codegen.expr import Expr, equal, index, load, logical_and, select, var
@@ -121,7 +121,8 @@ class Rows:
         plain = [Plain(self.row, op, self.wide) for op in sweep.ops if op.name not in POSITIONAL]
         places = I32 if self.choice.narrow else I64
         found = [Extremum(self.row, op, self.wide, places) for op in sweep.ops if op.name in POSITIONAL]
-        for a in (*plain, *found):
+        both: list[Accumulator] = [*plain, *found]
+        for a in both:
             self.allocs += a.declare()
         return plain, found
 
@@ -136,7 +137,7 @@ class Rows:
         sweep: Sweep,
         start: Expr,
         slot: Expr,
-        accs: Sequence[Plain | Extremum],
+        accs: Sequence[Accumulator],
         stop: Expr | None,
         rewrite: Rewrite | None = None,
     ) -> list[Stmt]:
@@ -154,7 +155,7 @@ class Rows:
 
     def _written_out(self, sweep: Sweep, plain: Sequence[Plain], found: Sequence[Extremum]) -> list[Stmt]:
         row, lines = self.row, self.choice.number("lines")
-        accs = [*plain, *found]
+        accs: list[Accumulator] = [*plain, *found]
         whole = lines if self.choice.number("full") else lines - 1
 
         def loops(rewrite: Rewrite | None) -> list[Stmt]:
@@ -186,7 +187,7 @@ class Rows:
     def _rolled(self, sweep: Sweep, plain: Sequence[Plain], found: Sequence[Extremum]) -> list[Stmt]:
         """Chunks in rounds of `parts`, each a warp's; the chunks of a round are exchanged, and combined in order."""
         row, names = self.row, self.names
-        accs = [*plain, *found]
+        accs: list[Accumulator] = [*plain, *found]
         totals = [names.fresh("total", p.dtype) for p in plain]
         out: list[Stmt] = [Declare(t, p.identity) for t, p in zip(totals, plain, strict=True)]
         out += [s for e in found for s in e.clear()]
@@ -225,7 +226,7 @@ class Rows:
             out += self._winner(e)
         return out
 
-    def _chunk(self, sweep: Sweep, accs: Sequence[Plain | Extremum], start: Expr, stop: Expr) -> list[Stmt]:
+    def _chunk(self, sweep: Sweep, accs: Sequence[Accumulator], start: Expr, stop: Expr) -> list[Stmt]:
         """The lines of one chunk: blocks of several whole ones, then one by one."""
         names = self.names
         main, line, rest, u = names.fresh("main"), names.fresh("line"), names.fresh("line"), names.fresh("u")

@@ -122,8 +122,8 @@ def held_values(group: Function, heavy: bool = True) -> list[Held]:
         found = visits(held)[v]
         if len(found) > 1:
             held[v] = min(found)
-    found = visits(held)
-    return [Held(v, s, max(found[v])) for v, s in sorted(held.items(), key=lambda t: _order(group, t[0]))]
+    read = visits(held)
+    return [Held(v, s, max(read[v])) for v, s in sorted(held.items(), key=lambda t: _order(group, t[0]))]
 
 
 def _order(group: Function, value: Value) -> int:
