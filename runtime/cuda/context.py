@@ -80,6 +80,8 @@ class Context:
         # As with CUDA's own tools: wait after each program, so that an error is raised where it happens.
         self.blocking = os.environ.get("CUDA_LAUNCH_BLOCKING") == "1"
         self._arenas: dict[Any, Any] = {}
+        # (dimensions, bytes of an element) -> the kernel that packs views, and its parameters.
+        self.packs: dict[tuple[int, int], Any] = {}
 
     def stream(self) -> Any:
         """The driver's stream on which this thread works."""

@@ -247,7 +247,8 @@ class Executable(OnDevice):
         self._on_host = frozenset(i for i, _, _ in self.program.host)
         self._host_places: dict[Any, _HostPlace] = {}
 
-        if len(self._launches) == 1 and not (self._reports or self.program.arena or self.staged or self.back):
+        spaces = {place[1] for launch in self._launches for place in (*launch.places, *launch.maps)}
+        if len(self._launches) == 1 and not (self._reports or "arena" in spaces or self.staged or self.back):
             self.run = self._alone(self._launches[0])  # type: ignore[method-assign]
 
     def _alone(self, launch: _Launch) -> Any:

@@ -36,11 +36,14 @@ def pack(context: Any, target: int, source: int, spec: Spec, strides: tuple[int,
     ):
         return
     rank = len(shape)
-    unit = _unit(context, rank, itemsize)
-    parameters = Parameters([8] * (3 + 2 * rank) + [4])
-    parameters.words[:] = [source, target, *shape, *steps, context.error_address, 0]
-    function = context.function(unit, f"pack{rank}_{itemsize}", 0)
-    context.driver.launch(Node(function, -(-spec.size // THREADS), THREADS, 0, parameters), context.stream())
+    known = context.packs.get((rank, itemsize))
+    if known is None:
+        function = context.function(_unit(context, rank, itemsize), f"pack{rank}_{itemsize}", 0)
+        known = context.packs[rank, itemsize] = (function, Parameters([8] * (3 + 2 * rank) + [4]))
+    function, parameters = known
+    with context.launching:
+        parameters.words[:] = [source, target, *shape, *steps, context.error_address, 0]
+        context.driver.launch(Node(function, -(-spec.size // THREADS), THREADS, 0, parameters), context.stream())
 
 
 def merged(shape: Any, strides: tuple[int, ...], itemsize: int) -> tuple[list[int], list[int]]:
