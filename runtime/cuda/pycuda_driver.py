@@ -35,29 +35,32 @@ _bound = _Bound()
 class _Event:
     """An event of the driver."""
 
-    __slots__ = ("handle", "library")
+    __slots__ = ("_destroy", "handle")
 
     def __init__(self, library: Library, timing: bool) -> None:
-        self.library = library
         self.handle = c_void_p()
+        # Found now: when Python ends, it may be too late.
+        self._destroy = library.function("cuEventDestroy_v2")
         library.call("cuEventCreate", byref(self.handle), 0 if timing else lib.EVENT_NO_TIMING)
 
     def __del__(self) -> None:
         if self.handle:
-            self.library.function("cuEventDestroy_v2")(self.handle)
+            self._destroy(self.handle)
 
 
 class _Graph:
     """A chain of kernels: the executable graph and its nodes."""
 
-    __slots__ = ("executable", "graph", "library", "nodes")
+    __slots__ = ("_destroy", "_destroy_executable", "executable", "graph", "nodes")
 
     def __init__(self, library: Library, graph: Any, nodes: list[Any], executable: Any) -> None:
-        self.library, self.graph, self.nodes, self.executable = library, graph, nodes, executable
+        self.graph, self.nodes, self.executable = graph, nodes, executable
+        self._destroy = library.function("cuGraphDestroy")
+        self._destroy_executable = library.function("cuGraphExecDestroy")
 
     def __del__(self) -> None:
-        self.library.function("cuGraphExecDestroy")(self.executable)
-        self.library.function("cuGraphDestroy")(self.graph)
+        self._destroy_executable(self.executable)
+        self._destroy(self.graph)
 
 
 class PycudaDevice:
