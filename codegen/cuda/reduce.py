@@ -102,6 +102,11 @@ def _choose_staged(group: Function, sizes: Sizes, target: Target, length: int) -
             break
     else:
         return None
+    kept = chunks
+    half = (target.shared // 2 - (1 << 10)) // (CHUNK * places.itemsize)
+    if 2 * bytes_a_row > target.shared and places.only_chains and 4 * half >= 3 * chunks:
+        kept, room = half, half * CHUNK
+        bytes_a_row = room * places.itemsize + (1 << 10)
     # As many warps as hide each other's waiting, over the rows that fit on a multiprocessor.
     warps = 4
     while warps < WARP and 2 * warps * (target.shared // bytes_a_row) <= RESIDENT:
@@ -109,7 +114,7 @@ def _choose_staged(group: Function, sizes: Sizes, target: Target, length: int) -
     wide = max(1, min(ACCESS // _widest(group, shape), 4))
     while wide > 1 and (length % wide or warps * WARP * wide > length):
         wide //= 2
-    numbers = (("wide", wide), ("warps", warps), ("chunks", chunks), ("room", room), ("even", even), ("plan", plan))
+    numbers = (("wide", wide), ("warps", warps), ("chunks", chunks), ("room", room), ("even", even), ("plan", plan), ("kept", kept))
     return Choice("rows shared", numbers, _useful(group, sizes, shape, axes, wide), is_narrow(group, sizes))
 
 

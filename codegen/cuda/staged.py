@@ -5,6 +5,8 @@ held, operands of reductions that cost something, and results are computed and s
 a chunk of a reduction from shared memory, in the order of the contract; the chunks' values are exchanged, and every thread
 combines them. So as many warps as fit hide each other's waiting, whatever the number of chains.
 
+Where a row is too long for two of them to hide each other's copies, and all work is chains, only its first chunks are held.
+
 What comes from memory as it is, is copied past the registers, all of the row at once.
 """
 
@@ -121,6 +123,13 @@ class Places:
         return len(self.places) - 1
 
     @property
+    def only_chains(self) -> bool:
+        """Whether there is no elementwise phase: then part of a row may be held, and the rest read again."""
+        shape, _ = domain_of(self.group)
+        full = any(r.type.shape == shape for r in self.group.results)
+        return not full and not self.staged and len(self.early) == len(self.held)
+
+    @property
     def itemsize(self) -> int:
         """Bytes for each element of a row."""
         return sum(d.itemsize for d, _, _ in self.places)
@@ -140,6 +149,7 @@ class Staged:
         self.sweeps = Sweeps(row, targets, heavy=choice.number("plan") < 2)
         self.wide, self.warps = choice.number("wide"), choice.number("warps")
         self.chunks = choice.number("chunks")
+        self.kept = choice.number("kept")  # chunks that are held; the others are read again
         self.threads = self.warps * WARP
         self.plan = Places(row.group, choice.number("even"), choice.number("plan"))
         # The plan's values, as this lowering's.
@@ -181,8 +191,9 @@ class Staged:
                 source = Place(self.row.pull.buffers[h.value], item * self.row.length + i)
                 target = Place(self.sweeps.memory[h], i)
                 call = Call(f"copy_async_{size}", (target, source, index(size)), (target.buffer,))
-                body = (Let(i, k + var("thread") * count), If(i < self.row.length, (call,)))
-                out.append(For(k, index(0), self.row.length, body, index(count * self.threads)))
+                stop = self.row.length if self.kept == self.chunks else minimum(index(self.kept * CHUNK), self.row.length)
+                body = (Let(i, k + var("thread") * count), If(i < stop, (call,)))
+                out.append(For(k, index(0), stop, body, index(count * self.threads)))
             out.append(Call("copy_async_commit", ()))
         return out
 
@@ -257,21 +268,22 @@ class Staged:
         ways = 1 if op.name in ("sum", "prod") and dtype.is_float else 4
         a = Extremum(row, op, ways, I32 if self.choice.narrow else I64) if positional else Plain(row, op, ways)
         self.allocs += a.declare()
-        c, start, stop, quarter, done, line, rest, u = (
-            names.fresh(s) for s in ("chunk", "start", "stop", "quarter", "done", "line", "rest", "u")
-        )
-
-        def step(i: Expr, way: int) -> list[Stmt]:
-            if staged is not None:
-                x: Expr | None = load(staged, i)
-            else:
-                x = None
-                self.sweeps.look(sweep, i)
-            return a.step(i, index(way), x)
-
+        c, start, stop, quarter, done = (names.fresh(s) for s in ("chunk", "start", "stop", "quarter", "done"))
         ahead = CHAIN // ways
-        together = [s for w in range(ways) for s in step(start + (quarter * w + line + u) * WARP + self.lane, w)]
-        after = If(rest + self.lane < stop, tuple(step(rest + self.lane, ways - 1)))
+
+        def lines(held: bool) -> list[Stmt]:
+            line, rest, u = (names.fresh(s) for s in ("line", "rest", "u"))
+
+            def step(i: Expr, way: int) -> list[Stmt]:
+                if staged is None:
+                    self.sweeps.look(sweep, i, held)
+                return a.step(i, index(way), None if staged is None else load(staged, i))
+
+            together = [s for w in range(ways) for s in step(start + (quarter * w + line + u) * WARP + self.lane, w)]
+            after = If(rest + self.lane < stop, tuple(step(rest + self.lane, ways - 1)))
+            whole = For(u, index(0), index(ahead), tuple(together), index(1), unroll=True)
+            return [For(line, index(0), quarter, (whole,), index(ahead)), For(rest, done, stop, (after,), index(WARP))]
+
         body: list[Stmt] = [
             Let(start, c * CHUNK),
             Let(stop, minimum(start + CHUNK, row.length)),
@@ -279,9 +291,11 @@ class Staged:
             Let(quarter, (stop - start) // (WARP * CHAIN) * ahead),
             Let(done, start + quarter * (WARP * ways)),
             *a.clear(),
-            For(line, index(0), quarter, (For(u, index(0), index(ahead), tuple(together), index(1), unroll=True),), index(ahead)),
-            For(rest, done, stop, (after,), index(WARP)),
         ]
+        if self.kept == self.chunks:
+            body += lines(True)
+        else:
+            body.append(If(c < self.kept, tuple(lines(True)), tuple(lines(False))))
         if isinstance(a, Extremum):
             stmts, winner = a.winner(WARP)
             values: tuple[Expr, ...] = winner

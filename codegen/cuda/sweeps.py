@@ -198,11 +198,12 @@ class Sweeps:
             pull.bind(h.value, self._rule(h, name))
         return body, self._stores(sweep, place)
 
-    def look(self, sweep: Sweep, i: Expr) -> None:
-        """From now on, held values at reduced position `i` are read from where they lie, those of this sweep too."""
+    def look(self, sweep: Sweep, i: Expr, held: bool = True) -> None:
+        """From now on, held values at reduced position `i` are read from where they lie, those of this sweep too; or
+        computed, if not `held`."""
         self._at = Position(self.row.shape, self.row.coords(i)).key()
         for h, buffer in self.memory.items():
-            there = h.first <= sweep.number <= h.last
+            there = held and h.first <= sweep.number <= h.last
             self.row.pull.bind(h.value, self._rule(h, load(buffer, i) if there else None))
 
     def by_reciprocals(

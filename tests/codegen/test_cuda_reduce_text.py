@@ -28,7 +28,7 @@ CASES: dict[str, Case] = {
     "rows registers, wide": reduction_case(F32, (40, 64), (1,), names=("sum",)),
     "rows loop": reduction_case(F32, (300, 5000), (1,), names=("sum",)),
     "rows shared": reduction_case(
-        F32, (4, 512), (1,), form("rows shared", wide=1, warps=2, chunks=1, room=512, even=4, plan=0), ("sum",)
+        F32, (4, 512), (1,), form("rows shared", wide=1, warps=2, chunks=1, room=512, even=4, plan=0, kept=1), ("sum",)
     ),
     "columns registers": reduction_case(F32, (3, 5, 9), (1,), names=("sum",)),
     "columns loop": reduction_case(

@@ -65,7 +65,7 @@ def other_forms(case: Case) -> Sequence[Choice]:
         form("rows loop", **loop, parts=1, once=int(length <= 4096)),
         form("rows loop", **loop, parts=2, once=int(length <= 8192)),
         form("partials rows", **loop, parts=1, together=4),
-        *(form("rows shared", wide=1, warps=2, chunks=chunks, room=room, even=0, plan=plan) for plan in (0, 1, 2)),
+        *(form("rows shared", wide=1, warps=2, chunks=chunks, room=room, even=0, plan=plan, kept=chunks) for plan in (0, 1, 2)),
     ]
 
 
