@@ -225,10 +225,10 @@ def _build(wanted: Sequence[tuple[DeviceGroup, int]], target: Target, builder: B
     # Expressions are interned, which is for one thread.
     written = [_written(share, target) for share in shares]
     if parts == 1:
-        units = [_unit_of(*written[0], target, builder)]
+        units = [_unit_of(written[0][0], written[0][1], target, builder)]
     else:
         with ThreadPoolExecutor(parts) as pool:
-            units = list(pool.map(lambda text_and_kernels: _unit_of(*text_and_kernels, target, builder), written))
+            units = list(pool.map(lambda share: _unit_of(share[0], share[1], target, builder), written))
     for share, unit in zip(shares, units, strict=True):
         for group, members in share:
             _built[group.key, members] = unit
