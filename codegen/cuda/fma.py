@@ -135,9 +135,10 @@ class FmaProduct:
         return [p.kernel("contract", body, grid.blocks, self.threads, self._resident())]
 
     def _resident(self) -> int:
-        """Two large tiles a multiprocessor need 128 registers a thread, which loads through registers would exceed."""
+        """128 registers a thread, or 255 for wide elements and where the largest tiles pass through registers."""
         copied = self.left.asynchronous and self.right.asynchronous
-        return 2 if copied and self.size >= 64 and self.p.dtype.bits == 32 else 0
+        wide = self.p.dtype.bits > 32 or (self.size >= 64 and not copied)
+        return max(1, (256 if wide else 512) // self.threads)
 
     def _fill(self, statement: Callable[[Expr], Stmt]) -> Body:
         i = self.p.name("i")

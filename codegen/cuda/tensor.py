@@ -86,7 +86,8 @@ class TensorProduct:
         body += self._sum()
         body += self._results(m0, n0, grid.batch)
         copied = self.left.asynchronous and self.right.asynchronous
-        resident = 2 if copied and size <= 64 and self.threads <= 256 else 0
+        # 128 registers a thread, or 255 where operands pass through them.
+        resident = max(1, (512 if copied and size <= 64 else 256) // self.threads)
         return p.kernel("contract", body, grid.blocks, self.threads, resident)
 
     def _sum(self) -> Body:

@@ -7,12 +7,14 @@ import random
 from typing import Any
 
 import pytest
-from graphc.codegen.cuda.target import Target
+from graphc.codegen.canonical import canonicalise
+from graphc.codegen.cuda.contract import candidates
+from graphc.codegen.cuda.target import AMPERE, Target
 from graphc.ir.function import Function
 from graphc.ir.registry import IRTypeError
 
 from tests.codegen.contractions import biased, conv_group
-from tests.codegen.device import Case, check_groups
+from tests.codegen.device import Case, check_compiles, check_groups, cuda_text, prepare
 from tests.codegen.products import case, gelu, product_of
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 24, 31, 32, 33, 40, 64, 65)
@@ -97,3 +99,29 @@ def test_random_products() -> None:
 @pytest.mark.parametrize("seed", range(1, 9))
 def test_many_random_products(seed: int) -> None:
     check_groups(random_cases(seed, 60), seeds=(seed,))
+
+
+@pytest.mark.slow
+def test_no_schedule_spills_registers() -> None:
+    """Every tile of the tables, for products that lie well and for some that do not."""
+    ones = ((1, 1), (1, 1))
+    groups = [
+        product_of("f32[1024, 1024]", "f32[1024, 1024]", epilogue=gelu),
+        product_of("f32[1024, 1000]", "f32[1000, 1030]"),
+        product_of("f32[1024, 1001]", "f32[1030, 1001]", lhs_contract=(1,), rhs_contract=(1,)),
+        product_of("f32[16, 200, 1024]", "f32[16, 1024, 100]", None, (2,), (1,), 1, "", gelu),
+        product_of("f64[500, 500]", "f64[500, 500]"),
+        product_of("bf16[500, 500]", "bf16[500, 510]", epilogue=gelu),
+        product_of("f32[500, 500]", "f32[500, 510]", precision="tf32"),
+        conv_group("f32[32, 128, 56, 56]", "f32[128, 128, 3, 3]", biased(1), padding=ones),
+        conv_group("bf16[32, 128, 56, 56]", "bf16[128, 128, 3, 3]", biased(1), padding=ones),
+        conv_group("bf16[32, 3, 56, 56]", "bf16[128, 3, 3, 3]", biased(1), padding=ones),
+    ]
+    texts = []
+    for group in groups:
+        canonical = canonicalise(group)
+        sizes = {name: int(d) for name, d in canonical.extents}
+        for choice in candidates(canonical.function, sizes, AMPERE):
+            texts.append(cuda_text(prepare(Case(group, [], choice, AMPERE), len(texts)).kernels, AMPERE))
+    found = check_compiles(texts, hot=("contract", "finish", "pad", "pack"))
+    assert len(found) >= 2 * len(texts)
