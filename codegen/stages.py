@@ -28,12 +28,22 @@ def fused(f: Function) -> Module:
     return fuse(prepare(optimised(f))[0])
 
 
-def _each_group(f: Function, show: Callable[[Function, dict[str, int]], str]) -> str:
+def fused_for_device(f: Function) -> Module:
+    """As `fused`, for a CUDA device."""
+    from graphc.codegen.cuda.program import fuse_for_device
+    from graphc.codegen.prepare import prepare
+
+    return fuse_for_device(prepare(optimised(f))[0])
+
+
+def _each_group(
+    f: Function, show: Callable[[Function, dict[str, int]], str], fuse: Callable[[Function], Module] = fused
+) -> str:
     from graphc.codegen.canonical import canonicalise
 
     parts: list[str] = []
     seen: dict[object, str] = {}
-    for op in fused(f).entry.ops:
+    for op in fuse(f).entry.ops:
         group: Function = op.attrs["function"]
         canonical = canonicalise(group)
         sizes = ", ".join(f"{name}={d}" for name, d in canonical.extents)
@@ -105,7 +115,7 @@ def _cuda(f: Function) -> str:
     from graphc.codegen.c.cuda import emit_kernels
     from graphc.codegen.cuda.target import HOPPER
 
-    return _one_unit(f, _device_kernels, lambda k, notes: emit_kernels(k, HOPPER, notes))
+    return _one_unit(f, _device_kernels, lambda k, notes: emit_kernels(k, HOPPER, notes), fused_for_device)
 
 
 def _cuda_scheduled(group: Function, hint: dict[str, int]) -> str:
@@ -118,6 +128,7 @@ def _one_unit(
     f: Function,
     kernels_of: Callable[[Function, dict[str, int]], tuple[Kernel, ...]],
     emit: Callable[[list[Kernel], list[str]], str],
+    fuse: Callable[[Function], Module] = fused,
 ) -> str:
     """One translation unit of a program, with a comment on each group; kernels have names of their own."""
     from graphc.codegen.canonical import canonicalise
@@ -125,7 +136,7 @@ def _one_unit(
     kernels: list[Kernel] = []
     notes: list[str] = []
     seen: dict[object, int] = {}
-    for op in fused(f).entry.ops:
+    for op in fuse(f).entry.ops:
         group: Function = op.attrs["function"]
         canonical = canonicalise(group)
         sizes = ", ".join(f"{name}={d}" for name, d in canonical.extents)
@@ -165,7 +176,7 @@ STAGES: dict[str, Callable[[Function], str]] = {
     "asm": lambda f: _each_group(f, _asm),
     "plan": _plan,
     "c": _c,
-    "cuda-scheduled": lambda f: _each_group(f, _cuda_scheduled),
+    "cuda-scheduled": lambda f: _each_group(f, _cuda_scheduled, fused_for_device),
     "cuda": _cuda,
 }
 

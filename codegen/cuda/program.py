@@ -133,7 +133,7 @@ def compile_function(
 
     optimised = run_pipeline(f, DEFAULT if optimise else ("inline",))
     prepared, constants = prepare(optimised)
-    module = merge(fuse(recompute(prepared))) if fused else separate(prepared)
+    module = fuse_for_device(prepared) if fused else separate(prepared)
     donated = accepted(module, [pair for pair in donate if pair[0] not in host]) if donate else frozenset()
     entry = module.entry
     bound = {
@@ -153,6 +153,12 @@ def compile_function(
     return DeviceProgram(
         optimised, module, target, launches, layout.size, host_places, host_bytes, tuple(constants), donated
     )
+
+
+def fuse_for_device(prepared: Function) -> Module:
+    """The groups of a prepared function: as for the CPU, but what is cheap is computed again rather than stored, and
+    reductions of the same memory share a kernel."""
+    return merge(fuse(recompute(prepared)))
 
 
 def _host_places(f: Function, host: Collection[int]) -> tuple[tuple[tuple[int, int, int], ...], int]:
