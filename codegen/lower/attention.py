@@ -8,6 +8,7 @@ ir/ops/attention.py is the definition; the steps are in attention_blocks.py, the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from graphc.codegen.expr import Expr, const, equal, fma, index, load, select, var
@@ -15,16 +16,17 @@ from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Kernel, Let, 
 from graphc.codegen.lower.attention_blocks import KEYS, Blocks, Where, work_of
 from graphc.codegen.lower.attention_grad import gradient_kernels
 from graphc.codegen.lower.index import Position, dim_expr
-from graphc.codegen.lower.lowered import Lowered
+from graphc.codegen.lower.lowered import Lowered, Scratch
 from graphc.codegen.lower.nest import ceil_div, group_buffers, group_extents
 from graphc.codegen.lower.pull import Pull
 from graphc.codegen.math.exponential import exp
 from graphc.codegen.math.logarithm import log
 from graphc.ir.function import Function, Operation, Value
-from graphc.ir.types import substitute
+from graphc.ir.types import size_of, substitute
 
 NAMES = frozenset(("attention", "attention_grad"))
 SMALL = 16  # queries of an item where there are no more
+HEADS = 8  # so many heads of keys, at least, are work for all threads
 
 
 def attention_of(group: Function) -> Operation | None:
@@ -33,22 +35,28 @@ def attention_of(group: Function) -> Operation | None:
 
 
 def variant(op: Operation, hint: dict[str, int]) -> str:
-    """How many queries an item has, as part of a kernel's key."""
+    """How many queries an item has, and whether gradients are one kernel, as part of a kernel's key."""
     queries = substitute(op.operands[0].type.shape[2], dict(hint))
-    return f"{op.name} {SMALL if isinstance(queries, int) and queries <= SMALL else KEYS}"
+    lanes = SMALL if isinstance(queries, int) and queries <= SMALL else KEYS
+    if op.name == "attention_grad":
+        heads = substitute(size_of(op.operands[1].type.shape[:2]), dict(hint))
+        if isinstance(heads, int) and heads >= max(HEADS, os.cpu_count() or 1):
+            return f"{op.name} {lanes} whole"
+    return f"{op.name} {lanes}"
 
 
 def lower_attention(group: Function, op: Operation, vector_bits: int, choice: str) -> Lowered:
     """The kernels of a group whose only operation, but for layout, is `op`. choice: a `variant`."""
-    queries = int(choice.split()[1])
+    _, queries, *whole = choice.split()
     params, results = group_buffers(group)
     pull = Pull(group, dict(zip(group.params, params, strict=True)))
     targets = dict(zip(group.results, results, strict=True))
+    scratch: tuple[Scratch, ...] = ()
     if op.name == "attention_grad":
-        kernels = gradient_kernels(group, op, pull, targets, vector_bits, queries)
+        kernels, scratch = gradient_kernels(group, op, pull, targets, vector_bits, int(queries), bool(whole))
     else:
-        kernels = (_forward(group, Blocks(pull, op, vector_bits, queries), targets),)
-    return Lowered(kernels, params, results, sites=tuple(pull.sites))
+        kernels = (_forward(group, Blocks(pull, op, vector_bits, int(queries)), targets),)
+    return Lowered(kernels, params, results, scratch, tuple(pull.sites))
 
 
 def _forward(group: Function, x: Blocks, targets: Mapping[Value, Buffer]) -> Kernel:

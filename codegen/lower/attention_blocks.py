@@ -160,7 +160,7 @@ class Blocks:
         finish: Callable[[Expr, Expr, Expr], list[Stmt]],
     ) -> list[Stmt]:
         """For every row and lane the chain of fma(row(r, k), lane_of(lane, k), .) over ascending k from start(r, lane)."""
-        width = min(self.tile_lanes, lanes)
+        width = min(self.tile_lanes, lanes & -lanes)
         height = self.tile_rows
         n0, r0, k, lane = (self.name(s) for s in ("n", "r", "k", "lane"))
         sums = [self.name("sum", self.wide) for _ in range(height)]

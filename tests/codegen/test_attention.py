@@ -38,12 +38,14 @@ CASES = [
 ]
 
 
-def native(f: Function, args: list[Array], parts: int = 1, target: Target | None = None) -> list[Array]:
+def native(
+    f: Function, args: list[Array], parts: int = 1, target: Target | None = None, choice: str = ""
+) -> list[Array]:
     """The results of the group `f` by its kernels, launched in `parts` parts."""
     canonical = canonicalise(f)
     extents = {name: int(d) for name, d in canonical.extents}  # type: ignore[call-overload]
     host = target or host_target()
-    lowered = lower(canonical.function, host, extents, variant(canonical.function, host, extents))
+    lowered = lower(canonical.function, host, extents, choice or variant(canonical.function, host, extents))
     types = [r.type for r in canonical.function.results]
     flat = [np.ascontiguousarray(a).ravel() for a in args]
     results = Native(lowered, host).run(flat, types, extents, parts)
@@ -60,6 +62,21 @@ def test_kernels_give_the_interpreters_bits(case: Case, gradient: bool) -> None:
             assert_equal_bits(a, b)
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradients_by_one_kernel_are_the_same(case: Case) -> None:
+    """An item is a whole head of the keys, where there are heads enough for all threads."""
+    f, args = case.function(True), case.args(True)
+    for a, b in zip(native(f, args, 2, choice="attention_grad 64 whole"), interpret(f, args), strict=True):
+        assert_equal_bits(a, b)
+
+
+def test_one_kernel_for_gradients_needs_heads_enough() -> None:
+    for heads, whole in ((1, False), (4096, True)):
+        group = canonicalise(Case((1, heads, heads, 70, 70, 8, 8)).function(True))
+        extents = {name: int(d) for name, d in group.extents}  # type: ignore[call-overload]
+        assert variant(group.function, host_target(), extents).endswith("whole") == whole
+
+
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
 def test_infinities_and_nan(gradient: bool) -> None:
     case = Case((1, 2, 2, 66, 70, 4, 4), causal=True)
@@ -68,8 +85,9 @@ def test_infinities_and_nan(gradient: bool) -> None:
     if gradient:
         args[6][0, 1, 65, 2], args[4][0, 1, 2], args[5][0, 1, 50] = np.inf, -np.inf, np.nan
     f = case.function(gradient)
-    for a, b in zip(native(f, args), interpret(f, args), strict=True):
-        assert_equal_bits(a, b)
+    for choice in ("", "attention_grad 64 whole")[: 1 + gradient]:
+        for a, b in zip(native(f, args, choice=choice), interpret(f, args), strict=True):
+            assert_equal_bits(a, b)
 
 
 def test_narrow_vectors_give_the_same_bits() -> None:
