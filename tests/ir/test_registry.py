@@ -23,6 +23,7 @@ EXPECTED = {
     "conv": "conv",
     "pool": "max_pool max_pool_grad max_pool_take sum_pool sum_pool_grad",
     "indexing": "gather scatter_add take_along put_along_add",
+    "attention": "attention attention_grad",
     "random": "random_bits",
     "control": "call stop_gradient check_index",
 }
