@@ -25,6 +25,14 @@ class OutOfMemoryError(MemoryError):
     """A device has no memory left for a tensor."""
 
 
+class DeviceIndexError(IndexError):
+    """An index out of range that a kernel met, as whoever waited is told. owner: the program that met it, as it names itself."""
+
+    def __init__(self, message: str, owner: Any = None) -> None:
+        super().__init__(message)
+        self.owner = owner
+
+
 class Unavailable(RuntimeError):
     """A device, or what its programs are made with, is not there; the text says what is missing and how to get it."""
 
@@ -132,6 +140,9 @@ _WRAPPERS = {"called", "normal_axis", "normal_axes", "method", "wrapped", "wrapp
 
 def explain(error: Exception, operation: str, types: Iterable[Any]) -> Exception:
     """A new exception of the kind of `error` which also names the operation, its operands and the line."""
+    if isinstance(error, DeviceIndexError):
+        # Often of an operation before; it names that, and the line.
+        return error
     kind: type[Exception] | None = next(
         (
             k

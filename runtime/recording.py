@@ -19,7 +19,7 @@ from graphc.runtime.backend import Program, compile_function
 from graphc.runtime.core import Meta, Tensor, alias, copy_bytes, empty, make, make_contiguous
 from graphc.runtime.device import CPU
 from graphc.runtime.dispatch import ALIGNED, Entry, align, device_of, number
-from graphc.runtime.errors import explain
+from graphc.runtime.errors import DeviceIndexError, explain
 from graphc.runtime.grad_mode import local
 from graphc.runtime.interop import item
 from graphc.runtime.node import Backward, Node
@@ -152,7 +152,7 @@ class Recording:
         try:
             program.run(addresses, list(map(_address_of, outputs)))
         except Exception as error:
-            if self.decisions and isinstance(error, (IndexError, ValueError)):
+            if self.decisions and isinstance(error, (IndexError, ValueError)) and not _of_another(error, program):
                 raise Mismatch([]) from None
             told = explain(error, self.function.name, ())
             raise told from told.__cause__
@@ -238,6 +238,11 @@ class Recording:
         for t, m in zip(objects, self.made):
             if m.differentiable is not None:
                 t._meta = Meta(t._spec, node, m.differentiable)
+
+
+def _of_another(error: Exception, program: Program) -> bool:
+    """Whether a device tells, now that somebody waits, what an operation before `program` met."""
+    return isinstance(error, DeviceIndexError) and error.owner is not getattr(program, "owner", None)
 
 
 def flags_of(metas: Iterable[Meta | None]) -> list[int]:

@@ -22,7 +22,7 @@ from graphc.runtime.cuda import driver as drivers
 from graphc.runtime.cuda.allocator import Allocator
 from graphc.runtime.cuda.streams import Stream, current
 from graphc.runtime.device import Device
-from graphc.runtime.errors import describe
+from graphc.runtime.errors import DeviceIndexError, describe
 from graphc.runtime.spec import Spec
 
 # How many launches back an error still finds its line, and the largest number of a launch.
@@ -234,8 +234,8 @@ class Context:
             self._error[:] = [0] * 4
             for launched in [*reversed(list(self._launched.values())), *self._kept]:
                 if launched.first <= launch < launched.first + len(launched.sites):
-                    raise IndexError(launched.message(launch, site, value))
-            raise IndexError(f"index {value} is out of range in a program that ran on {self.device} a while ago")
+                    raise DeviceIndexError(launched.message(launch, site, value), launched.sites)
+            raise DeviceIndexError(f"index {value} is out of range in a program that ran on {self.device} a while ago")
 
     def synchronize(self) -> None:
         """Wait for all work of the device. Raises what kernels reported."""

@@ -20,7 +20,7 @@ from graphc.runtime.cuda.context import Context
 from graphc.runtime.cuda.driver import Node
 from graphc.runtime.cuda.parameters import Parameters
 from graphc.runtime.device import CPU, Device
-from graphc.runtime.errors import describe, user_frame
+from graphc.runtime.errors import DeviceIndexError, describe, user_frame
 from graphc.runtime.spec import Spec
 
 # A program of so many launches or more is launched as a graph.
@@ -48,6 +48,8 @@ class OnDevice:
     """
 
     donated: frozenset[tuple[int, int]]
+    # What `DeviceIndexError.owner` is for errors of this program.
+    owner: Any
 
     def __init__(
         self, function: Function, donate: Donate, device: Device, operands: Sequence[Spec], results: Sequence[Spec]
@@ -96,6 +98,7 @@ class InterpretedOnDevice(OnDevice):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.program = Interpreted(self.function)
+        self.owner = object()
         self.donated = frozenset(self.donate)
 
     def _launch(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
@@ -111,7 +114,7 @@ class InterpretedOnDevice(OnDevice):
             except IndexError as error:
                 types = ", ".join(map(str, self.operands))
                 told = f"{self.function.name}({types}): {error}\n  at {describe(where)}"
-                context.failures.append(IndexError(told))
+                context.failures.append(DeviceIndexError(told, self.owner))
 
         if not context.driver.call(context.stream(), task):
             self._by_copies(given, wanted)
@@ -239,7 +242,7 @@ class Executable(OnDevice):
         # The blocks of the constants live as long as the program.
         self._constants = [self._constant(np.ascontiguousarray(c)) for c in self.program.constants]
         self._launches = self._bound()
-        self._sites = [p.sites for p in self.program.launches]
+        self._sites = self.owner = [p.sites for p in self.program.launches]
         self._reports = any(self._sites)
         self._runs = 0
         self._seen: dict[Any, None] = {}

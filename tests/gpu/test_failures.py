@@ -184,3 +184,32 @@ def test_devices_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_of_pytorch() -> None:
     assert pycuda_driver.INSTALL == 'pip install "graphc[cuda]"'
     assert {"Stream", "Event", "stream", "synchronize", "memory_allocated", "empty_cache", "mem_get_info"} <= set(dir(gc.cuda))
+
+
+def test_an_error_of_before_is_told_by_a_program_that_decides() -> None:
+    @gc.compile
+    def step(w: gc.Tensor, x: gc.Tensor) -> gc.Tensor:
+        loss = (w * x).sum()
+        return loss if loss < 1 else loss * 2
+
+    x = gc.ones(3, device="cuda")
+    for _ in range(2):
+        assert step(x, x).item() == 6.0
+    gc.take(x, gc.tensor([9], device="cuda"))
+    with pytest.raises(IndexError, match=r"take\(f32\[3\] on cuda:0, i64\[1\] on cuda:0\): .*index 9 is out of range"):
+        step(x, x)
+    assert step(x, x).item() == 6.0
+
+
+def test_an_error_of_its_own_sends_a_program_that_decides_another_way() -> None:
+    @gc.compile
+    def step(x: gc.Tensor, i: gc.Tensor) -> gc.Tensor:
+        if x.sum() < 5:
+            return x
+        return gc.take(x, i)
+
+    x, bad = gc.ones(6, device="cuda"), gc.tensor([7], device="cuda")
+    assert step(x, gc.tensor([2], device="cuda")).tolist() == [1.0]
+    # The recorded way would fail; this call goes another, and does not.
+    assert step(x / 2, bad).tolist() == [0.5] * 6
+    gc.cuda.synchronize()
