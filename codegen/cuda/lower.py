@@ -21,7 +21,14 @@ Sizes = Mapping[str, int]
 Choose = Callable[[Function, Sizes, Target], Choice]
 
 # family -> the file under codegen/cuda/ that schedules it
-FILES = {"map": "map", "row": "reduce", "contract": "contract", "scan": "scan", "scatter": "scatter", "attention": "attention"}
+FILES = {
+    "map": "maps.map",
+    "row": "rows.reduce",
+    "contract": "products.contract",
+    "scan": "indexing.scan",
+    "scatter": "indexing.scatter",
+    "attention": "attention.attention",
+}
 
 
 def kind(group: Function) -> str:

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable
 
 from graphc.codegen.cuda.lower import kind
-from graphc.codegen.cuda.sweeps import domain_of, single_pass
+from graphc.codegen.cuda.rows.sweeps import domain_of, single_pass
 from graphc.codegen.fuse import MOST_OPERATIONS
 from graphc.codegen.lower.row_group import is_columns
 from graphc.ir.function import Builder, Module, Operation, Value

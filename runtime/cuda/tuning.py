@@ -1,4 +1,4 @@
-"""Measuring the schedules of products on a device: every candidate runs, the fastest is stored (codegen/cuda/tuned.py)."""
+"""Measuring the schedules of products on a device: every candidate runs, the fastest is stored (codegen/cuda/products/tuned.py)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from graphc.codegen.canonical import Canonical, canonicalise
-from graphc.codegen.cuda import kernels, tuned
+from graphc.codegen.cuda import kernels
 from graphc.codegen.cuda.choice import Choice
-from graphc.codegen.cuda.contract import candidates
 from graphc.codegen.cuda.lower import kind
+from graphc.codegen.cuda.products import tuned
+from graphc.codegen.cuda.products.contract import candidates
 from graphc.ir.function import Function
 from graphc.ir.types import TensorType
 from graphc.runtime.cuda.build import build

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from graphc.codegen.canonical import canonicalise
-from graphc.codegen.cuda import hopper
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.lower import choose
+from graphc.codegen.cuda.products import hopper
 from graphc.codegen.cuda.target import HOPPER
 from graphc.ir.function import Builder, Function
 from graphc.ir.types import TensorType

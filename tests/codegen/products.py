@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from graphc.codegen.canonical import canonicalise
 from graphc.codegen.cuda.choice import Choice, divisors, is_narrow
-from graphc.codegen.cuda.contract import FMA_TILES, TENSOR_TILES, fma_choice, tensor_choice
+from graphc.codegen.cuda.products.contract import FMA_TILES, TENSOR_TILES, fma_choice, tensor_choice
 from graphc.ir.function import Builder, Function, Value
 from graphc.ir.types import TensorType
 

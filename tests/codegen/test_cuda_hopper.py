@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from graphc.codegen.canonical import canonicalise
-from graphc.codegen.cuda import hopper
 from graphc.codegen.cuda.lower import choose
+from graphc.codegen.cuda.products import hopper
 from graphc.codegen.cuda.simulate import SimulationError
 from graphc.codegen.cuda.target import HOPPER
 from graphc.ir.function import Builder, Function, Value

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from graphc.codegen.canonical import canonicalise
-from graphc.codegen.cuda.contract import candidates
+from graphc.codegen.cuda.products.contract import candidates
 from graphc.codegen.cuda.target import AMPERE, Target
 from graphc.ir.function import Function
 from graphc.ir.registry import IRTypeError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.lower import kind
-from graphc.codegen.cuda.sweeps import domain_of
+from graphc.codegen.cuda.rows.sweeps import domain_of
 from graphc.codegen.fuse import fuse
 from graphc.codegen.lower.row_group import is_columns
 from graphc.codegen.prepare import prepare as prepared_function

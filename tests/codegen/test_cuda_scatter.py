@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from graphc.codegen.c.cuda import emit_kernel
 from graphc.codegen.canonical import canonicalise
-from graphc.codegen.cuda import scatter
 from graphc.codegen.cuda.choice import Choice
+from graphc.codegen.cuda.indexing import scatter
 from graphc.codegen.cuda.lower import choose
 from graphc.codegen.cuda.target import HOPPER
 from graphc.codegen.loops import print_kernel

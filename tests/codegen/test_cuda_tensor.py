@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphc.codegen.cuda.contract import contraction_of, engine
-from graphc.codegen.cuda.rounding import operand_type
+from graphc.codegen.cuda.products.contract import contraction_of, engine
+from graphc.codegen.cuda.products.rounding import operand_type
 from graphc.codegen.cuda.target import AMPERE, Target
 from graphc.ir.function import Function
 from graphc.ir.interpret import interpret

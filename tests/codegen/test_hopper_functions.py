@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graphc.codegen.c.prelude import FOLDER, sections
-from graphc.codegen.cuda import hopper
 from graphc.codegen.cuda.compiler import find_nvcc
+from graphc.codegen.cuda.products import hopper
 from graphc.codegen.cuda.simulate import SimulationError, compiler
 from graphc.codegen.cuda.target import HOPPER
 from graphc.codegen.cuda.tensormap import BYTES, encoding, simulated

@@ -9,8 +9,9 @@ import pytest
 from graphc.cli import main
 from graphc.codegen import cache
 from graphc.codegen.canonical import canonicalise
-from graphc.codegen.cuda import contract, kernels, tuned
+from graphc.codegen.cuda import kernels
 from graphc.codegen.cuda.choice import Choice
+from graphc.codegen.cuda.products import contract, tuned
 from graphc.codegen.cuda.target import HOPPER
 
 from tests.codegen.contractions import dot_group
