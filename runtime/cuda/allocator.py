@@ -7,8 +7,10 @@ from 256 bytes on. Small blocks are cut from slabs; large ones are allocations o
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
+from collections import deque
 from collections.abc import Callable
 from types import CodeType
 from typing import Any, NamedTuple
@@ -130,7 +132,7 @@ class Allocator:
         self.made = self.made_blocks = 0
         self.peak_live = self.peak_reserved = 0
         self.limit: int | None = None
-        self.waiting: list[tuple[list[Any], Block]] = []
+        self.waiting: deque[tuple[list[Any], Block]] = deque()
         self._classes: dict[int, FreeList] = {}
         self._slabs: list[Slab] = []
         self._cutting: dict[Any, Slab] = {}
@@ -162,7 +164,7 @@ class Allocator:
         home = free.of(self.current())
         if self.waiting:
             self._reap()
-            if home.blocks:
+            with contextlib.suppress(IndexError):
                 return free.pop()
         capacity = free.capacity
         with self._lock:
@@ -223,8 +225,11 @@ class Allocator:
 
     def _reap(self) -> None:
         """Take back the blocks that other streams are done with."""
-        waiting, self.waiting = self.waiting, []
-        for events, block in waiting:
+        for _ in range(len(self.waiting)):
+            try:
+                events, block = self.waiting.popleft()
+            except IndexError:  # another thread was faster
+                return
             if all(self.driver.event_done(e) for e in events):
                 block[2].append(block)
             else:
@@ -235,27 +240,24 @@ class Allocator:
         self.driver.synchronize()
         self._reap()
         with self._lock:
+            # Taken out first: what other threads take or bring from now on does not change what is idle.
+            taken: list[tuple[Cached, Block]] = []
+            for c in [c for f in list(self._classes.values()) for c in list(f.lists.values())]:
+                with contextlib.suppress(IndexError):
+                    while True:
+                        taken.append((c, c.blocks.pop()))
             idle: dict[int, int] = {}
-            cached = [c for f in list(self._classes.values()) for c in list(f.lists.values())]
-            for c in cached:
-                for block in c.blocks:
-                    if block[1] is not None:
-                        idle[id(block[1])] = idle.get(id(block[1]), 0) + 1
+            for _, block in taken:
+                idle[id(block[1])] = idle.get(id(block[1]), 0) + 1
             whole = {id(s) for s in self._slabs if idle.get(id(s), 0) == s.blocks}
-            for c in cached:
-                kept = []
-                while c.blocks:
-                    block = c.blocks.pop()
-                    if block[1] is None:
-                        self._return(block[0], block[3])
-                        self.made -= block[3]
-                        self.made_blocks -= 1
-                    elif id(block[1]) not in whole:
-                        kept.append(block)
-                    else:
-                        self.made -= block[3]
-                        self.made_blocks -= 1
-                c.blocks += kept
+            for c, block in reversed(taken):
+                if block[1] is not None and id(block[1]) not in whole:
+                    c.blocks.append(block)
+                    continue
+                if block[1] is None:
+                    self._return(block[0], block[3])
+                self.made -= block[3]
+                self.made_blocks -= 1
             for slab in [s for s in self._slabs if id(s) in whole]:
                 self._slabs.remove(slab)
                 for stream in [k for k, v in self._cutting.items() if v is slab]:

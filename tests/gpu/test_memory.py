@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc as collector
 import random
+import sys
+import threading
 from typing import Any
 
 import graphc as gc
 import numpy as np
 import pytest
-from graphc.runtime.cuda.allocator import SLAB, capacity_of
+from graphc.runtime.cuda.allocator import SLAB, Allocator, capacity_of
 
 MB = 1 << 20
 
@@ -142,6 +144,66 @@ def test_pinned_memory_is_not_used_again_before_it_is_copied(simulated: None) ->
     assert there.cpu().tolist() == [3.0] * 5000
     del other
     assert place in {gc.full((5000,), 5.0).pin_memory().data_ptr() for _ in range(1)} | {place}
+
+
+def test_caches_are_emptied_while_another_thread_takes_from_them(simulated: None) -> None:
+    """No slab goes while a block of it is in use, and no request fails because another was faster."""
+    allocator, stop, failed = Allocator("test", gc.device("cuda").context.driver, lambda: None), threading.Event(), []
+
+    def work() -> None:
+        try:
+            while not stop.is_set():
+                blocks = [allocator.take(256) for _ in range(5)]
+                slabs = list(allocator._slabs)
+                if not all(any(b[1] is s for s in slabs) for b in blocks):
+                    failed.append("a slab went that is in use")
+                for b in blocks:
+                    allocator.waiting.append(([], b)) if b[0] % 512 else b[2].append(b)
+        except Exception as error:  # told by the assertion
+            failed.append(repr(error))
+
+    threads, interval = [threading.Thread(target=work) for _ in range(2)], sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for t in threads:
+            t.start()
+        for _ in range(300):
+            allocator.empty_cache()
+        stop.set()
+        for t in threads:
+            t.join()
+    finally:
+        stop.set()
+        sys.setswitchinterval(interval)
+    assert not failed
+    allocator.empty_cache()
+    assert (allocator.reserved, allocator.made, allocator.made_blocks, len(allocator.waiting)) == (0, 0, 0, 0)
+
+
+def test_a_block_that_is_taken_while_caches_are_emptied_keeps_its_slab(simulated: None) -> None:
+    allocator = Allocator("test", gc.device("cuda").context.driver, lambda: None)
+    stolen: list[Any] = []
+
+    class Blocks(list[Any]):
+        """Free blocks of which another thread takes one as soon as somebody looked at them."""
+
+        def __iter__(self) -> Any:
+            yield from list(super().__iter__())
+            self.steal()
+
+        def pop(self, *at: Any) -> Any:
+            self.steal()
+            return super().pop(*at)
+
+        def steal(self) -> None:
+            if not stolen:
+                stolen.append(super().pop())
+
+    blocks = [allocator.take(256) for _ in range(4)]
+    home = allocator.free_list(256).of(None)
+    home.blocks = Blocks(blocks)
+    allocator.empty_cache()
+    assert stolen and stolen[0][1] in allocator._slabs and allocator.reserved == SLAB and allocator.made == 4 * 256
 
 
 def test_soak() -> None:
