@@ -124,10 +124,14 @@ class Allocator:
     allocations: how often the driver was asked. large: address of a large block in use -> (bytes, where it was made).
     """
 
-    def __init__(self, name: str, driver: Any, current: Callable[[], Any]) -> None:
+    def __init__(
+        self, name: str, driver: Any, current: Callable[[], Any], release: Callable[[], None] = lambda: None
+    ) -> None:
         self.name = name
         self.driver = driver
         self.current = current
+        # Gives back what the runtime itself keeps, before memory goes back to the driver.
+        self.release = release
         self.live = self.live_blocks = self.reserved = self.allocations = self.retries = self.failures = 0
         self.made = self.made_blocks = 0
         self.peak_live = self.peak_reserved = 0
@@ -237,6 +241,7 @@ class Allocator:
 
     def empty_cache(self) -> None:
         """Give the memory that no tensor holds back to the driver."""
+        self.release()
         self.driver.synchronize()
         self._reap()
         with self._lock:

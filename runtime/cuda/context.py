@@ -58,7 +58,7 @@ class Context:
         p = driver.properties
         self.target = Target(10 * p.major + p.minor, p.multi_processor_count, p.shared_memory_per_block, p.l2_cache_size)
         self.default_stream = Stream(raw=driver.new_stream(), context=self)
-        self.allocator = Allocator(f"cuda:{index}", driver, self.stream)
+        self.allocator = Allocator(f"cuda:{index}", driver, self.stream, self.release_arenas)
         self.device = Device("cuda", index, self.allocator, self)
         # {site, value, launch, unused}, in memory that the device and the host see.
         self.error_address = driver.allocate_host(32)
@@ -70,10 +70,14 @@ class Context:
         self._launched: dict[int, Launched] = {}
         self._kept: list[Launched] = []
         self._sent: dict[Any, int] = {}
+        # The blocks of those, and of the generation before: a thread may have found a value and not launched yet.
         self._sent_blocks: list[Any] = []
+        self._sent_before: list[Any] = []
         self._lock = threading.Lock()
         # Held while a program is launched: threads that share a stream share its arena.
         self.launching = threading.RLock()
+        # Whether a launch has an arena's address in hand; changed by who holds `launching` only.
+        self.arena_in_hand = False
         self._pool: list[Any] = []
         self._pooled = 0
         self._modules: dict[str, Any] = {}
@@ -176,10 +180,10 @@ class Context:
                 return address
             if len(self._sent) >= SENT:
                 self.driver.synchronize()
-                for block in self._sent_blocks:
+                for block in self._sent_before:
                     block[2].append(block)
+                self._sent_before, self._sent_blocks = self._sent_blocks, []
                 self._sent.clear()
-                self._sent_blocks.clear()
             block = self.allocator.take(len(data))
             # Queued before another thread can find it.
             self.write(block[0], data)
@@ -199,6 +203,30 @@ class Context:
                 block[2].append(block)
             block = self._arenas[stream] = self.allocator.take(size)
         return block[0]  # type: ignore[no-any-return]
+
+    def release_arenas(self) -> None:
+        """Leave the arenas, which else only grow, to the allocator, unless a launch is under way."""
+        if not self.launching.acquire(blocking=False):
+            return
+        try:
+            if not self.arena_in_hand:
+                while self._arenas:
+                    block = self._arenas.popitem()[1]
+                    block[2].append(block)
+        finally:
+            self.launching.release()
+
+    def retire(self, blocks: Sequence[Any]) -> None:
+        """Give blocks back that work on any stream may have used."""
+        streams = [self.default_stream.raw, *self._pool]
+        if len(streams) == 1:
+            for block in blocks:
+                block[2].append(block)
+        elif blocks:
+            events = [self.driver.new_event() for _ in streams]
+            for event, stream in zip(events, streams):
+                self.driver.record(event, stream)
+            self.allocator.waiting.extend((events, block) for block in blocks)
 
     # errors
 

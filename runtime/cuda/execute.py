@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,15 +73,15 @@ class OnDevice:
             return
         context, borrowed = self.context, []
         inputs, wanted = list(inputs), list(outputs)
-        for i in self.staged:
-            borrowed.append(context.allocator.take(self.operands[i].nbytes))
-            if self.operands[i].nbytes:
-                context.driver.copy_in(borrowed[-1][0], inputs[i], self.operands[i].nbytes, context.stream())
-            inputs[i] = borrowed[-1][0]
-        for j in self.back:
-            borrowed.append(context.allocator.take(self.results[j].nbytes))
-            wanted[j] = borrowed[-1][0]
         try:
+            for i in self.staged:
+                borrowed.append(context.allocator.take(self.operands[i].nbytes))
+                if self.operands[i].nbytes:
+                    context.driver.copy_in(borrowed[-1][0], inputs[i], self.operands[i].nbytes, context.stream())
+                inputs[i] = borrowed[-1][0]
+            for j in self.back:
+                borrowed.append(context.allocator.take(self.results[j].nbytes))
+                wanted[j] = borrowed[-1][0]
             self._launch(inputs, wanted)
             for j in self.back:
                 context.read_into(outputs[j], wanted[j], self.results[j].nbytes)
@@ -227,6 +228,15 @@ class _HostPlace:
         self.data = b""
 
 
+class _Held:
+    """The blocks of a program's constants and values of the host, which live as long as what runs it."""
+
+    __slots__ = ("__weakref__", "blocks")
+
+    def __init__(self) -> None:
+        self.blocks: list[Any] = []
+
+
 class Executable(OnDevice):
     """A compiled function, loaded on a device.
 
@@ -239,7 +249,8 @@ class Executable(OnDevice):
         self.program = build(self.context, self.function, self.donate, self.host)
         self.donated = self.program.donated
         self._lock = threading.Lock()
-        # The blocks of the constants live as long as the program.
+        self._held = _Held()
+        weakref.finalize(self._held, self.context.retire, self._held.blocks).atexit = False
         self._constants = [self._constant(np.ascontiguousarray(c)) for c in self.program.constants]
         self._launches = self._bound()
         self._sites = self.owner = [p.sites for p in self.program.launches]
@@ -264,7 +275,7 @@ class Executable(OnDevice):
         sent = [(word, at) for word, space, at in launch.places if space == "host"]
         plain = len(places) + len(targets) + len(sent) == len(launch.places) and not launch.maps
 
-        def run(inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        def run(inputs: Sequence[int], outputs: Sequence[int], held: _Held = self._held) -> None:
             base = 0
             if host:
                 parts = [read(inputs[i], nbytes).ljust(_SLOT, b"\0") for i, _, nbytes in host]
@@ -292,6 +303,7 @@ class Executable(OnDevice):
 
     def _constant(self, array: np.ndarray[Any, Any]) -> Any:
         block = self.context.allocator.take(array.nbytes)
+        self._held.blocks.append(block)
         self.context.write(block[0], array)
         self.context.driver.synchronize_stream(self.context.stream())
         return block
@@ -305,16 +317,24 @@ class Executable(OnDevice):
         stream = context.stream()
         with context.launching, self._lock:
             spaces["arena"] = context.arena(self.program.arena)
-            if len(self._launches) >= CHAIN and self._launch_graph(spaces, stream, bytes(data)):
-                return
-            if data:
-                spaces["host"] = context.sent(bytes(data))
-            first = 0
-            if self._reports:
-                first = context.number(self._sites, self.function.name, self.operands, user_frame(4))
-            for i, launch in enumerate(self._launches):
-                launch.set(spaces, first + i)
-                context.driver.launch(launch.node, stream)
+            outer, context.arena_in_hand = context.arena_in_hand, True
+            try:
+                self._launch_all(spaces, stream, bytes(data), user_frame(4) if self._reports else None)
+            finally:
+                context.arena_in_hand = outer
+
+    def _launch_all(self, spaces: dict[str, Any], stream: Any, data: bytes, where: Any) -> None:
+        context = self.context
+        if len(self._launches) >= CHAIN and self._launch_graph(spaces, stream, data):
+            return
+        if data:
+            spaces["host"] = context.sent(data)
+        first = 0
+        if self._reports:
+            first = context.number(self._sites, self.function.name, self.operands, where)
+        for i, launch in enumerate(self._launches):
+            launch.set(spaces, first + i)
+            context.driver.launch(launch.node, stream)
 
     # graphs
 
@@ -349,6 +369,7 @@ class Executable(OnDevice):
         known = self._host_places.get(stream)
         if known is None:
             known = self._host_places[stream] = _HostPlace(self.context.allocator.take(self.program.host_bytes))
+            self._held.blocks.append(known.block)
         return known
 
     def _remember(self, key: Any) -> None:

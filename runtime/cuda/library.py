@@ -30,6 +30,7 @@ UNLOADABLE = {200: "it is damaged", 209: "it is for another architecture", 222: 
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 HOST_PORTABLE, HOST_MAPPED = 1, 2
 EVENT_NO_TIMING = 2
+POINTER_MEMORY_TYPE, MEMORY_OF_HOST = 2, 1  # CU_POINTER_ATTRIBUTE_MEMORY_TYPE, CU_MEMORYTYPE_HOST
 
 _address = c_ulonglong
 
@@ -63,6 +64,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuMemFree_v2": (_address,),
     "cuMemHostAlloc": (POINTER(c_void_p), c_size_t, c_uint),
     "cuMemFreeHost": (c_void_p,),
+    "cuPointerGetAttribute": (c_void_p, c_int, _address),
     "cuMemcpyHtoDAsync_v2": (_address, c_void_p, c_size_t, c_void_p),
     "cuMemcpyDtoHAsync_v2": (c_void_p, _address, c_size_t, c_void_p),
     "cuMemcpyDtoDAsync_v2": (_address, _address, c_size_t, c_void_p),

@@ -33,8 +33,8 @@ class _Pool:
             except IndexError:
                 break
             with _lock:
-                event = _in_use.get(block[0])
-                if event is None or event[0].event_done(event[1]):
+                copies = _in_use.get(block[0], [])
+                if all(driver.event_done(event) for driver, event in copies):
                     _in_use.pop(block[0], None)
                     return block
             self.blocks.append(block)
@@ -45,8 +45,8 @@ class _Pool:
 
 _PINNED = object()
 _pools: dict[int, _Pool] = {}
-# address of a block -> (driver, event after the last copy from it)
-_in_use: dict[int, tuple[Any, Any]] = {}
+# address of a block -> (driver, event after it) of each copy from it that may not be done
+_in_use: dict[int, list[tuple[Any, Any]]] = {}
 _lock = threading.Lock()
 
 
@@ -66,7 +66,8 @@ def in_use(buffer: Any, driver: Any, stream: Any) -> None:
     event = driver.new_event()
     driver.record(event, stream)
     with _lock:
-        _in_use[buffer.block[0]] = (driver, event)
+        copies = [c for c in _in_use.get(buffer.block[0], []) if not c[0].event_done(c[1])]
+        _in_use[buffer.block[0]] = [*copies, (driver, event)]
 
 
 def pinned(x: Tensor) -> Tensor:

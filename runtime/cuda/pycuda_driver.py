@@ -11,7 +11,7 @@ import ctypes
 import importlib
 import threading
 from collections.abc import Callable, Sequence
-from ctypes import byref, c_float, c_size_t, c_ulonglong, c_void_p
+from ctypes import byref, c_float, c_size_t, c_uint, c_ulonglong, c_void_p
 from typing import Any
 
 from graphc.runtime.cuda import library as lib
@@ -180,6 +180,14 @@ class PycudaDevice:
 
     def copy_in(self, target: int, source: int, nbytes: int, stream: Any, pinned: bool = False) -> None:
         self._call("cuMemcpyHtoDAsync_v2", target, source, nbytes, stream.handle)
+        # Memory that the caller does not know to be pinned, by graphc or another library, is read later all the same.
+        if not pinned and self._is_pinned(source):
+            self._call("cuStreamSynchronize", stream.handle)
+
+    def _is_pinned(self, address: int) -> bool:
+        kind = c_uint()
+        status = self.library.function("cuPointerGetAttribute")(byref(kind), lib.POINTER_MEMORY_TYPE, address)
+        return bool(status == lib.SUCCESS and kind.value == lib.MEMORY_OF_HOST)
 
     def copy_out(self, target: int, source: int, nbytes: int, stream: Any) -> None:
         self._call("cuMemcpyDtoHAsync_v2", target, source, nbytes, stream.handle)

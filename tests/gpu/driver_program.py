@@ -130,6 +130,18 @@ def main() -> None:
 
     batch = gc.ones(1000).pin_memory()
     assert batch.is_pinned() and batch.to("cuda", non_blocking=True).sum().item() == 1000
+    # Pinned memory has been read when a call ends that does not say `non_blocking`, whoever it is from.
+    taken = gc.compile(lambda w, x: (w * x.cuda()).sum())
+    for i in range(3):
+        batch = gc.full((1000,), float(i)).pin_memory()
+        y = taken(gc.ones(1000, device="cuda"), batch)
+        ctypes.memset(batch.data_ptr(), 0x40, 4000)
+        assert y.item() == 1000 * i
+    batch = gc.ones(1000).pin_memory()
+    there = gc.asarray(batch.numpy(), device="cuda")
+    ctypes.memset(batch.data_ptr(), 0x40, 4000)
+    assert there.sum().item() == 1000
+
     free, total = gc.cuda.mem_get_info()
     assert 0 < free < total
     try:

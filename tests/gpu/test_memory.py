@@ -11,6 +11,7 @@ from typing import Any
 import graphc as gc
 import numpy as np
 import pytest
+from graphc.runtime.cuda import context as contexts
 from graphc.runtime.cuda.allocator import SLAB, Allocator, capacity_of
 
 MB = 1 << 20
@@ -144,6 +145,116 @@ def test_pinned_memory_is_not_used_again_before_it_is_copied(simulated: None) ->
     assert there.cpu().tolist() == [3.0] * 5000
     del other
     assert place in {gc.full((5000,), 5.0).pin_memory().data_ptr() for _ in range(1)} | {place}
+
+
+def test_pinned_memory_waits_for_the_copies_of_all_streams(simulated: None) -> None:
+    x = gc.full((7000,), 3.0).pin_memory()
+    place, first, second = x.data_ptr(), gc.cuda.Stream(), gc.cuda.Stream()
+    with gc.cuda.stream(first):
+        there = x.to("cuda", non_blocking=True)
+    with gc.cuda.stream(second):
+        x.to("cuda", non_blocking=True)
+    second.synchronize()
+    del x
+    other = gc.full((7000,), 4.0).pin_memory()
+    assert other.data_ptr() != place
+    with gc.cuda.stream(first):
+        assert there.cpu().tolist() == [3.0] * 7000
+
+
+def test_a_program_gives_its_memory_back(compiled: None, simulated: None) -> None:
+    def make() -> Any:
+        def f(x: gc.Tensor, k: float) -> gc.Tensor:
+            y = gc.cumsum(x * k, 0)
+            for _ in range(2):
+                y = gc.cumsum(y - y.max(), 0)
+            return y
+
+        return gc.compile(f)
+
+    x, held, wanted = gc.ones(9000, device="cuda"), [], None
+    s = gc.cuda.Stream()
+    gc.cuda.synchronize()
+    for _ in range(4):
+        f = make()
+        with gc.cuda.stream(s):
+            f(x, 2.5)
+        got = [f(x, 2.5) for _ in range(4)]
+        (family,) = f._families.values()
+        program = family.recordings[0]._program
+        assert program._held.blocks and program._graphs, "the test wants values of the host"
+        del f, family, program
+        collector.collect()
+        wanted = wanted or got[0].tolist()
+        assert all(y.tolist() == wanted for y in got)
+        del got
+        gc.cuda.synchronize()
+        gc.cuda.empty_cache()
+        held.append(gc.cuda.memory_allocated())
+    assert held[1:] == held[:-1], held
+
+
+def test_what_runs_a_constant_keeps_it(compiled: None) -> None:
+    from graphc.ir.function import Builder
+    from graphc.ir.types import F32, TensorType
+    from graphc.runtime.backend import compile_function
+    from graphc.runtime.spec import spec_of
+
+    device = gc.device("cuda")
+    table = np.random.default_rng(1).random(3000, dtype=np.float32)
+    b = Builder("add_table")
+    x = b.param(TensorType(F32, (3000,)))
+    function = b.build((b.emit("add", x, b.emit("constant", value=table)),))
+    spec = spec_of(F32, (3000,), False, device)
+    run = compile_function(function, (), device, [spec], [spec]).run
+    collector.collect()
+    others = [gc.full((3000,), 7.0, device="cuda") for _ in range(4)]
+    given, out = gc.zeros(3000, device="cuda"), gc.zeros(3000, device="cuda")
+    run([given.data_ptr()], [out.data_ptr()])
+    assert out.cpu().numpy().tobytes() == table.tobytes() and len(others) == 4
+
+
+def test_copies_for_a_program_are_given_back_where_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    @gc.compile
+    def f(a: gc.Tensor, b: gc.Tensor, c: gc.Tensor) -> gc.Tensor:
+        return a.cuda().sum() + b.cuda().sum() + c
+
+    a, b, c = gc.ones(MB // 4), gc.ones(5 * MB), gc.ones(1, device="cuda")
+    wanted = f(a, b, c).item()
+    gc.cuda.synchronize()
+    gc.cuda.empty_cache()
+    allocator = gc.device("cuda").context.allocator
+    held = gc.cuda.memory_allocated()
+    monkeypatch.setattr(allocator, "limit", allocator.reserved + 4 * MB)
+    with pytest.raises(gc.OutOfMemoryError, match=r"20\.0 MiB asked for"):
+        f(a, b, c)
+    assert gc.cuda.memory_allocated() < held + MB  # and the result that did not come to be
+    monkeypatch.setattr(allocator, "limit", None)
+    assert f(a, b, c).item() == wanted
+
+
+def test_arenas_are_given_back(compiled: None) -> None:
+    @gc.compile
+    def f(x: gc.Tensor) -> gc.Tensor:
+        return gc.cumsum(gc.cumsum(x, 0), 1) @ x
+
+    x = gc.rand(300, 300, device="cuda")
+    wanted = f(x).tolist()
+    gc.cuda.synchronize()
+    gc.cuda.empty_cache()
+    assert gc.device("cuda").context._arenas == {}
+    assert f(x).tolist() == wanted
+
+
+def test_values_of_the_host_outlive_the_next_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may fill the table between finding a value and launching with it."""
+    context = gc.device("cuda").context
+    monkeypatch.setattr(contexts, "SENT", 8)
+    context.sent(b"a thread has this")
+    at = context.sent(b"0123456789abcdef")
+    for i in range(8):
+        context.sent(i.to_bytes(16, "little"))
+    assert context.read(at, 16).tobytes() == b"0123456789abcdef"
 
 
 def test_caches_are_emptied_while_another_thread_takes_from_them(simulated: None) -> None:

@@ -302,6 +302,13 @@ API cuMemFreeHost(void *p) {
 }
 API cuMemHostGetDevicePointer_v2(Address *at, void *p, unsigned) { return *at = (Address)p, SUCCESS; }
 
+API cuPointerGetAttribute(unsigned *value, int attribute, Address at) {
+    CURRENT;
+    if (attribute != 2) return NOT_SUPPORTED;
+    if (!inside(device, at, 1) && !is_pinned((void *)at, 1)) return INVALID_VALUE; /* memory that CUDA has not heard of */
+    *value = is_pinned((void *)at, 1) ? 1 : 2;
+    return SUCCESS;
+}
 API cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, Stream *stream) {
     CURRENT;
     if (!reachable(device, to, bytes)) return INVALID_VALUE;
