@@ -122,6 +122,9 @@ class Disk:
         if number % 128 == 0:
             self.evict()
 
+    def drop(self, name: str) -> None:
+        _unlink(self.path / (name + SUFFIX))
+
     def evict(self) -> None:
         """Delete the entries used longest ago until a fifth of the limit is free; only if the limit is passed."""
         now, total = time.time(), 0
@@ -253,6 +256,14 @@ def put(name: str, data: bytes) -> None:
     store = disk()
     if store is not None:
         store.put(name, data)
+
+
+def drop(name: str) -> None:
+    """Delete an entry that turned out to be of no use."""
+    _memory.pop(name, None)
+    store = disk()
+    if store is not None:
+        store.drop(name)
 
 
 def forget() -> None:

@@ -445,7 +445,7 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
 
         update = to_device(update, x._spec.device)
     if isinstance(index, Tensor) and index._spec.dtype is BOOL and len(update._spec.shape) <= _rest(x, index):
-        mask = _checked_mask(index, x._spec.shape, 0)
+        mask = _plain(_checked_mask(index, x._spec.shape, 0), x._spec.device)
         wide = apply(RESHAPE, (mask,), ((*mask._spec.shape, *(1,) * _rest(x, index)),))
         new = where(wide, _as_type(update, x), x)
     else:

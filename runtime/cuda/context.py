@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from graphc.codegen import cache
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.kernels import Site
 from graphc.ir.types import DType
@@ -22,7 +23,7 @@ from graphc.runtime.cuda import driver as drivers
 from graphc.runtime.cuda.allocator import Allocator
 from graphc.runtime.cuda.streams import Stream, current
 from graphc.runtime.device import Device
-from graphc.runtime.errors import DeviceIndexError, describe
+from graphc.runtime.errors import DeviceIndexError, Unavailable, describe
 from graphc.runtime.spec import Spec
 
 # How many launches back an error still finds its line, and the largest number of a launch.
@@ -277,7 +278,12 @@ class Context:
         with self._lock:
             module = self._modules.get(unit.name)
             if module is None:
-                module = self._modules[unit.name] = self.driver.load(unit.binary)
+                try:
+                    module = self._modules[unit.name] = self.driver.load(unit.binary)
+                except Unavailable:
+                    # Another compiler, once the user has installed it, is to build it anew.
+                    cache.drop(f"unit-{unit.name}")
+                    raise
         return self.driver.function(module, symbol, shared)
 
 

@@ -128,7 +128,7 @@ def driver() -> Driver:
 
 def _find(asked: str) -> Driver:
     kind, _, number = asked.partition(":")
-    if kind == "simulate":
+    if kind == "simulate" and (not number or (number.isdecimal() and int(number))):
         from graphc.runtime.cuda.simulated import SimulatedDriver
 
         return SimulatedDriver(int(number or 1))
@@ -137,7 +137,7 @@ def _find(asked: str) -> Driver:
     if kind:
         raise Unavailable(
             f'the device "cuda" is not available: GRAPHC_CUDA={asked} is not known; it can be "simulate" (a simulated device), '
-            '"off", or unset'
+            '"simulate:2" (two of them), "off", or unset'
         )
     from graphc.runtime.cuda.pycuda_driver import PycudaDriver
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import graphc as gc
 import pytest
+from graphc.codegen.cuda import kernels
 from graphc.runtime.cuda import driver as drivers
 from graphc.runtime.cuda import library, pycuda_driver
 
@@ -146,6 +148,14 @@ def test_cuda_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
         gc.device("cuda")
 
 
+@pytest.mark.parametrize("asked", ["simulate:x", "simulate:0", "simulate:-1", "simulated", "1"])
+def test_what_graphc_cuda_cannot_be(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHC_CUDA", asked)
+    assert not gc.cuda.is_available() and gc.cuda.device_count() == 0
+    with pytest.raises(RuntimeError, match=f'GRAPHC_CUDA={asked} is not known; it can be .*"simulate:2"'):
+        gc.device("cuda")
+
+
 def test_a_gpu_that_is_too_old(monkeypatch: pytest.MonkeyPatch, simulated: None) -> None:
     from graphc.runtime.cuda.simulated import SimulatedDriver
 
@@ -173,6 +183,29 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch, simulated: None) -> None:
     x = gc.ones(3, 17, device="cuda")
     with pytest.raises(RuntimeError, match=r"(?s)no CUDA compiler.*pip install 'graphc\[cuda\]'.*or use device \"cpu\""):
         gc.sinh(x).cpu()
+
+
+def test_what_the_driver_cannot_load_is_not_kept(
+    compiled: None, simulated: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After the cure, which is another compiler, the next process builds it anew."""
+    from graphc.codegen import cache
+
+    monkeypatch.setenv("GRAPHC_CACHE_DIR", str(tmp_path))
+    driver = gc.device("cuda").context.driver
+    x, f = gc.ones(3, 19, device="cuda"), gc.compile(lambda x: gc.tan(x) * 0.715)
+    with monkeypatch.context() as m:
+
+        def load(binary: bytes) -> Any:
+            raise drivers.unavailable("its driver cannot load what the compiler made", "update the driver")
+
+        m.setattr(driver, "load", load)
+        with pytest.raises(RuntimeError, match="cannot load what the compiler made; update the driver"):
+            f(x)
+    assert list(tmp_path.glob("*.kernel")) and not list(tmp_path.glob("unit-*"))
+    cache.forget()
+    kernels.forget()
+    assert f(x).shape == (3, 19) and len(list(tmp_path.glob("unit-*"))) == 1
 
 
 def test_devices_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,7 @@ def test_assignment() -> None:
         t[:, 2] = gc.arange(4.0)
         t[gc.tensor([0, 3]), 1] = gc.asarray([7.0, 8.0])
         t[t > 7.5] = -1
+        t[(t == 3).cpu()] = 4  # a mask of the CPU, as indices may be
         t += 0.5
         t.mul_(2)
         t.copy_(t.cpu() * 3)
