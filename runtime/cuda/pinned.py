@@ -50,6 +50,13 @@ _in_use: dict[int, list[tuple[Any, Any]]] = {}
 _lock = threading.Lock()
 
 
+class PinnedBuffer(Buffer):
+    """Pinned memory. Programs do not write to it in place: a copy that waits in a stream may read it later."""
+
+    __slots__ = ()
+    foreign = True
+
+
 def is_pinned_buffer(buffer: Any) -> bool:
     """Whether a buffer's memory is pinned."""
     block = getattr(buffer, "block", None)
@@ -83,7 +90,7 @@ def pinned(x: Tensor) -> Tensor:
         make_contiguous(x)
     capacity = capacity_of(spec.nbytes)
     pool = _pools.get(capacity) or _pools.setdefault(capacity, _Pool(capacity))
-    buffer = _new(Buffer)
+    buffer = _new(PinnedBuffer)
     buffer.block = pool.take()
     ctypes.memmove(buffer.block[0], x._address, spec.nbytes)
     return make(spec, buffer, buffer.block[0])

@@ -162,6 +162,24 @@ def test_pinned_memory_waits_for_the_copies_of_all_streams(simulated: None) -> N
         assert there.cpu().tolist() == [3.0] * 7000
 
 
+def test_pinned_memory_is_not_updated_in_place_under_a_copy(simulated: None) -> None:
+    p = gc.nn.Parameter(gc.ones(4))
+    optimizer = gc.optim.SGD([p], lr=1.0)
+
+    @gc.compile
+    def step() -> None:
+        optimizer.zero_grad()
+        (p * 2).sum().backward()
+        optimizer.step()
+
+    step()
+    step()
+    p.data = gc.ones(4).pin_memory()
+    there = p.detach().to("cuda", non_blocking=True)
+    step()
+    assert p.tolist() == [-1.0] * 4 and there.tolist() == [1.0] * 4
+
+
 def test_a_program_gives_its_memory_back(compiled: None, simulated: None) -> None:
     def make() -> Any:
         def f(x: gc.Tensor, k: float) -> gc.Tensor:
