@@ -111,6 +111,8 @@ class Library:
 
     def __init__(self) -> None:
         self.handle = ctypes.CDLL(NAME)
+        # Whether this process is a child of the one that started the driver.
+        self.forked = False
         self._functions: dict[str, Any] = {}
 
     def function(self, name: str) -> Any:

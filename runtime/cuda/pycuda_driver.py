@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import importlib
+import os
 import threading
 from collections.abc import Callable, Sequence
 from ctypes import byref, c_float, c_size_t, c_uint, c_ulonglong, c_void_p
@@ -21,6 +22,11 @@ from graphc.runtime.errors import Unavailable
 
 _STATIC_SHARED = 48 << 10
 INSTALL = 'pip install "graphc[cuda]"'
+# A driver does not work on in a child of the process that started it.
+FORKED = (
+    "this process was forked from one that already uses it",
+    'start it by multiprocessing.get_context("spawn"), or do not use "cuda" before the fork',
+)
 
 
 class _Bound(threading.local):
@@ -93,6 +99,8 @@ class PycudaDevice:
     def bind(self) -> None:
         """Let this thread work on this device."""
         if _bound.device is not self:
+            if self.library.forked:
+                raise unavailable(*FORKED)
             self.library.call("cuCtxSetCurrent", self._raw_context)
             _bound.device = self
 
@@ -313,6 +321,11 @@ class PycudaDriver:
         self.pycuda = _pycuda()
         self.pycuda.init()
         self._devices: dict[int, PycudaDevice] = {}
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self.library.forked = True
+        _bound.device = None
 
     def _start(self) -> None:
         version = self.library.version()
@@ -333,6 +346,8 @@ class PycudaDriver:
         return self.library.version()
 
     def count(self) -> int:
+        if self.library.forked:
+            raise unavailable(*FORKED)
         return int(self.pycuda.Device.count())
 
     def open(self, index: int) -> PycudaDevice:

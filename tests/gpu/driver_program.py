@@ -6,6 +6,7 @@ With the argument "stand-in" the few names of pycuda that graphc uses are made h
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 import types
@@ -141,6 +142,18 @@ def main() -> None:
     there = gc.asarray(batch.numpy(), device="cuda")
     ctypes.memset(batch.data_ptr(), 0x40, 4000)
     assert there.sum().item() == 1000
+
+    child = os.fork()
+    if not child:
+        status = 0
+        for attempt in (lambda: gc.ones(2, device="cuda"), lambda: there + 1, there.tolist, gc.cuda.synchronize):
+            try:
+                attempt()
+            except RuntimeError as error:
+                status += 'forked from one that already uses it; start it by multiprocessing.get_context("spawn")' in str(error)
+        os._exit(status + 10 * gc.cuda.is_available())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+    assert (there + 1).sum().item() == 2000
 
     free, total = gc.cuda.mem_get_info()
     assert 0 < free < total
