@@ -11,6 +11,7 @@ over these, once, for all emitters.
 from __future__ import annotations
 
 import struct
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -151,6 +152,7 @@ class Expr:
 
 Operand = Union[Expr, int, float, bool]
 _interned: weakref.WeakValueDictionary[Any, Expr] = weakref.WeakValueDictionary()
+_lock = threading.RLock()
 
 
 def make(op: str, dtype: DType, args: tuple[Expr, ...] = (), data: Any = None) -> Expr:
@@ -158,9 +160,13 @@ def make(op: str, dtype: DType, args: tuple[Expr, ...] = (), data: Any = None) -
     key = (op, dtype, tuple(map(id, args)), type(data), data)
     node = _interned.get(key)
     if node is None:
-        node = Expr.__new__(Expr)
-        node.op, node.dtype, node.args, node.data = op, dtype, args, data
-        _interned[key] = node
+        # Threads compile at the same time; none may keep a node that another replaced.
+        with _lock:
+            node = _interned.get(key)
+            if node is None:
+                node = Expr.__new__(Expr)
+                node.op, node.dtype, node.args, node.data = op, dtype, args, data
+                _interned[key] = node
     return node
 
 
