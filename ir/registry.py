@@ -98,5 +98,7 @@ def operations() -> Mapping[str, OpDef]:
 def _load() -> None:
     global _loaded
     if not _loaded:
-        _loaded = True
+        # Threads that come meanwhile wait for the import.
         import graphc.ir.ops  # noqa: F401  (registers every family)
+
+        _loaded = True

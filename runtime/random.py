@@ -202,7 +202,7 @@ def generator_of(device: Device) -> Generator:
         return default_generator
     known = _of_devices.get(device)
     if known is None:
-        known = _of_devices[device] = Generator(_seed, device)
+        known = _of_devices.setdefault(device, Generator(_seed, device))
     return known
 
 

@@ -8,6 +8,7 @@ a device says what is missing.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -109,6 +110,7 @@ class Driver(Protocol):
 
 # What GRAPHC_CUDA asked for -> the driver, or why there is none. A driver lives as long as Python.
 _drivers: dict[str, Driver | str] = {}
+_lock = threading.RLock()
 
 
 def driver() -> Driver:
@@ -116,11 +118,14 @@ def driver() -> Driver:
     asked = os.environ.get("GRAPHC_CUDA", "")
     found = _drivers.get(asked)
     if found is None:
-        try:
-            found = _find(asked)
-        except Unavailable as error:
-            found = str(error)
-        _drivers[asked] = found
+        with _lock:
+            found = _drivers.get(asked)
+            if found is None:
+                try:
+                    found = _find(asked)
+                except Unavailable as error:
+                    found = str(error)
+                _drivers[asked] = found
     if isinstance(found, str):
         raise Unavailable(found)
     return found

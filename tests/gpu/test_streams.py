@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
+from typing import Any
 
 import graphc as gc
 import pytest
+from graphc.runtime.cuda import driver as drivers
+from graphc.runtime.cuda import simulated as simulated_driver
 
 
 def test_work_waits_in_its_stream(simulated: None) -> None:
@@ -91,3 +95,23 @@ def test_threads_work_side_by_side() -> None:
 
 def test_there_is_an_end_to_streams() -> None:
     assert len({gc.cuda.Stream().cuda_stream for _ in range(100)}) <= 32
+
+
+def test_threads_that_ask_at_once_find_one_driver(simulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    class Slow(simulated_driver.SimulatedDriver):
+        def __init__(self, devices: int = 1) -> None:
+            made.append(self)
+            time.sleep(0.05)
+            super().__init__(devices)
+
+    monkeypatch.setattr(simulated_driver, "SimulatedDriver", Slow)
+    monkeypatch.setattr(drivers, "_drivers", {})
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(gc.device("cuda"))) for _ in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(made) == 1 and all(d is found[0] for d in found)
