@@ -249,8 +249,9 @@ class PycudaDevice:
         at = -(-ctypes.addressof(raw) // tensormap.ALIGNMENT) * tensormap.ALIGNMENT
         sizes, strides = (c_ulonglong * rank)(*e.sizes), (c_ulonglong * max(1, rank - 1))(*e.strides)
         box, steps = (ctypes.c_uint * rank)(*e.box), (ctypes.c_uint * rank)(*[1] * rank)
+        # Nothing is read of a view without elements, which may have no address, as what others share through DLPack.
         self._call(
-            "cuTensorMapEncodeTiled", at, e.data_type, rank, address, sizes, strides, box, steps,
+            "cuTensorMapEncodeTiled", at, e.data_type, rank, address or tensormap.ALIGNMENT, sizes, strides, box, steps,
             tensormap.INTERLEAVE_NONE, tensormap.SWIZZLE_128B, tensormap.PROMOTE_L2_256B, tensormap.FILL_ZEROS,
         )  # fmt: skip
         return ctypes.string_at(at, tensormap.BYTES)
