@@ -167,7 +167,7 @@ class Allocator:
         free = self.free_list(nbytes)
         home = free.of(self.current())
         if self.waiting:
-            self._reap()
+            self.reap()
             with contextlib.suppress(IndexError):
                 return free.pop()
         capacity = free.capacity
@@ -227,7 +227,7 @@ class Allocator:
         self.failures += 1
         raise OutOfMemoryError(self._describe(nbytes))
 
-    def _reap(self) -> None:
+    def reap(self) -> None:
         """Take back the blocks that other streams are done with."""
         for _ in range(len(self.waiting)):
             try:
@@ -243,7 +243,7 @@ class Allocator:
         """Give the memory that no tensor holds back to the driver."""
         self.release()
         self.driver.synchronize()
-        self._reap()
+        self.reap()
         with self._lock:
             # Taken out first: what other threads take or bring from now on does not change what is idle.
             taken: list[tuple[Cached, Block]] = []

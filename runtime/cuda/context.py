@@ -218,16 +218,16 @@ class Context:
             self.launching.release()
 
     def retire(self, blocks: Sequence[Any]) -> None:
-        """Give blocks back that work on any stream may have used."""
-        streams = [self.default_stream.raw, *self._pool]
-        if len(streams) == 1:
+        """Give blocks back that work on any stream may have used: `block[2].append(block)` once that is done."""
+        streams = [s for s in (self.default_stream.raw, *self._pool) if not self.driver.stream_done(s)]
+        if not blocks or not streams:
             for block in blocks:
                 block[2].append(block)
-        elif blocks:
-            events = [self.driver.new_event() for _ in streams]
-            for event, stream in zip(events, streams):
-                self.driver.record(event, stream)
-            self.allocator.waiting.extend((events, block) for block in blocks)
+            return
+        events = [self.driver.new_event() for _ in streams]
+        for event, stream in zip(events, streams):
+            self.driver.record(event, stream)
+        self.allocator.waiting.extend((events, block) for block in blocks)
 
     # errors
 

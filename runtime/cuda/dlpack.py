@@ -131,16 +131,34 @@ def export(x: Tensor, max_version: Any = None) -> Any:
 
 
 class _Owner:
-    """Calls the deleter of an imported struct when it dies."""
+    """Calls the deleter of an imported struct when it dies and no work of the device reads the memory any more."""
+
+    __slots__ = ("context", "managed")
+
+    def __init__(self, managed: Any, context: Any) -> None:
+        self.managed = managed
+        self.context = context
+
+    def __del__(self) -> None:
+        if self.managed.deleter:
+            end = _End(self.managed)
+            if sys.is_finalizing():
+                end.append(None)
+            else:
+                # As a block of no bytes, whose list calls the deleter.
+                self.context.retire([(0, None, end, 0)])
+
+
+class _End:
+    """Where memory goes that is not wanted any more: back to the library that it is from."""
 
     __slots__ = ("managed",)
 
     def __init__(self, managed: Any) -> None:
         self.managed = managed
 
-    def __del__(self) -> None:
-        if self.managed.deleter:
-            self.managed.deleter(ctypes.addressof(self.managed))
+    def append(self, block: Any) -> None:
+        self.managed.deleter(ctypes.addressof(self.managed))
 
 
 def import_from(obj: Any) -> Tensor:
@@ -148,6 +166,7 @@ def import_from(obj: Any) -> Tensor:
     place = device(f"cuda:{obj.__dlpack_device__()[1]}")
     context = place.context
     context.driver.synchronize()
+    context.allocator.reap()
     try:
         capsule = obj.__dlpack__(stream=context.driver.handle(context.stream()), max_version=_VERSION)
     except TypeError:
@@ -156,7 +175,7 @@ def import_from(obj: Any) -> Tensor:
     name, used = (_WITH_VERSION, _USED_WITH_VERSION) if versioned else (_PLAIN, _USED)
     managed: Any = (_Versioned if versioned else _Managed).from_address(_pointer(capsule, name))
     _rename(capsule, used)
-    owner = _Owner(managed)
+    owner = _Owner(managed, context)
     t = managed.tensor
     dtype = _dtype(t.code, t.bits, t.lanes)
     shape = tuple(t.shape[i] for i in range(t.ndim))

@@ -288,7 +288,8 @@ def test_dlpack(name: str, version: Any) -> None:
 def test_dlpack_gives_its_memory_back() -> None:
     from graphc.runtime.cuda import dlpack
 
-    dlpack.forget_unused()  # what other tests left
+    gc.cuda.empty_cache()  # what other tests left
+    dlpack.forget_unused()
     before = len(dlpack._exported)
     x = gc.ones(100, device="cuda")
     y = gc.from_dlpack(x)
@@ -302,6 +303,26 @@ def test_dlpack_gives_its_memory_back() -> None:
         np.from_dlpack(x)
     dlpack.forget_unused()
     assert len(dlpack._exported) == before
+
+
+def test_memory_of_another_library_is_kept_while_work_waits_for_it(simulated: None) -> None:
+    from graphc.runtime.cuda import dlpack
+
+    gc.cuda.empty_cache()
+    dlpack.forget_unused()
+    before = len(dlpack._exported)
+    x = gc.full((3000,), 2.0, device="cuda")
+    y = gc.from_dlpack(x)
+    s = gc.cuda.Stream()
+    with gc.cuda.stream(s):
+        z = y + 1  # waits in s
+    del x, y
+    others = [gc.full((3000,), 7.0, device="cuda") for _ in range(3)]
+    gc.cuda.current_stream().synchronize()
+    with gc.cuda.stream(s):
+        assert z.tolist() == [3.0] * 3000 and len(others) == 3
+    gc.from_dlpack(others[0])
+    assert len(dlpack._exported) <= before + 1
 
 
 def test_metrics_and_losses_take_device_tensors() -> None:
