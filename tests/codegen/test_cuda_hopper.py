@@ -63,6 +63,14 @@ def test_long_sums_go_round_the_ring() -> None:
     check_groups(cases, seeds=(0, 1, 2, 3, 4))
 
 
+@pytest.mark.parametrize(("rows", "narrow"), [(100_000_000, True), (400_000_000, False)])
+def test_positions_in_a_packed_operand_fit_their_type(rows: int, narrow: bool) -> None:
+    # Rows of 3 are padded to 8: the packed operand is larger than all that the group names.
+    c = canonicalise(plain("bf16", "km", rows, 3, 4))
+    found = choose(c.function, {n: int(d) for n, d in c.extents}, HOPPER)
+    assert found.number("left") == hopper.PACK and found.narrow is narrow
+
+
 def test_odd_sizes_are_packed() -> None:
     sizes = [(1, 1, 1), (1, 7, 3), (13, 5, 1), (65, 67, 63), (7, 129, 5), (64, 64, 65)]
     majors = ("km", "kk", "mk", "mm", "km", "km")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from graphc.codegen.cuda.choice import Choice
 from graphc.codegen.cuda.products.channels import pack_channels, packs
 from graphc.codegen.cuda.products.operand_view import ROW, view_of
+from graphc.codegen.cuda.products.pack import packed_size
 from graphc.codegen.cuda.products.product import Product, dim_value
 from graphc.codegen.cuda.products.wgmma import GATHER, PACK, VIEW, Tile, WgmmaProduct, element_type
 from graphc.codegen.cuda.target import Target
@@ -59,6 +60,8 @@ def candidates(
     if packed:
         pack_channels(p, element)
     ways = tuple(_way(p, side, element) for side in (p.c.left, p.c.right))
+    for side, way in zip((c.left, c.right), ways, strict=True):
+        narrow = narrow and (way != PACK or dim_value(packed_size(p, side, element), sizes) < 1 << 30)
     rows, columns = dim_value(c.left.size, sizes), dim_value(c.right.size, sizes)
     batches = dim_value(size_of(c.batch), sizes)
     steps = -(-dim_value(size_of(c.depth), sizes) * element.itemsize // ROW)

@@ -18,6 +18,13 @@ from graphc.ir.types import Dim, DType, size_of
 THREADS = 256
 
 
+def packed_size(p: Product, side: Operand, element: DType) -> Dim:
+    """Elements of the packed operand, which short rows make larger than the operand itself."""
+    width = 16 // element.itemsize
+    batch = tuple(p.c.batch[i] for i in access(p.c, side).batch)
+    return size_of(batch) * side.size * ((size_of(p.c.depth) + (width - 1)) // width) * width
+
+
 def pack(p: Product, side: Operand, element: DType, name: str) -> tuple[Kernel, View]:
     """The kernel that packs one side, and the packed view. A thread writes 16 bytes."""
     c = p.c
@@ -26,7 +33,7 @@ def pack(p: Product, side: Operand, element: DType, name: str) -> tuple[Kernel, 
     width = 16 // element.itemsize
     depth = size_of(c.depth)
     chunks: Dim = (depth + (width - 1)) // width
-    packed = p.new_scratch(name, element, size_of(batch) * side.size * chunks * width)
+    packed = p.new_scratch(name, element, packed_size(p, side, element))
     rows, columns = dim_expr(size_of(batch) * side.size), dim_expr(chunks)
     body: Body = []
     item = p.let(body, "item", var("block") * THREADS + var("thread"))
