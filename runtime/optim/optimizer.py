@@ -196,7 +196,7 @@ class Optimizer:
                     for tensor in state.values():
                         if tensor.device is not param.device:
                             raise RuntimeError(
-                                f"{self._name}.step: a parameter {param._spec} is on {param.device} and its state on "
+                                f"{self._name}.step: a parameter of shape {param.shape} is on {param.device} and its state on "
                                 f"{tensor.device}; move the module before making its optimizer"
                             )
                     value, changed = self.update(param, grad, state, group)
