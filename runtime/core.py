@@ -241,7 +241,9 @@ def make_contiguous(t: Tensor) -> None:
     if t._spec.device is CPU:
         np.copyto(view_of(fresh, writable=True), view_of(t))
     else:
-        t._spec.device.context.pack(fresh._address, t._address, t._spec, t._strides)
+        context = t._spec.device.context
+        context.pack(fresh._address, t._address, t._spec, t._strides)
+        context.moved(t._buffer, fresh._buffer)
     t._buffer, t._address, t._strides = fresh._buffer, fresh._address, None
 
 

@@ -286,6 +286,7 @@ def align(t: Tensor) -> None:
     """Give a contiguous tensor of a device memory of its own, where kernels can take it."""
     fresh = empty(t._spec)
     copy_bytes(fresh, t)
+    t._spec.device.context.moved(t._buffer, fresh._buffer)
     t._buffer, t._address = fresh._buffer, fresh._address
 
 

@@ -216,6 +216,10 @@ def _draw(op: Op, generator: Generator | None, attrs: Attrs, *operands: Tensor, 
                 f"{op.name}: the generator is on {source.device} and the numbers are wanted on {device}; pass a "
                 f'generator of that device, as graphc.Generator(seed, device="{device}")\n  at {here()}'
             )
+    if source.device is not CPU and not state.active:
+        # The state was perhaps last drawn from on another stream.
+        for word in (source.key, source.offset):
+            source.device.context.follow(word._buffer)
     values, offset = apply_many(op, (source.key, source.offset, *operands), attrs)
     rebind(source.offset, offset, op.name)
     return values

@@ -45,11 +45,12 @@ class Slab:
 class Cached:
     """The free blocks of one size class and stream."""
 
-    __slots__ = ("allocator", "blocks", "capacity")
+    __slots__ = ("allocator", "blocks", "capacity", "stream")
 
-    def __init__(self, allocator: Allocator, capacity: int) -> None:
+    def __init__(self, allocator: Allocator, capacity: int, stream: Any) -> None:
         self.allocator = allocator
         self.capacity = capacity
+        self.stream = stream
         self.blocks: list[Block] = []
 
     def append(self, block: Block, small: int = SMALL) -> None:
@@ -87,7 +88,7 @@ class FreeList:
     def of(self, stream: Any) -> Cached:
         cached = self.lists.get(stream)
         if cached is None:
-            cached = self.lists.setdefault(stream, Cached(self.allocator, self.capacity))
+            cached = self.lists.setdefault(stream, Cached(self.allocator, self.capacity, stream))
         return cached
 
 

@@ -172,6 +172,31 @@ class Context:
         """`stream` uses the memory of a buffer too."""
         self.allocator.record_stream(buffer, stream.raw)
 
+    def _home(self, buffer: Any) -> Any:
+        """The stream that a buffer's memory belongs to; None where that is another library's."""
+        block = getattr(buffer, "block", None)
+        if block is None:
+            return None
+        home = getattr(block[2], "home", block[2])
+        return home.stream
+
+    def moved(self, old: Any, new: Any) -> None:
+        """A tensor goes over to another buffer, which the current stream fills: to the streams that know it nothing changes."""
+        stream, home = self.stream(), self._home(old)
+        if home is not stream:
+            self.driver.synchronize_stream(stream)
+            if home is not None:
+                self.allocator.record_stream(new, home)
+
+    def follow(self, buffer: Any) -> None:
+        """Later work of the current stream comes after that of the stream that the buffer belongs to."""
+        stream, home = self.stream(), self._home(buffer)
+        if home is not stream and home is not None:
+            event = self.driver.new_event()
+            self.driver.record(event, home)
+            self.driver.wait(stream, event)
+            self.allocator.record_stream(buffer, stream)
+
     def sent(self, data: bytes) -> int:
         """The address of these bytes on the device, which nobody changes. What was sent before is not sent again."""
         stream = self.stream()

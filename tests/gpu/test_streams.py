@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import graphc as gc
+import numpy as np
 import pytest
 from graphc.runtime.cuda import driver as drivers
 from graphc.runtime.cuda import simulated as simulated_driver
@@ -115,3 +116,29 @@ def test_threads_that_ask_at_once_find_one_driver(simulated: None, monkeypatch: 
     for t in threads:
         t.join()
     assert len(made) == 1 and all(d is found[0] for d in found)
+
+
+def test_a_view_that_one_stream_packs_is_whole_for_others() -> None:
+    x = gc.arange(6000, device="cuda").reshape(60, 100)
+    wanted = (x + 0).cpu().numpy()
+    gc.cuda.synchronize()
+    y, z = x.T, x.reshape(-1)[1:]
+    with gc.cuda.stream(gc.cuda.Stream()):
+        there = (y + 1, z + 1)  # makes y and z contiguous
+    here = (y + 0, z + 0)
+    assert np.array_equal(here[0].cpu().numpy(), wanted.T) and np.array_equal(here[1].cpu().numpy(), wanted.reshape(-1)[1:])
+    gc.cuda.synchronize()
+    assert np.array_equal(there[0].cpu().numpy(), wanted.T + 1)
+
+
+def test_random_numbers_of_several_streams_are_one_sequence() -> None:
+    gc.manual_seed(11)
+    wanted = [gc.rand(4, device="cuda").tolist() for _ in range(6)]
+    gc.manual_seed(11)
+    streams = [None, gc.cuda.Stream(), gc.cuda.Stream()]
+    found = []
+    for i in range(6):
+        with gc.cuda.stream(streams[i % 3]):
+            found.append(gc.rand(4, device="cuda"))
+    gc.cuda.synchronize()
+    assert [x.tolist() for x in found] == wanted
