@@ -65,28 +65,20 @@ class OnDevice:
         self.donate = [(i, j) for i, j in donate if operands[i].device is device and results[j].device is device]
 
     def run(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        """Queue the program on the current stream of this thread; wait only where results go to the CPU or pinned memory is read."""
+        """Queue the program on the current stream of this thread; wait for it only where results go to the CPU."""
         if not self.staged and not self.back:
             self._launch(inputs, outputs)
             if self.context.blocking:
                 self.context.synchronize()
             return
-        from graphc.runtime.cuda.pinned import holds
-
         context, borrowed = self.context, []
         inputs, wanted = list(inputs), list(outputs)
-        under_way = False
         try:
             for i in self.staged:
                 borrowed.append(context.allocator.take(self.operands[i].nbytes))
                 if self.operands[i].nbytes:
-                    pinned = holds(inputs[i])
-                    under_way = under_way or pinned
-                    context.driver.copy_in(borrowed[-1][0], inputs[i], self.operands[i].nbytes, context.stream(), pinned)
+                    context.driver.copy_in(borrowed[-1][0], inputs[i], self.operands[i].nbytes, context.stream())
                 inputs[i] = borrowed[-1][0]
-            if under_way:
-                # Else the caller might change or free what is still being read.
-                context.driver.synchronize_stream(context.stream())
             for j in self.back:
                 borrowed.append(context.allocator.take(self.results[j].nbytes))
                 wanted[j] = borrowed[-1][0]

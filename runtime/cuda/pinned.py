@@ -40,14 +40,11 @@ class _Pool:
             self.blocks.append(block)
         driver = devices.device("cuda").context.driver
         address = driver.allocate_host(self.capacity)
-        _made.append((address, self.capacity))
         return (address, _PINNED, self, self.capacity)
 
 
 _PINNED = object()
 _pools: dict[int, _Pool] = {}
-# (address, bytes) of all blocks; they are kept for ever
-_made: list[tuple[int, int]] = []
 # address of a block -> (driver, event after it) of each copy from it that may not be done
 _in_use: dict[int, list[tuple[Any, Any]]] = {}
 _lock = threading.Lock()
@@ -64,11 +61,6 @@ def is_pinned_buffer(buffer: Any) -> bool:
     """Whether a buffer's memory is pinned."""
     block = getattr(buffer, "block", None)
     return block is not None and block[1] is _PINNED
-
-
-def holds(address: int) -> bool:
-    """Whether an address is of pinned memory, from which copies go on when the call that asks for them returns."""
-    return any(start <= address < start + capacity for start, capacity in _made)
 
 
 def is_pinned(x: Tensor) -> bool:

@@ -64,7 +64,6 @@ class SimulatedDevice:
         self.used = 0
         self.properties = Properties(f"simulated device {index}", 9, 0, total, 132, 227 << 10, 50 << 20)
         self._memory: dict[int, tuple[Any, int]] = {}
-        self._pinned: list[tuple[int, int]] = []
         self._streams: list[SimulatedStream] = []
         self._lock = threading.RLock()
 
@@ -90,12 +89,10 @@ class SimulatedDevice:
         raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
         address = -(-int(raw.ctypes.data) // ALIGNMENT) * ALIGNMENT
         self._memory[address] = (raw, 0)
-        self._pinned.append((address, nbytes))
         return address
 
     def free_host(self, address: int) -> None:
         self.free(address)
-        self._pinned = [block for block in self._pinned if block[0] != address]
 
     def memory_info(self) -> tuple[int, int]:
         return self.total - self.used, self.total
@@ -157,8 +154,7 @@ class SimulatedDevice:
     # copies
 
     def copy_in(self, target: int, source: int, nbytes: int, stream: SimulatedStream, pinned: bool = False) -> None:
-        # As with a real driver, what the memory is counts, not what is said of it.
-        if pinned or any(start <= source < start + size for start, size in self._pinned):
+        if pinned:
             self._add(stream, lambda: _move(target, source, nbytes))
         else:
             data = ctypes.string_at(source, nbytes)
