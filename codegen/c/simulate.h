@@ -60,6 +60,8 @@ static const int warpSize = 32;
 
 extern "C" __attribute__((visibility("default"))) const char *simulate_message() { return simulated::at.message; }
 extern "C" __attribute__((visibility("default"))) unsigned long long simulate_fault() { return simulated::at.fault; }
+/* MOST_THREADS places for the memory of stacks, of which one launch at a time makes use. */
+extern "C" __attribute__((visibility("default"))) void simulate_share_stacks(char **slots) { simulated::at.slots = slots; }
 
 #if defined(__SANITIZE_ADDRESS__)
 /* The sanitizer watches over arrays of no section of ours only. */

@@ -64,6 +64,7 @@ static struct {
     Stack pool[MOST_THREADS], home, *starting;
     Stack *idle[MOST_THREADS];
     int idles, stacks;
+    char **slots; /* memory of stacks that all libraries of a process use, or null */
     sigjmp_buf leave;
     char *dynamic, *dynamic_block;
     size_t dynamic_bytes, dynamic_capacity;
@@ -127,11 +128,13 @@ static void jump(Stack *from, Stack *to) { swapcontext(&from->context, &to->cont
 
 static Stack *new_stack() {
     Stack *s = at.idles ? at.idle[--at.idles] : &at.pool[at.stacks++];
+    if (!s->memory && at.slots) s->memory = at.slots[s - at.pool];
     if (!s->memory) {
         char *memory = (char *)mmap(nullptr, STACK + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED) SIMULATED_FAIL("no memory for the stack of a thread");
         mprotect(memory, PAGE, PROT_NONE);
         s->memory = memory + PAGE;
+        if (at.slots) at.slots[s - at.pool] = s->memory;
     }
     prepare(s);
     return s;

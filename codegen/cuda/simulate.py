@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,13 @@ def key(text: str, checked: bool = True, options: Sequence[str] = ()) -> str:
     return digest.hexdigest()
 
 
+# Stacks of the threads of a block, for all libraries: with guard pages of their own for each, a process of many
+# kernels would have more pieces of memory than the system allows. So one launch runs at a time.
+_MOST_THREADS = 1024
+_stacks = (ctypes.c_void_p * _MOST_THREADS)()
+_running = threading.Lock()
+
+
 class Library:
     """A loaded library of kernels."""
 
@@ -125,6 +133,7 @@ class Library:
         self.handle = ctypes.CDLL(str(path))
         self.handle.simulate_message.restype = ctypes.c_char_p
         self.handle.simulate_fault.restype = ctypes.c_ulonglong
+        self.handle.simulate_share_stacks(_stacks)
         self._launchers: dict[str, Any] = {}
 
     def launcher(self, name: str) -> Any:
@@ -143,8 +152,9 @@ class Library:
 
     def launch_raw(self, name: str, pointers: int, blocks: int, threads: int, dynamic_shared: int, seed: int) -> None:
         """The same with the address of an array of addresses of argument values."""
-        if self.launcher(name)(pointers, blocks, threads, dynamic_shared, seed):
-            raise SimulationError(self._message())
+        with _running:
+            if self.launcher(name)(pointers, blocks, threads, dynamic_shared, seed):
+                raise SimulationError(self._message())
 
     def _message(self) -> str:
         message: str = self.handle.simulate_message().decode(errors="replace")

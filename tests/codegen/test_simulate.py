@@ -308,6 +308,23 @@ def test_launches_from_several_threads(library):
     assert not wrong
 
 
+def test_libraries_share_stacks(library, tmp_path):
+    """A process may load any number of libraries: the system bounds how many pieces of memory it has."""
+    a = floats(256)
+
+    def sums(lib):
+        return call(lib, "sum", a, np.zeros(1, "f4"), 256, threads=128)[1]
+
+    expected = sums(library)
+    pieces = []
+    for i in range(4):
+        copy = tmp_path / f"{i}.so"
+        copy.write_bytes(library.path.read_bytes())
+        assert np.array_equal(sums(simulate.Library(copy)), expected)
+        pieces.append(len(Path("/proc/self/maps").read_text().splitlines()))
+    assert pieces[-1] - pieces[0] < 60
+
+
 def test_the_kernels_are_cuda_c():
     """What is simulated here is what the CUDA compiler takes."""
     usage = check_compiles([functions(used(TEXT, "cuda"), "cuda") + TEXT])
