@@ -326,7 +326,9 @@ def _pattern(dtype: DType, text: str, value: Any) -> bytes | None:
     if key not in _patterns:
         while len(_patterns) > REMEMBERED:
             _patterns.pop(next(iter(_patterns)), None)
-        raw = np.full((), value, dtype.numpy).tobytes()
+        one = np.empty((), dtype.numpy)
+        one.fill(value)  # as on the CPU, errors included
+        raw = one.tobytes()
         short = next((n for n in (1, 2, 4) if len(raw) % n == 0 and raw == raw[:n] * (len(raw) // n)), None)
         _patterns[key] = None if short is None else raw[:short]
     return _patterns[key]

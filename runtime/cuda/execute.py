@@ -85,6 +85,8 @@ class OnDevice:
             self._launch(inputs, wanted)
             for j in self.back:
                 context.read_into(outputs[j], wanted[j], self.results[j].nbytes)
+            if context.blocking and not self.back:
+                context.synchronize()
         finally:
             for block in borrowed:
                 block[2].append(block)

@@ -84,6 +84,21 @@ def test_like_and_new_stay_where_the_tensor_is() -> None:
     assert gc.zeros_like(x, device="cpu").device == "cpu"
 
 
+FILLS = (0, True, -1, -0.0, 2.5, -2.5, float("nan"), float("inf"), 300, 2**40, 2**63, 1e-45, 70000.0, np.float32(2.5), np.int8(-3))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_that_fill_are_taken_or_refused_as_on_the_cpu(dtype: str) -> None:
+    def outcome(device: str, value: Any) -> Any:
+        try:
+            return gc.full((5,), value, dtype=dtype, device=device).cpu().numpy().tobytes()
+        except (ValueError, OverflowError) as error:
+            return type(error)
+
+    for value in FILLS:
+        assert outcome("cuda", value) == outcome("cpu", value), value
+
+
 def test_random_numbers_are_those_of_the_cpu() -> None:
     for draw in (
         lambda **d: gc.rand(5, 3, **d), lambda **d: gc.randn(7, **d), lambda **d: gc.randint(0, 9, (11,), **d),
