@@ -188,11 +188,16 @@ _seed = 0
 
 
 def manual_seed(seed: int) -> Generator:
-    """Seed the default generators of all devices. Returns that of the CPU."""
+    """Seed the default generators of all devices. Returns that of the CPU.
+
+    Inside a compiled function, which works on one device, those of the CPU and of the current CUDA device.
+    """
     global _seed
     _seed = seed
-    for generator in _of_devices.values():
-        generator.manual_seed(seed)
+    traced = state.active and local.tracer is not None
+    for device, generator in _of_devices.items():
+        if not traced or device is resolve("cuda"):
+            generator.manual_seed(seed)
     return default_generator.manual_seed(seed)
 
 

@@ -224,3 +224,19 @@ def test_autograd_through_a_compiled_function() -> None:
         grads[device] = (x.grad, w.grad)
     for a, b in zip(grads["cpu"], grads["cuda"]):
         same(b, a)
+
+
+def test_seeding_inside_with_generators_of_several_devices(simulated: None) -> None:
+    gc.rand(2, device="cuda:0"), gc.rand(2, device="cuda:1")
+
+    @gc.compile
+    def f() -> gc.Tensor:
+        gc.manual_seed(9)
+        return gc.rand(3)
+
+    first = f().numpy()
+    gc.manual_seed(1)
+    assert first.tobytes() == f().numpy().tobytes()
+    with gc.cuda.device(1):
+        gc.manual_seed(9)
+        assert gc.rand(3, device="cuda").cpu().numpy().tobytes() == first.tobytes()
