@@ -92,7 +92,7 @@ def test_values_that_fill_are_taken_or_refused_as_on_the_cpu(dtype: str) -> None
     def outcome(device: str, value: Any) -> Any:
         try:
             return gc.full((5,), value, dtype=dtype, device=device).cpu().numpy().tobytes()
-        except (ValueError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             return type(error)
 
     for value in FILLS:
