@@ -321,7 +321,8 @@ class Allocator:
 
         types: dict[int, str] = {}
         for x in gc.get_objects():
-            if isinstance(x, Tensor):
+            # `isinstance` asks an object for its class, and a proxy of a dead one raises.
+            if issubclass(type(x), Tensor):
                 buffer = getattr(x, "_buffer", None)
                 block = getattr(buffer, "block", None)
                 if block is not None:

@@ -6,6 +6,7 @@ import gc as collector
 import random
 import sys
 import threading
+import weakref
 from typing import Any
 
 import graphc as gc
@@ -81,6 +82,21 @@ def test_out_of_memory_names_the_request_and_who_holds_what(monkeypatch: pytest.
     assert text.index("24.0 MiB  f32[6") < text.index("12.0 MiB  f32[3") and "test_memory.py" in text
     del kept, fits
     assert (gc.ones(5, MB, device="cuda") + 1)[4, 7].item() == 2
+
+
+def test_out_of_memory_is_told_whatever_objects_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To say what holds memory all objects are looked at; some raise when they are asked for their class."""
+
+    class Thing:
+        pass
+
+    thing = Thing()
+    dead = weakref.proxy(thing)
+    del thing
+    monkeypatch.setattr(gc.device("cuda").context.allocator, "limit", 1)
+    with pytest.raises(gc.OutOfMemoryError, match="32.0 MiB asked for"):
+        gc.ones(8 * MB, device="cuda")
+    assert type(dead) is weakref.ProxyType
 
 
 def test_memory_in_cycles_is_found_before_giving_up(monkeypatch: pytest.MonkeyPatch) -> None:
