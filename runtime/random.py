@@ -162,7 +162,8 @@ class Generator:
         rebind(self.offset, _constant(value[1], self.device), "state")
 
     def __repr__(self) -> str:
-        return f"Generator(key={int(self.key)}, offset={int(self.offset)})"
+        place = "" if self.device is CPU else f", device={str(self.device)!r}"
+        return f"Generator(key={int(self.key)}, offset={int(self.offset)}{place})"
 
     def __getstate__(self) -> tuple[int, int, str]:
         return (*self.state, str(self.device))

@@ -27,7 +27,9 @@ def main(options: argparse.Namespace) -> None:
     table = Table(title=f"graphc {importlib.metadata.version('graphc')}", title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for rows in (_python(), _cpu(), _devices(), _compiler(), _cache()):
+    # As it was before: finding out about the CPU may compile something.
+    cache = list(_cache())
+    for rows in (_python(), _cpu(), _devices(), _compiler(), cache):
         for name, text in rows:
             table.add_row(name, text)
         table.add_section()
@@ -91,6 +93,13 @@ def _compiler() -> Iterator[Row]:
     found = c_compiler()
     yield "C compiler", found or "none (cc, gcc, clang or $CC): graphc compile links no shared library"
     yield "CUDA compiler", compiler.available()
+    if os.environ.get("GRAPHC_CUDA", "").startswith("simulate"):
+        from graphc.codegen.cuda import simulate
+
+        try:
+            yield "C++ compiler", f"{simulate.compiler()}, for the simulated device"
+        except compiler.CompilerMissing as error:
+            yield "C++ compiler", f"none: {error}"
 
 
 def _cache() -> Iterator[Row]:

@@ -505,6 +505,9 @@ def test_doctor(capsys, monkeypatch, tmp_path):
     assert "not used: others may write to it (mode 777); chmod 700 mends that" in run(capsys, "doctor")
     monkeypatch.setenv("GRAPHC_CACHE", "0")
     assert "turned off on disk by GRAPHC_CACHE=0" in run(capsys, "doctor")
+    monkeypatch.setenv("GRAPHC_CUDA", "simulate")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert re.search(r"C\+\+ compiler +│ none: .* 'no-such-compiler'", run(capsys, "doctor"))
 
 
 def test_cache_clear(capsys, monkeypatch, tmp_path):
