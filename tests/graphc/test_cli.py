@@ -500,7 +500,7 @@ def test_doctor(capsys, monkeypatch, tmp_path):
         r"cache holds +│ 0 kernels, 0 bytes of at most 1,073,741,824",
     ):
         assert re.search(rf"│ {row}", text), (row, text)
-    (tmp_path / "cache").mkdir(mode=0o700)
+    (tmp_path / "cache").mkdir(mode=0o700, exist_ok=True)
     (tmp_path / "cache").chmod(0o777)
     assert "not used: others may write to it (mode 777); chmod 700 mends that" in run(capsys, "doctor")
     monkeypatch.setenv("GRAPHC_CACHE", "0")
