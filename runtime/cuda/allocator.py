@@ -209,24 +209,34 @@ class Allocator:
         return (self._ask(capacity, nbytes), None, home, capacity)  # type: ignore[return-value]
 
     def _ask(self, size: int, nbytes: int) -> int:
-        for retry in (False, True):
-            if self.limit is None or self.reserved + size <= self.limit:
-                try:
-                    address: int = self.driver.allocate(size)
-                except MemoryError:
-                    pass
-                else:
-                    self.reserved += size
-                    self.allocations += 1
-                    self.peak_reserved = max(self.peak_reserved, self.reserved)
-                    return address
-            if not retry:
-                self.retries += 1
-                # Tensors in reference cycles hold memory that nobody can reach.
-                gc.collect()
-                self.empty_cache()
-        self.failures += 1
-        raise OutOfMemoryError(self._describe(nbytes))
+        def allocate() -> int:
+            if self.limit is not None and self.reserved + size > self.limit:
+                raise MemoryError
+            return self.driver.allocate(size)  # type: ignore[no-any-return]
+
+        address: int = self.with_room(allocate, lambda: f"{show_size(nbytes)} asked for")
+        self.reserved += size
+        self.allocations += 1
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
+        return address
+
+    def with_room(self, call: Callable[[], Any], request: Callable[[], str]) -> Any:
+        """What `call` returns; called again with all caches empty where the driver has no memory. request: in words.
+
+        Raises `OutOfMemoryError`.
+        """
+        try:
+            return call()
+        except MemoryError:
+            self.retries += 1
+        # Tensors in reference cycles hold memory that nobody can reach.
+        gc.collect()
+        self.empty_cache()
+        try:
+            return call()
+        except MemoryError:
+            self.failures += 1
+        raise OutOfMemoryError(self._describe(request()))
 
     def reap(self) -> None:
         """Take back the blocks that other streams are done with."""
@@ -296,11 +306,11 @@ class Allocator:
         """Bytes that wait to be used again."""
         return sum(len(c.blocks) * c.capacity for f in list(self._classes.values()) for c in list(f.lists.values()))
 
-    def _describe(self, nbytes: int) -> str:
+    def _describe(self, request: str) -> str:
         free, total = self.driver.memory_info()
         self.settle()
         lines = [
-            f"out of memory on {self.name}: {show_size(nbytes)} asked for at {here()}",
+            f"out of memory on {self.name}: {request} at {here()}",
             f"tensors hold {show_size(self.live)}, {show_size(free)} of {show_size(total)} are free"
             + (f", graphc may use {show_size(self.limit)}" if self.limit is not None else "")
             + "; caches were freed first",

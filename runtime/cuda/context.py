@@ -74,7 +74,8 @@ class Context:
         # The blocks of those, and of the generation before: a thread may have found a value and not launched yet.
         self._sent_blocks: list[Any] = []
         self._sent_before: list[Any] = []
-        self._lock = threading.Lock()
+        # Garbage that is collected meanwhile may launch something.
+        self._lock = threading.RLock()
         # Held while a program is launched: threads that share a stream share its arena.
         self.launching = threading.RLock()
         # Whether a launch has an arena's address in hand; changed by who holds `launching` only.
@@ -298,13 +299,25 @@ class Context:
 
     # programs
 
+    def launch(self, node: drivers.Node, stream: Any) -> None:
+        """Queue a launch. The driver may want memory for it: for registers that spill, or to load the kernel."""
+        try:
+            self.driver.launch(node, stream)
+        except MemoryError:
+            self.allocator.with_room(
+                lambda: self.driver.launch(node, stream),
+                lambda: f"a kernel to be launched with {node.blocks} blocks of {node.threads} threads",
+            )
+
     def function(self, unit: Any, symbol: str, shared: int) -> Any:
         """A kernel of a unit, which is loaded once."""
         with self._lock:
             module = self._modules.get(unit.name)
             if module is None:
                 try:
-                    module = self._modules[unit.name] = self.driver.load(unit.binary)
+                    module = self._modules[unit.name] = self.allocator.with_room(
+                        lambda: self.driver.load(unit.binary), lambda: f"a program of {len(unit.binary)} bytes to be loaded"
+                    )
                 except Unavailable:
                     # Another compiler, once the user has installed it, is to build it anew.
                     cache.drop(f"unit-{unit.name}")

@@ -292,7 +292,10 @@ class Executable(OnDevice):
                         words[word] = base + at
                 else:
                     launch.set({"in": inputs, "out": outputs, "host": base, "arena": 0}, 0)
-                start(node, stream_of())
+                try:
+                    start(node, stream_of())
+                except MemoryError:
+                    context.launch(node, stream_of())
             if context.blocking:
                 context.synchronize()
 
@@ -336,7 +339,7 @@ class Executable(OnDevice):
             first = context.number(self._sites, self.function.name, self.operands, where)
         for i, launch in enumerate(self._launches):
             launch.set(spaces, first + i)
-            context.driver.launch(launch.node, stream)
+            context.launch(launch.node, stream)
 
     # graphs
 
@@ -386,7 +389,10 @@ class Executable(OnDevice):
             first = self.context.number(self._sites, self.function.name, self.operands, None, keep=True)
         for i, launch in enumerate(launches):
             launch.set(spaces, first + i)
-        raw = self.context.driver.new_graph([launch.node for launch in launches])
+        raw = self.context.allocator.with_room(
+            lambda: self.context.driver.new_graph([launch.node for launch in launches]),
+            lambda: f"a graph of {len(launches)} launches to be made",
+        )
         return None if raw is None else _Graph(launches, raw)
 
     def _changed(self, key: Any, spaces: dict[str, Any]) -> _Graph | None:

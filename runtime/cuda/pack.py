@@ -43,7 +43,7 @@ def pack(context: Any, target: int, source: int, spec: Spec, strides: tuple[int,
     function, parameters = known
     with context.launching:
         parameters.words[:] = [source, target, *shape, *steps, context.error_address, 0]
-        context.driver.launch(Node(function, -(-spec.size // THREADS), THREADS, 0, parameters), context.stream())
+        context.launch(Node(function, -(-spec.size // THREADS), THREADS, 0, parameters), context.stream())
 
 
 def merged(shape: Any, strides: tuple[int, ...], itemsize: int) -> tuple[list[int], list[int]]:

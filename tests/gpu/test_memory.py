@@ -84,6 +84,39 @@ def test_out_of_memory_names_the_request_and_who_holds_what(monkeypatch: pytest.
     assert (gc.ones(5, MB, device="cuda") + 1)[4, 7].item() == 2
 
 
+@pytest.mark.parametrize("what", ["load", "launch", "new_graph"])
+def test_a_driver_without_memory_for_programs(what: str, compiled: None, simulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches are emptied, and it is asked again, before that is an error."""
+    words = {"load": "a program of .* bytes to be loaded", "launch": "a kernel to be launched with", "new_graph": "a graph of"}
+    context = gc.device("cuda").context
+    driver, allocator = context.driver, context.allocator
+    real, room = getattr(driver, what), [MB]
+
+    def scarce(*arguments: Any) -> Any:
+        if allocator.cached() > room[0]:
+            raise MemoryError(what)
+        return real(*arguments)
+
+    def program() -> Any:
+        return gc.compile(lambda x: gc.cumsum(gc.cumsum(gc.cumsum(x * k, 0), 1), 0))
+
+    x = gc.rand(30, 30, device="cuda")
+    for k in (1.25, 1.75):
+        gc.zeros(4 * MB, device="cuda")  # stays in the cache
+        f = program()
+        context._modules.clear()
+        with monkeypatch.context() as m:
+            m.setattr(driver, what, scarce)
+            if k == 1.75:
+                room[0] = -1
+                with pytest.raises(gc.OutOfMemoryError, match=f"out of memory on cuda:0: {words[what]}.* at .*test_memory.py"):
+                    [f(x) for _ in range(3)]
+            else:
+                found = [f(x).tolist() for _ in range(3)]
+                assert found[0] == found[2] and allocator.cached() <= MB
+        assert f(x).tolist() == program()(x).tolist()
+
+
 def test_out_of_memory_is_told_whatever_objects_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """To say what holds memory all objects are looked at; some raise when they are asked for their class."""
 
