@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from graphc.codegen.c.cuda import shared_bytes
 from graphc.codegen.cuda.target import AMPERE, HOPPER, Target
 from graphc.codegen.fuse import fuse
 from graphc.ir.function import Builder
@@ -187,6 +188,16 @@ def test_the_arithmetic_follows_from_type_precision_and_target() -> None:
         assert form(Sizes(changed, kind="bfloat16"), HOPPER) == "attention wgmma"
     assert form(Sizes(shape, precision="bf16"), AMPERE) == "attention mma"
     assert form(Sizes(shape, kind="float16"), Target(75)) == "attention fma"
+
+
+@pytest.mark.parametrize("target", [Target(86, 82, 99 << 10, 6 << 20), AMPERE, HOPPER], ids=lambda t: t.arch)
+def test_tiles_of_large_heads_fit_into_shared_memory(target: Target) -> None:
+    for head in (64, 128, 192, 256):
+        for gradient in (False, True):
+            for kind in ("bfloat16", "float32"):
+                f = Sizes((8, 16, 16, 1024, 1024, head, head), kind=kind).function(gradient)
+                for kernel in prepare(Case(f, [], None, target)).kernels:
+                    assert sum(shared_bytes(kernel)) <= target.shared, (head, gradient, kind, kernel.name)
 
 
 def test_layout_in_front_is_copied_as_it_lies() -> None:

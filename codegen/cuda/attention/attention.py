@@ -7,7 +7,7 @@ arithmetic, which give the same bits.
 | --- | --- | --- |
 | fma | attention/fma.py | the definition to the bit: float32 (of precision "tf32" too), float64, precision "exact", and devices without tensor cores |
 | wgmma | attention/wgmma.py, attention/wgmma_grad.py | the same on sm_90a; gradients of heads of more than 128 elements are by mma |
-| mma | attention/mma.py, attention/mma_grad.py | float16, bfloat16, and float32 of precision "bf16", on tensor cores |
+| mma | attention/mma.py, attention/mma_grad.py | float16, bfloat16, and float32 of precision "bf16", on tensor cores; where tiles of large heads do not fit into shared memory, by fma |
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def choose(group: Function, sizes: Sizes, target: Target) -> Choice:
         assert isinstance(depth, int) and isinstance(width, int)
         if target.tensor_cores == "wgmma" and (op.name == "attention" or takes(depth, width)):
             return wgmma_choice(group, op, sizes, target, divides, narrow)
-        return mma_choice(op, sizes, target, divides, narrow)
+        if mma_bytes(op, 16, 1) <= target.shared:
+            return mma_choice(op, sizes, target, divides, narrow)
     return fma_choice(op, sizes, target, divides, narrow)
 
 
@@ -64,10 +65,19 @@ def mma_choice(op: Operation, sizes: Sizes, target: Target, divides: tuple[tuple
     many = batch * heads * -(-queries // 128) >= target.multiprocessors
     masked = len(op.operands) > (7 if gradient else 4)
     tall = 32 if not gradient and max(depth, width) <= (64 if masked else 96) and many else 16
-    row = (padded(depth) + padded(width) + 16) * 2
-    held = WARPS * tall * (row if gradient else (padded(depth) + 8) * 2)
-    stages = 2 if held + 2 * KEYS * row + 1024 <= target.shared else 1
+    stages = 2 if mma_bytes(op, tall, 2) <= target.shared else 1
     return Choice("attention mma", (("tall", tall), ("stages", stages)), divides, narrow)
+
+
+def mma_bytes(op: Operation, tall: int, stages: int) -> int:
+    """The most shared memory that a block of the kernels asks for."""
+    depth, width = (v.type.shape[3] for v in op.operands[1:3])
+    assert isinstance(depth, int) and isinstance(width, int)
+    row = (padded(depth) + padded(width) + 16) * 2
+    if op.name == "attention":
+        return WARPS * tall * (padded(depth) + 8) * 2 + stages * KEYS * row
+    # By keys, what is known of each query passes by too.
+    return WARPS * tall * row + stages * KEYS * (row + 8)
 
 
 def size_in(d: Dim, sizes: Sizes) -> int:
