@@ -29,9 +29,6 @@ from graphc.codegen.lower.lowered import Lowered
 from graphc.ir.function import Function
 from graphc.ir.types import dtype
 
-# Fewer kernels are not worth a compiler of their own.
-KERNELS_A_UNIT = 2
-
 
 class Builder(Protocol):
     """Turns CUDA C into something that a driver loads. kind: "cubin" or "simulation ..."; part of all keys."""
@@ -220,7 +217,7 @@ def joined_symbol(symbol: str, members: int) -> str:
 
 def _build(wanted: Sequence[tuple[DeviceGroup, int]], target: Target, builder: Builder) -> None:
     """Build kernels in as many units as there are processors to compile them, a few kernels each."""
-    parts = max(1, min(os.cpu_count() or 1, len(wanted) // KERNELS_A_UNIT))
+    parts = max(1, min(os.cpu_count() or 1, len(wanted)))
     shares = [wanted[i::parts] for i in range(parts)]
     # Expressions are interned, which is for one thread.
     written = [_written(share, target) for share in shares]
