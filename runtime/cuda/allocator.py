@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -102,7 +103,9 @@ class Deferred:
         self.home = home
         self.streams: list[Any] = []
 
-    def append(self, block: Block) -> None:
+    def append(self, block: Block, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if finalizing():  # nobody will use it again, and the driver's functions may be gone
+            return
         driver = self.allocator.driver
         events = []
         for stream in self.streams:

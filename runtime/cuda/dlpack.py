@@ -87,8 +87,8 @@ _USED, _USED_WITH_VERSION = b"used_dltensor", b"used_dltensor_versioned"
 _exported: dict[int, Any] = {}
 
 
-def _released(address: Any) -> None:
-    _exported.pop(address, None)
+def _released(address: Any, exported: dict[int, Any] = _exported) -> None:
+    exported.pop(address, None)
 
 
 _release = _Deleter(_released)
@@ -133,32 +133,33 @@ def export(x: Tensor, max_version: Any = None) -> Any:
 class _Owner:
     """Calls the deleter of an imported struct when it dies and no work of the device reads the memory any more."""
 
-    __slots__ = ("context", "managed")
+    __slots__ = ("context", "end")
 
     def __init__(self, managed: Any, context: Any) -> None:
-        self.managed = managed
         self.context = context
+        self.end = _End(managed)
 
-    def __del__(self) -> None:
-        if self.managed.deleter:
-            end = _End(self.managed)
-            if sys.is_finalizing():
-                end.append(None)
-            else:
-                # As a block of no bytes, whose list calls the deleter.
-                self.context.retire([(0, None, end, 0)])
+    # When Python ends, the names of this module may be gone.
+    def __del__(self, finalizing: Any = sys.is_finalizing) -> None:
+        if finalizing():
+            self.end.append(None)
+        else:
+            # As a block of no bytes, whose list calls the deleter.
+            self.context.retire([(0, None, self.end, 0)])
 
 
 class _End:
     """Where memory goes that is not wanted any more: back to the library that it is from."""
 
-    __slots__ = ("managed",)
+    __slots__ = ("address", "managed")
 
     def __init__(self, managed: Any) -> None:
         self.managed = managed
+        self.address = ctypes.addressof(managed)
 
     def append(self, block: Any) -> None:
-        self.managed.deleter(ctypes.addressof(self.managed))
+        if self.managed.deleter:
+            self.managed.deleter(self.address)
 
 
 def import_from(obj: Any) -> Tensor:

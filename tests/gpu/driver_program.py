@@ -163,6 +163,11 @@ def main() -> None:
     except gc.OutOfMemoryError as error:
         assert "out of memory on cuda:0: " in str(error)
     gc.cuda.empty_cache()
+
+    # A module that was imported before lets go of these when the globals of graphc are gone.
+    kept, imported, other = gc.ones(5, device="cuda"), gc.from_dlpack(gc.ones(7, device="cuda")), gc.cuda.Stream()
+    kept.record_stream(other)
+    threading.kept = [kept, imported, imported + 1, gc.ones(9).pin_memory(), other.record_event(), other, f]  # type: ignore[attr-defined]
     print("all is well")
 
 

@@ -24,3 +24,4 @@ def test_everything_by_way_of_the_driver_library(compiled: None) -> None:
         [sys.executable, HERE / "driver_program.py", "stand-in"], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0 and "all is well" in done.stdout, done.stdout + done.stderr
+    assert not done.stderr, done.stderr
