@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.case import Case, Clocked, Figure, Row, full, toy
-from benchmarks.gpu_rows import rows
+from benchmarks.gpu_rows import rows, synchronise
 from benchmarks.harness import Result, judge
 from benchmarks.measure import PAUSE, Effort, ratio
 from benchmarks.report import markdown, print_table
@@ -32,17 +32,6 @@ def device_name() -> str | None:
     import graphc as gc
 
     return gc.cuda.get_device_name(0) if gc.cuda.is_available() else None
-
-
-def synchronise() -> None:
-    """Wait for the device, for every library that is loaded."""
-    import graphc as gc
-
-    if gc.cuda.is_available():
-        gc.cuda.synchronize()
-    torch: Any = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def timer(work: Callable[[], Any]) -> Callable[[], float]:

@@ -94,6 +94,17 @@ def torch_on_device() -> Any:
     return torch
 
 
+def synchronise() -> None:
+    """Wait for the device, for every library that is loaded."""
+    import graphc as gc
+
+    if gc.cuda.is_available():
+        gc.cuda.synchronize()
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def normal(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
@@ -229,8 +240,6 @@ def many_launches(size: Size) -> Case:
 
     # The kernels take their own time; what the host spends on one call is timed without waiting for them.
     def host(work: Callable[[], Any]) -> Clocked:
-        from benchmarks.gpu import synchronise
-
         for _ in range(5):
             work()
 
