@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from benchmarks.case import Clocked, toy
 from benchmarks.gpu import arrays, copies
 from benchmarks.gpu_rows import COMPILE, rows
+from tests.interpreted import forget_devices
 
 ON_DEVICE = [r for r in rows if r.family != COMPILE]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leave_nothing() -> Iterator[None]:
+    yield
+    forget_devices()
 
 
 @pytest.mark.parametrize("row", ON_DEVICE, ids=lambda r: r.name)

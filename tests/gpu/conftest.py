@@ -7,15 +7,14 @@ with the fixture `compiled` run the CUDA C text itself, by g++ where there is no
 from __future__ import annotations
 
 import contextlib
-import gc as collector
 import os
 import shutil
 from collections.abc import Iterator
 
 import graphc as gc
 import pytest
-from graphc.runtime import random
-from graphc.runtime.dispatch import Entry
+
+from tests.interpreted import forget_devices, forget_programs
 
 
 def _has_gpu() -> bool:
@@ -47,20 +46,12 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[gc.device]:
         found.context.check()
 
 
-def _forget_programs() -> None:
-    """Operations are compiled, or interpreted, again: which of both follows the environment of the next test."""
-    for x in collector.get_objects():
-        if type(x) is Entry:
-            x.run = x._first_run
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _leave_nothing() -> Iterator[None]:
     """Tests of the CPU, which may come next in this process, find no interpreted programs and no generators of devices."""
     yield
     if not GPU:
-        _forget_programs()
-        random._of_devices.clear()
+        forget_devices()
 
 
 @pytest.fixture
@@ -69,10 +60,10 @@ def compiled(monkeypatch: pytest.MonkeyPatch, device: gc.device) -> Iterator[Non
     if not GPU and shutil.which(os.environ.get("CXX", "g++")) is None:
         pytest.skip("the simulated device runs CUDA C by g++, which is not there")
     monkeypatch.setenv("GRAPHC_BACKEND", "compiled")
-    _forget_programs()
+    forget_programs()
     yield
     if not GPU:
-        _forget_programs()
+        forget_programs()
 
 
 @pytest.fixture
