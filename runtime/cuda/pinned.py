@@ -10,7 +10,8 @@ from typing import Any
 
 from graphc.runtime import device as devices
 from graphc.runtime.core import Tensor, _new, make, make_contiguous
-from graphc.runtime.memory import Buffer, capacity_of
+from graphc.runtime.errors import here
+from graphc.runtime.memory import Buffer, capacity_of, show_size
 
 
 class _Pool:
@@ -26,7 +27,28 @@ class _Pool:
         self.blocks.append(block)
 
     def take(self) -> Any:
-        """A block whose copies are done, or a new one."""
+        """A block whose copies are done, or a new one. Raises `MemoryError`."""
+        block = self.idle()
+        if block is not None:
+            return block
+        driver = devices.device("cuda").context.driver
+        try:
+            address = driver.allocate_host(self.capacity)
+        except MemoryError:
+            for pool in list(_pools.values()):
+                while (block := pool.idle()) is not None:
+                    driver.free_host(block[0])
+            try:
+                address = driver.allocate_host(self.capacity)
+            except MemoryError:
+                raise MemoryError(
+                    f"out of memory that can be pinned: {show_size(self.capacity)} asked for at {here()}; "
+                    "free pinned tensors that you no longer need, or do without pin_memory"
+                ) from None
+        return (address, _PINNED, self, self.capacity)
+
+    def idle(self) -> Any:
+        """A block whose copies are done, or None."""
         for _ in range(len(self.blocks)):
             try:
                 block = self.blocks.pop(0)
@@ -38,9 +60,7 @@ class _Pool:
                     _in_use.pop(block[0], None)
                     return block
             self.blocks.append(block)
-        driver = devices.device("cuda").context.driver
-        address = driver.allocate_host(self.capacity)
-        return (address, _PINNED, self, self.capacity)
+        return None
 
 
 _PINNED = object()

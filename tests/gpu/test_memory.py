@@ -229,6 +229,33 @@ def test_pinned_memory_is_not_updated_in_place_under_a_copy(simulated: None) -> 
     assert p.tolist() == [-1.0] * 4 and there.tolist() == [1.0] * 4
 
 
+def test_the_end_of_memory_that_can_be_pinned(simulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = gc.device("cuda").context.driver
+    held: set[int] = set()
+    real, release = driver.allocate_host, driver.free_host
+    kept = gc.ones(70_000).pin_memory()
+    gc.ones(90_000).pin_memory()  # waits to be used again
+
+    def scarce(nbytes: int) -> int:
+        if not held:
+            raise MemoryError("cuMemHostAlloc")
+        return real(nbytes)
+
+    def freed(address: int) -> None:
+        held.add(address)
+        release(address)
+
+    monkeypatch.setattr(driver, "allocate_host", scarce)
+    monkeypatch.setattr(driver, "free_host", freed)
+    assert gc.ones(200_000).pin_memory().sum().item() == 200_000 and held and kept.data_ptr() not in held
+    held.clear()
+    gc.cuda.synchronize()
+    monkeypatch.setattr(driver, "free_host", release)
+    with pytest.raises(MemoryError, match="out of memory that can be pinned: .* asked for at .*test_memory.py.*do without pin_memory"):
+        gc.ones(400_000).pin_memory()
+    assert kept.sum().item() == 70_000
+
+
 def test_a_program_gives_its_memory_back(compiled: None, simulated: None) -> None:
     def make() -> Any:
         def f(x: gc.Tensor, k: float) -> gc.Tensor:
