@@ -22,7 +22,7 @@ def _leave_nothing() -> Iterator[None]:
 
 @pytest.mark.parametrize("row", ON_DEVICE, ids=lambda r: r.name)
 def test_row_runs(row, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GRAPHC_CUDA", "simulate")
+    monkeypatch.setenv("GRAPHC_CUDA", "simulate:2")  # as tests/gpu
     monkeypatch.setenv("GRAPHC_BACKEND", "interpret")
     case = row.make(toy)
     assert row.figure is not None
