@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from graphc.runtime.core import Tensor
+from graphc.runtime.device import CPU
 from graphc.runtime.errors import here
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.guards import SCALARS, Slot
@@ -101,7 +102,7 @@ class Compiled:
         for i, x in enumerate(leaves):
             kind = x.__class__
             if isinstance(x, (np.ndarray, np.generic)) and x.dtype.kind not in "OSUMm":
-                leaves[i] = x = asarray(x)
+                leaves[i] = x = asarray(x) if x.ndim else asarray(x, device=CPU)
             if isinstance(x, Tensor):
                 meta = x._meta
                 parts.append(x._spec)

@@ -385,7 +385,8 @@ def operand(x: Any) -> Tensor | None:
     if isinstance(x, (np.ndarray, np.generic)):
         from graphc.runtime.interop import asarray
 
-        return asarray(x)
+        # A scalar is of no device, as a number is.
+        return asarray(x) if x.ndim else asarray(x, device=CPU)
     if isinstance(x, _NUMBERS):
         return number(x + 0 if not isinstance(x, int) else int(x))
     return None

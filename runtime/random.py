@@ -313,8 +313,8 @@ def randn_like(
 
 
 def _beside(x: Tensor, device: Any = None) -> Any:
-    """Where numbers for `x` are drawn; None for the CPU, where a generator decides."""
-    return (None if x._spec.device is CPU else x._spec.device) if device is None else device
+    """Where numbers for `x` are drawn."""
+    return x._spec.device if device is None else device
 
 
 def uniform(

@@ -8,7 +8,7 @@ from typing import Any
 from graphc.ir.function import Builder
 from graphc.runtime.core import Tensor, empty, make_contiguous
 from graphc.runtime.device import CPU, Device
-from graphc.runtime.dispatch import Entry, apply_entry, device_of, remember
+from graphc.runtime.dispatch import Entry, apply_entry, remember
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.ops_elementwise import settled
 
@@ -44,7 +44,7 @@ def to_device(x: Tensor, device: Device, non_blocking: bool = False) -> Tensor:
         # A value of its own, which the same elements on another device are not.
         function = b.build([b.emit("reshape", v, shape=spec.shape)])
         there = spec.on(device)
-        entry = _Transfer("to", function, operands=[spec], device=device_of("to", [spec, there]), specs=[there])
+        entry = _Transfer("to", function, operands=[spec], device=spec.device if device is CPU else device, specs=[there])
         remember(_transfers, (spec, device), entry)
     return apply_entry(entry, (x,))[0]
 

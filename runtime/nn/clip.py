@@ -46,12 +46,12 @@ def clip_grad_norm_(
         return asarray(0.0)
     with no_grad():
         norms = [_norm(grad, float(norm_type)) for grad in grads]
-        total = norms[0] if len(norms) == 1 else _norm(xp.stack(norms), float(norm_type))
+        total = norms[0] if len(norms) == 1 else _norm(xp.stack([n.to(norms[0].device) for n in norms]), float(norm_type))
         if error_if_nonfinite and not math.isfinite(total.item()):
             raise ValueError(f"the norm of the gradients is {total.item()}; pass error_if_nonfinite=False to scale anyway")
-        limit = asarray(float(max_norm), dtype="float64")
+        limit = asarray(float(max_norm), dtype="float64", device="cpu")
         for grad in grads:
-            assign(grad, _scaled(grad, total, limit))
+            assign(grad, _scaled(grad, total.to(grad.device), limit))
     return total
 
 

@@ -28,7 +28,7 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def __init__(self, params: list[Tensor], numbers: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         self.params = params
-        self.tensors = {name: asarray(float(value), dtype=F64) for name, value in numbers.items()}
+        self.tensors = {name: asarray(float(value), dtype=F64, device="cpu") for name, value in numbers.items()}
         self.options = dict(options)
         self.extra: dict[str, Any] = {}
         self.frozen: dict[str, str] = {}
@@ -51,7 +51,7 @@ class ParamGroup(MutableMapping[str, Any]):
             if name in self.frozen and float(value) != self[name]:
                 raise ValueError(self.frozen[name])
             with no_grad():
-                assign(self.tensors[name], asarray(float(value), dtype=F64))
+                assign(self.tensors[name], asarray(float(value), dtype=F64, device="cpu"))
         elif name == "params" or name in self.options:
             raise ValueError(
                 f"{name!r} of a parameter group is fixed when the group is made; make another optimizer, "

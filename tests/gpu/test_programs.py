@@ -240,3 +240,61 @@ def test_seeding_inside_with_generators_of_several_devices(simulated: None) -> N
     with gc.cuda.device(1):
         gc.manual_seed(9)
         assert gc.rand(3, device="cuda").cpu().numpy().tobytes() == first.tobytes()
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"])
+@pytest.mark.parametrize("place", ["cpu", "cuda:0"])
+def test_training_on_another_device_than_the_default_one(place: str, optimizer: str) -> None:
+    def train() -> bytes:
+        gc.manual_seed(5)
+        with gc.device("cpu"):
+            model = gc.nn.Sequential(gc.nn.Linear(3, 4), gc.nn.Dropout(0.3), gc.nn.Linear(4, 2)).to(place)
+        made = getattr(gc.optim, optimizer)(model.parameters(), lr=0.1)
+        schedule = gc.optim.lr_scheduler.StepLR(made, 1)
+        x, y = gc.ones(5, 3, device=place), gc.zeros(5, dtype="int64", device=place)
+
+        def step() -> Any:
+            made.zero_grad()
+            loss = gc.nn.functional.cross_entropy(model(x) * np.float32(2), y)
+            loss.backward()
+            gc.nn.clip_grad_norm_(model.parameters(), 1.0)
+            made.step()
+            return loss
+
+        compiled = gc.compile(step)
+        for f in (step, compiled, compiled, compiled):
+            assert f().device == place
+            schedule.step()
+        return b"".join(p.cpu().numpy().tobytes() for p in model.parameters())
+
+    wanted = train()
+    with gc.device(f"cuda:{gc.cuda.device_count() - 1}"):
+        assert train() == wanted
+
+
+def test_random_numbers_beside_a_tensor_are_where_it_is() -> None:
+    x = gc.full((3, 4), 0.5)
+    with gc.device("cuda"):
+        for y in (gc.rand_like(x), gc.randn_like(x), gc.bernoulli(x), gc.multinomial(x, 2), x.clone().uniform_(), x.clone().normal_()):
+            assert y.device == "cpu"
+        assert (x * np.float64(2)).device == "cpu"
+
+
+def test_gradients_are_clipped_on_several_devices() -> None:
+    def clipped(*places: str) -> list[Any]:
+        ws = [gc.ones(3, device=p).requires_grad_() for p in places]
+        for w in ws:
+            (w * 2).sum().backward()
+        return [gc.nn.clip_grad_norm_(ws, 1.0).item(), *(w.grad.tolist() for w in ws)]
+
+    assert clipped("cpu", "cuda") == clipped("cuda", "cpu") == clipped("cpu", "cpu")
+
+
+def test_parameters_and_gradients_go_from_one_gpu_to_another() -> None:
+    if gc.cuda.device_count() < 2:
+        pytest.skip("there is one device")
+    model = gc.nn.Linear(2, 2).to("cuda:0").to("cuda:1")
+    assert model.weight.device == "cuda:1" and model.weight.requires_grad
+    x = gc.ones(3, device="cuda:0").requires_grad_()
+    (x.to("cuda:1") * 2).sum().backward()
+    assert x.grad.device == "cuda:0" and x.grad.tolist() == [2.0] * 3
