@@ -253,7 +253,10 @@ def array_ufunc(x: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **options
     if method == "__call__" and not options and ufunc.nin == 2:
         operator = "__matmul__" if ufunc is np.matmul else f"__{_UFUNCS.get(ufunc.__name__)}__"
         if hasattr(Tensor, operator):
-            left, right = (a if isinstance(a, Tensor) else asarray(a) for a in inputs)
+            # A scalar is of no device, as a number is.
+            left, right = (
+                a if isinstance(a, Tensor) else asarray(a) if np.ndim(a) else asarray(a, device=CPU) for a in inputs
+            )
             return getattr(left, operator)(right)
     return getattr(ufunc, method)(*(numpy(a) if isinstance(a, Tensor) else a for a in inputs), **options)
 

@@ -110,7 +110,8 @@ def pinned(x: Tensor) -> Tensor:
         make_contiguous(x)
     capacity = capacity_of(spec.nbytes)
     pool = _pools.get(capacity) or _pools.setdefault(capacity, _Pool(capacity))
+    block = pool.take()
     buffer = _new(PinnedBuffer)
-    buffer.block = pool.take()
-    ctypes.memmove(buffer.block[0], x._address, spec.nbytes)
-    return make(spec, buffer, buffer.block[0])
+    buffer.block = block
+    ctypes.memmove(block[0], x._address, spec.nbytes)
+    return make(spec, buffer, block[0])

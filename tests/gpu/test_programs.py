@@ -277,7 +277,7 @@ def test_random_numbers_beside_a_tensor_are_where_it_is() -> None:
     with gc.device("cuda"):
         for y in (gc.rand_like(x), gc.randn_like(x), gc.bernoulli(x), gc.multinomial(x, 2), x.clone().uniform_(), x.clone().normal_()):
             assert y.device == "cpu"
-        assert (x * np.float64(2)).device == "cpu"
+        assert (x * np.float64(2)).device == (np.float64(2) * x).device == "cpu"
 
 
 def test_gradients_are_clipped_on_several_devices() -> None:
