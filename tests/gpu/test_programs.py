@@ -255,7 +255,7 @@ def test_training_on_another_device_than_the_default_one(place: str, optimizer: 
 
         def step() -> Any:
             made.zero_grad()
-            loss = gc.nn.functional.cross_entropy(model(x) * np.float32(2), y)
+            loss = gc.nn.functional.cross_entropy(model(x) * 2.0, y)
             loss.backward()
             gc.nn.clip_grad_norm_(model.parameters(), 1.0)
             made.step()
