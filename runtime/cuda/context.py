@@ -285,6 +285,7 @@ class Context:
             raise error
         site = self._error[0]
         if site:
+            self.driver.synchronize()  # a kernel of another stream may still be writing the words that follow
             value, launch = self._error[1], self._error[2]
             self._error[:] = [0] * 4
             for launched in [*reversed(list(self._launched.values())), *self._kept]:
