@@ -38,6 +38,10 @@ class Builder(Protocol):
     def build(self, text: str, kernels: Sequence[Kernel], target: Target) -> bytes: ...
 
 
+class TooLarge(RuntimeError):
+    """A kernel needs more shared memory than a block of the device may have."""
+
+
 @dataclass(frozen=True)
 class Unit:
     """One translation unit, built. name: the hash of all that decides it."""
@@ -138,6 +142,8 @@ def _described(key: str, function: Function, choice: Choice, in_place: InPlace, 
     data = cache.get(key)
     if data is None:
         lowered = lower(function, choice, target, in_place)
+        for kernel in lowered.kernels:
+            _check_shared(function, kernel, target)
         data = json.dumps(_description(lowered, rename(lowered.kernels, key), function)).encode()
         cache.put(key, data)
     head = json.loads(data)
@@ -159,6 +165,19 @@ def _described(key: str, function: Function, choice: Choice, in_place: InPlace, 
     )
     scratch, sites = tuple((d, n) for d, n in head["scratch"]), tuple((n, i) for n, i in head["sites"])
     return DeviceGroup(key, function, choice, in_place, launches, scratch, sites, head["members"])
+
+
+def _check_shared(function: Function, kernel: Kernel, target: Target) -> None:
+    from graphc.codegen.c.cuda import shared_bytes
+
+    needed = sum(shared_bytes(kernel))
+    if needed > target.shared:
+        names = ", ".join(dict.fromkeys(op.name for op in function.ops))
+        types = ", ".join(str(p.type.dtype) for p in function.params)
+        raise TooLarge(
+            f"a kernel of {names} of {types} needs {needed} bytes of shared memory a block, and a device of compute capability "
+            f"{target.capability // 10}.{target.capability % 10} has {target.shared}; use a narrower element type, or smaller heads"
+        )
 
 
 def _description(lowered: Lowered, kernels: Sequence[Kernel], canonical: Function) -> dict[str, Any]:

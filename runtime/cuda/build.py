@@ -7,6 +7,7 @@ from typing import Any
 
 from graphc.codegen.cuda.compiler import CompilerMissing as NoCompiler
 from graphc.codegen.cuda.compiler import CubinBuilder
+from graphc.codegen.cuda.kernels import TooLarge
 from graphc.codegen.cuda.program import DeviceProgram, compile_function
 from graphc.ir.function import Function
 from graphc.runtime.backend import Donate
@@ -30,10 +31,10 @@ def builder(kind: str) -> Any:
 
 
 def build(context: Any, function: Function, donate: Donate, host: Collection[int]) -> DeviceProgram:
-    """Compile a function for the device of `context`. Raises `Unavailable` with what to install."""
+    """Compile a function for the device of `context`. Raises `Unavailable`, saying what to install or what the device lacks."""
     try:
         return compile_function(function, context.target, builder(context.driver.kind), donate, host)
-    except NoCompiler as error:
+    except (NoCompiler, TooLarge) as error:
         raise Unavailable(f'{error}; or use device "cpu"') from None
 
 
