@@ -92,14 +92,16 @@ def wgmma_choice(
     """consumers: warpgroups of 64 queries; stages: blocks on their way or in use; viewed: by the copy engine."""
     parts = Parts(group, op, Choice("attention wgmma", (), divides, narrow))
     batch, heads, queries = (size_in(d, sizes) for d in op.operands[0].type.shape[:3])
-    consumers = 2 if batch * heads * -(-queries // 128) >= target.multiprocessors else 1
     gradient = op.name == "attention_grad"
+    operands = (parts.q, parts.k, parts.v, *((op.operands[6],) if gradient else ()))
+    viewed = all(view_of(parts, x) is not None for x in operands)
+    # Gathering for two consumers of large heads takes more registers than the producers have.
+    room = viewed or max(parts.depth, parts.width) <= 64
+    consumers = 2 if room and batch * heads * -(-queries // 128) >= target.multiprocessors else 1
     row = (lines(parts.depth) + lines(parts.width)) * 128
     held = row if gradient else lines(parts.depth) * 128
     block = KEYS if gradient else block_of(parts.depth, parts.width)
     stages = max(2, min(4, (target.shared - consumers * 64 * held - 5120) // (block * row)))
-    operands = (parts.q, parts.k, parts.v, *((op.operands[6],) if gradient else ()))
-    viewed = all(view_of(parts, x) is not None for x in operands)
     numbers = (("consumers", consumers), ("stages", stages), ("viewed", int(viewed)))
     return Choice("attention wgmma", numbers, divides, narrow)
 
