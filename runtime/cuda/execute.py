@@ -316,17 +316,21 @@ class Executable(OnDevice):
     def _launch(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         context = self.context
         spaces: dict[str, Any] = {"in": inputs, "out": outputs, "host": 0}
-        data = bytearray(self.program.host_bytes)
-        for i, offset, nbytes in self.program.host:
-            data[offset : offset + nbytes] = ctypes.string_at(inputs[i], nbytes)
+        data = self._read_host(inputs) if self._on_host else b""
         stream = context.stream()
         with context.launching, self._lock:
             spaces["arena"] = context.arena(self.program.arena)
             outer, context.arena_in_hand = context.arena_in_hand, True
             try:
-                self._launch_all(spaces, stream, bytes(data), user_frame(4) if self._reports else None)
+                self._launch_all(spaces, stream, data, user_frame(4) if self._reports else None)
             finally:
                 context.arena_in_hand = outer
+
+    def _read_host(self, inputs: Sequence[int]) -> bytes:
+        data = bytearray(self.program.host_bytes)
+        for i, offset, nbytes in self.program.host:
+            data[offset : offset + nbytes] = ctypes.string_at(inputs[i], nbytes)
+        return bytes(data)
 
     def _launch_all(self, spaces: dict[str, Any], stream: Any, data: bytes, where: Any) -> None:
         context = self.context
@@ -348,10 +352,13 @@ class Executable(OnDevice):
 
         Values of the host lie at one place for each stream, so that a learning rate that changes changes no launch.
         """
-        place = self._host_place(stream) if data else None
-        spaces = {**spaces, "host": 0 if place is None else place.block[0]}
-        # The addresses of values of the host do not matter, as they have been read.
-        inputs = tuple(0 if i in self._on_host else a for i, a in enumerate(spaces["in"]))
+        place = None
+        inputs = tuple(spaces["in"])
+        if data:
+            place = self._host_place(stream)
+            spaces = {**spaces, "host": place.block[0]}
+            # The addresses of values of the host do not matter, as they have been read.
+            inputs = tuple(0 if i in self._on_host else a for i, a in enumerate(inputs))
         key = (inputs, tuple(spaces["out"]), spaces["arena"], spaces["host"])
         graph = self._graphs.pop(key, None)
         if graph is None:
