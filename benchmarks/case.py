@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Union
 
 ALL = 0  # threads: all that the process may use
-PEERS = ("graphc", "numpy", "torch", "torch.compile", "jax")
+PEERS = ("graphc", "numpy", "torch", "torch.compile", "jax", "onnxruntime")
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def machine() -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {}
-    for name in ("graphc", "numpy", "llvmlite", "torch", "jax"):
+    for name in ("graphc", "numpy", "llvmlite", "torch", "jax", "onnxruntime"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

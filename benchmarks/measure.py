@@ -100,7 +100,7 @@ def make_peers(case: Case, only: Callable[[str], bool] = lambda name: True) -> d
         try:
             made[name] = make()
         except ModuleNotFoundError as error:
-            if error.name is None or error.name.split(".")[0] not in ("torch", "jax", "jaxlib", "sklearn"):
+            if error.name is None or error.name.split(".")[0] not in ("torch", "jax", "jaxlib", "sklearn", "onnx", "onnxruntime"):
                 raise
     return made
 
@@ -109,6 +109,8 @@ def arrays(result: Any) -> list[np.ndarray[Any, Any]]:
     """The arrays of a result, whichever library made them."""
     if isinstance(result, (tuple, list)):
         return [a for part in result for a in arrays(part)]
+    if hasattr(result, "copy_outputs_to_cpu"):  # a session of ONNX Runtime that has run
+        return arrays(result.copy_outputs_to_cpu())
     if hasattr(result, "detach"):
         result = result.detach()
         result = result.numpy() if hasattr(result, "numpy") else result

@@ -39,6 +39,34 @@ def chain_one_thread(size: Size) -> Case:
     return chain(size)
 
 
+@row("chain of 10 operations with exp and tanh", FAMILY, figure=Figure("2.1 of the limit", of_limit=2.1))
+def transcendental_chain(size: Size) -> Case:
+    x = _input(size)
+
+    def text(xp: Any) -> Any:
+        def f(x: Any) -> Any:
+            a = xp.exp(x * -0.5 + 0.25)
+            b = xp.tanh(a - x) * a
+            c = b * b - 2.0 * a
+            return (c + x) * 0.125
+
+        return f
+
+    functions = peers.namespaces(text)
+    one = {v: np.array(v, np.float32) for v in (-0.5, 0.25, 2.0, 0.125)}
+
+    def onnxruntime() -> Any:
+        def make(graph: Any) -> None:
+            a = graph("Exp", graph("Add", graph("Mul", "x0", one[-0.5]), one[0.25]))
+            b = graph("Mul", graph("Tanh", graph("Sub", a, "x0")), a)
+            c = graph("Sub", graph("Mul", b, b), graph("Mul", a, one[2.0]))
+            graph("Mul", graph("Add", c, "x0"), one[0.125])
+
+        return make
+
+    return Case(peers.of({**functions, "onnxruntime": onnxruntime}, x), bytes=2.0 * x.nbytes, limit="memory")
+
+
 @row("a + b * c", FAMILY)
 def triad(size: Size) -> Case:
     x = _input(size)
@@ -56,7 +84,7 @@ def exponential(size: Size) -> Case:
     return Case(peers.of(peers.namespaces(lambda xp: xp.exp), x), bytes=2.0 * x.nbytes, limit="memory")
 
 
-@row("gelu (erf)", FAMILY)
+@row("gelu (erf)", FAMILY, figure=Figure("2.2 of the limit", of_limit=2.2))
 def gelu(size: Size) -> Case:
     x = _input(size)
 
@@ -75,7 +103,13 @@ def gelu(size: Size) -> Case:
 
         return lambda v: jax.nn.gelu(v, approximate=False)
 
-    functions = {"graphc": graphc, "torch": torch, "torch.compile": torch, "jax": jax}
+    def onnxruntime() -> Any:
+        def make(graph: Any) -> None:
+            graph("Gelu", "x0", approximate="none")
+
+        return make
+
+    functions = {"graphc": graphc, "torch": torch, "torch.compile": torch, "jax": jax, "onnxruntime": onnxruntime}
     return Case(peers.of(functions, x), bytes=2.0 * x.nbytes, limit="memory")
 
 

@@ -1,4 +1,5 @@
-"""The same function of arrays, run by each library: compiled by graphc, torch.compile and JAX, eager by NumPy and PyTorch.
+"""The same function of arrays, run by each library: compiled by graphc, torch.compile and JAX, eager by NumPy and PyTorch, as a
+graph of ONNX operators by ONNX Runtime.
 
 Every library gets the inputs in memory of its own, aligned as it likes it. NumPy's is aligned to 16 bytes only, so vectors of 64
 bytes that others load from it straddle cache lines.
@@ -6,7 +7,8 @@ bytes that others load from it straddle cache lines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,12 +61,82 @@ def numpy(f: Function, *inputs: np.ndarray) -> Work:
     return lambda: f(*inputs)
 
 
+def onnxruntime(make: Callable[[Graph], None], *inputs: np.ndarray) -> Work:
+    """The operators that `make` appends to a graph with these inputs (x0, x1, ..), as one session; its inputs stay in place."""
+    import onnxruntime as ort
+
+    graph = Graph(inputs)
+    make(graph)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(graph.model(), options, providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    for i, a in enumerate(inputs):
+        binding.bind_ortvalue_input(f"x{i}", ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a)))
+    for name in graph.outputs:
+        binding.bind_output(name)
+
+    def run() -> Any:
+        session.run_with_iobinding(binding)
+        return binding
+
+    return run
+
+
+def threads() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+class Graph:
+    """ONNX operators over given inputs, appended one by one. Constants are initialisers of the graph.
+
+    Example:
+        graph("Relu", "x0") gives the name of its result; graph.outputs are the names that the session returns,
+        the last result if nothing else is said.
+    """
+
+    def __init__(self, inputs: Sequence[np.ndarray]) -> None:
+        self._inputs, self._nodes, self._constants = inputs, list[Any](), list[Any]()
+        self.outputs: tuple[str, ...] = ()
+
+    def __call__(self, operator: str, *operands: str | np.ndarray, **attributes: Any) -> str:
+        from onnx import helper, numpy_helper
+
+        names = []
+        for operand in operands:
+            if isinstance(operand, str):
+                names.append(operand)
+                continue
+            names.append(f"c{len(self._constants)}")
+            self._constants.append(numpy_helper.from_array(operand, names[-1]))
+        result = f"v{len(self._nodes)}"
+        self._nodes.append(helper.make_node(operator, names, [result], **attributes))
+        self.outputs = (result,)
+        return result
+
+    def model(self) -> bytes:
+        """The graph in ONNX's file format."""
+        from onnx import TensorProto, helper
+
+        given = [
+            helper.make_tensor_value_info(f"x{i}", helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+            for i, a in enumerate(self._inputs)
+        ]
+        results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self.outputs]
+        graph = helper.make_graph(self._nodes, "row", given, results, self._constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+        return bytes(model.SerializeToString())
+
+
 RUNNERS: dict[str, Callable[..., Work]] = {
     "graphc": graphc,
     "numpy": numpy,
     "torch": torch,
     "torch.compile": torch_compile,
     "jax": jax,
+    "onnxruntime": onnxruntime,
 }
 
 
@@ -77,7 +149,7 @@ def of(functions: Mapping[str, Callable[[], Function]], *inputs: np.ndarray) -> 
     return {p: maker(p) for p in functions}
 
 
-def namespaces(f: Callable[[Any], Function], names: tuple[str, ...] = tuple(RUNNERS)) -> dict[str, Callable[[], Function]]:
+def namespaces(f: Callable[[Any], Function], names: tuple[str, ...] = tuple(RUNNERS)[:5]) -> dict[str, Callable[[], Function]]:
     """One text for all: `f(xp)` gives the function in terms of the array functions of `xp`."""
 
     def graphc_xp() -> Function:
