@@ -14,8 +14,15 @@ import numpy as np
 
 BATCH = 64
 RATE, MOMENTUM = 0.05, 0.9
+# Multiplications of an image: output pixels times 9 for each pair of channels; then the linear layer.
+PRODUCTS = (8 * 8 * 9 * 16, 4 * 4 * 9 * 16 * 32, 128 * 10)
 Arrays = dict[str, np.ndarray]
 Step = Callable[[], Any]
+
+
+def flops(count: int) -> float:
+    """Of one step: forward, the gradients of the weights, and those of the activations but the images."""
+    return 2.0 * count * (3 * sum(PRODUCTS) - PRODUCTS[0])
 
 
 def weights(seed: int = 0) -> Arrays:

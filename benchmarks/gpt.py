@@ -1,7 +1,8 @@
-"""One training step of a small GPT (Radford et al. 2019) with AdamW: one text for graphc and PyTorch.
+"""One training step of a small GPT (Radford et al. 2019) with AdamW: one text for graphc and PyTorch, another for JAX.
 
 Pre-norm blocks of causal attention and a tanh-gelu perceptron four times as wide, learned positions, tied output
-weights. The two libraries start from the same weights.
+weights. All libraries start from the same weights. A step may be told which layers to keep, for stochastic depth (Huang et al.
+2016); it is then another graph.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-RATE = 3e-4
-Step = Callable[[], Any]
+RATE, DECAY = 3e-4, 0.01
+Step = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,11 @@ def model_of(nn: Any, functional: Any, size: Size) -> Any:
             self.blocks = nn.ModuleList([Block() for _ in range(size.layers)])
             self.norm = nn.LayerNorm(size.width)
 
-        def forward(self, tokens: Any, targets: Any) -> Any:
+        def forward(self, tokens: Any, targets: Any, keep: tuple[bool, ...] = ()) -> Any:
             x = self.tokens(tokens) + self.positions.weight
-            for block in self.blocks:
-                x = block(x)
+            for i, block in enumerate(self.blocks):
+                if not keep or keep[i]:
+                    x = block(x)
             logits = functional.linear(self.norm(x), self.tokens.weight)
             return functional.cross_entropy(logits.reshape(-1, size.vocabulary), targets.reshape(-1))
 
@@ -110,15 +112,15 @@ def graphc(size: Size, device: str = "cpu", dtype: str = "float32", compiled: bo
     optimizer = gc.optim.AdamW(model.parameters(), lr=RATE)
     x, t = (gc.asarray(a, device=device) for a in data(size))
 
-    def step(x: Any, t: Any) -> Any:
-        loss = model(x, t)
+    def step(x: Any, t: Any, keep: tuple[bool, ...] = ()) -> Any:
+        loss = model(x, t, keep)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return loss
 
     run = gc.compile(step) if compiled else step
-    return lambda: run(x, t)
+    return lambda keep=(): run(x, t, keep)
 
 
 def torch(size: Size, device: str = "cpu", dtype: str = "float32", compiled: bool = False) -> Step:
@@ -128,16 +130,67 @@ def torch(size: Size, device: str = "cpu", dtype: str = "float32", compiled: boo
     model = model_of(torch.nn, torch.nn.functional, size)
     model.load_state_dict({k: torch.from_numpy(v) for k, v in weights(size).items()})
     model = model.to(device=device, dtype=getattr(torch, dtype))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
     x, t = (torch.from_numpy(a).to(device) for a in data(size))
     forward = torch.compile(model) if compiled else model
     update = torch.compile(optimizer.step) if compiled else optimizer.step
 
-    def step() -> Any:
-        loss = forward(x, t)
+    def step(keep: tuple[bool, ...] = ()) -> Any:
+        loss = forward(x, t, keep)
         optimizer.zero_grad()
         loss.backward()
         update()
         return loss
 
     return step
+
+
+def jax(size: Size) -> Step:
+    """JAX, the whole step compiled, once for each set of layers."""
+    import jax
+    import jax.numpy as jnp
+
+    from benchmarks.adam import jax_adam
+
+    def norm(p: Any, name: str, x: Any) -> Any:
+        mean = x.mean(-1, keepdims=True)
+        var = ((x - mean) ** 2).mean(-1, keepdims=True)
+        return (x - mean) * jax.lax.rsqrt(var + 1e-5) * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+    def linear(p: Any, name: str, x: Any) -> Any:
+        return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        scores = jnp.einsum("bhid,bhjd->bhij", q, k) / q.shape[-1] ** 0.5
+        scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -jnp.inf)
+        return jnp.einsum("bhij,bhjd->bhid", jax.nn.softmax(scores), v)
+
+    def loss_of(p: Any, tokens: Any, targets: Any, keep: tuple[bool, ...]) -> Any:
+        x = p["tokens.weight"][tokens] + p["positions.weight"]
+        n, t, c = x.shape
+        for i in (i for i in range(size.layers) if not keep or keep[i]):
+            block = f"blocks.{i}"
+            y = linear(p, f"{block}.qkv", norm(p, f"{block}.before_attention", x))
+            y = attend(*y.reshape(n, t, 3, size.heads, c // size.heads).transpose(2, 0, 3, 1, 4))
+            x = x + linear(p, f"{block}.out", y.transpose(0, 2, 1, 3).reshape(n, t, c))
+            up = linear(p, f"{block}.up", norm(p, f"{block}.before_perceptron", x))
+            x = x + linear(p, f"{block}.down", jax.nn.gelu(up))
+        logits = jax.nn.log_softmax(norm(p, "norm", x) @ p["tokens.weight"].T)
+        return -jnp.take_along_axis(logits, targets[..., None], -1).mean()
+
+    params = {name: jnp.asarray(w) for name, w in weights(size).items()}
+    run = jax_adam(loss_of, params, RATE, *map(jnp.asarray, data(size)), decay=DECAY)
+    return lambda keep=(): run(keep)
+
+
+def subsets(layers: int, count: int = 20, seed: int = 6) -> list[tuple[bool, ...]]:
+    """Which layers to keep in each of `count` steps, each with a chance of one half: 13 different sets of four layers in 20."""
+    return [tuple(bool(b) for b in row) for row in np.random.default_rng(seed).integers(0, 2, (count, layers))]
+
+
+STEPS: dict[str, Callable[[Size], Step]] = {
+    "graphc": graphc,
+    "torch": torch,
+    "torch.compile": lambda size: torch(size, compiled=True),
+    "jax": jax,
+}

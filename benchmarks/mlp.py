@@ -82,38 +82,61 @@ def torch_compiled(widths: Sequence[int], count: int) -> Step:
 
 
 def jax(widths: Sequence[int], count: int) -> Step:
-    """JAX, the whole step compiled; Adam written out, as JAX has none of its own."""
+    """JAX, the whole step compiled."""
     import jax
     import jax.numpy as jnp
 
+    from benchmarks.adam import jax_adam
+
     layers, images, labels = data(widths, count)
-    params = [jnp.asarray(a) for layer in layers for a in layer]
 
     def loss_of(p: Any, x: Any, t: Any) -> Any:
         for i in range(0, len(p), 2):
             x = (x if i == 0 else jax.nn.relu(x)) @ p[i].T + p[i + 1]
         return -jnp.take_along_axis(jax.nn.log_softmax(x), t[:, None], 1).mean()
 
-    @jax.jit
-    def update(n: Any, p: Any, m: Any, v: Any, x: Any, t: Any) -> Any:
-        loss, g = jax.value_and_grad(loss_of)(p, x, t)
-        n = n + 1
-        m = [0.9 * a + 0.1 * b for a, b in zip(m, g, strict=True)]
-        v = [0.999 * a + 0.001 * b * b for a, b in zip(v, g, strict=True)]
-        c, d = 1 - 0.9**n, 1 - 0.999**n
-        p = [w - RATE * (a / c) / (jnp.sqrt(b / d) + 1e-8) for w, a, b in zip(p, m, v, strict=True)]
-        return n, p, m, v, loss
+    params = [jnp.asarray(a) for layer in layers for a in layer]
+    return jax_adam(loss_of, params, RATE, jnp.asarray(images), jnp.asarray(labels))
 
-    zeros = [jnp.zeros_like(p) for p in params]
-    state: Any = (jnp.float32(0), params, zeros, zeros)
-    x, t = jnp.asarray(images), jnp.asarray(labels)
 
-    def step() -> Any:
-        nonlocal state
-        *state, loss = update(*state, x, t)
-        return loss.block_until_ready()
+def inference(layers: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Callable[[], Any]]:
+    """What gives each library's function of the inputs alone, with weights of its own that do not change."""
 
-    return step
+    def text(linear: Any, relu: Any, array: Any) -> Callable[[Any], Any]:
+        held = [(array(w), array(b)) for w, b in layers]
+
+        def f(x: Any) -> Any:
+            for i, (w, b) in enumerate(held):
+                x = linear(x if i == 0 else relu(x), w, b)
+            return x
+
+        return f
+
+    def graphc() -> Any:
+        import graphc as gc
+
+        return text(gc.nn.functional.linear, gc.nn.functional.relu, gc.asarray)
+
+    def torch() -> Any:
+        import torch
+
+        return text(torch.nn.functional.linear, torch.relu, torch.from_numpy)
+
+    def jax() -> Any:
+        import jax
+        import jax.numpy as jnp
+
+        return text(lambda x, w, b: x @ w.T + b, jax.nn.relu, jnp.asarray)
+
+    def onnxruntime() -> Any:
+        def make(graph: Any) -> None:
+            x = "x0"
+            for i, (w, b) in enumerate(layers):
+                x = graph("Gemm", x if i == 0 else graph("Relu", x), w, b, transB=1)
+
+        return make
+
+    return {"graphc": graphc, "torch": torch, "torch.compile": torch, "jax": jax, "onnxruntime": onnxruntime}
 
 
 STEPS = {"graphc": graphc, "torch": torch_eager, "torch.compile": torch_compiled, "jax": jax}
