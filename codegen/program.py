@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from graphc.codegen import pages
 from graphc.codegen.donation import accepted
 from graphc.codegen.fuse import fuse
 from graphc.codegen.groups import separate
@@ -29,23 +31,42 @@ GRAIN = 16384
 
 
 class _Arena(threading.local):
-    """Memory for values inside programs: one growing block for each thread."""
+    """Memory for values inside programs: one growing block for each thread, which `release` gives back."""
 
     def __init__(self) -> None:
         self.block: Any = None
         self.size = 0
         self.address = 0
 
-    def at_least(self, size: int) -> int:
+    def at_least(self, size: int, program: str = "") -> int:
+        """The address of `size` bytes. Raises `OutOfMemoryError`, which names the program."""
         if size > self.size:
-            self.block = None
-            self.block = np.empty(size + ALIGN, np.uint8)
-            self.size = size
-            self.address = -(-self.block.ctypes.data // ALIGN) * ALIGN
+            self.block, self.size = None, 0
+            try:
+                # In huge pages from half of one on.
+                self.block = pages.take(size if size < pages.HUGE // 2 else -(-size // pages.HUGE) * pages.HUGE)
+            except MemoryError:
+                raise pages.OutOfMemoryError(
+                    f"out of memory: {pages.show_size(size)} asked for by the arena of program {program} (values between its "
+                    "kernels), after what waited to be used again was given back; use a smaller batch, several smaller "
+                    "compiled functions, or free tensors that you no longer need"
+                ) from None
+            self.size, self.address = self.block.size, self.block.address
         return self.address
 
+    def release(self) -> None:
+        """Give the block of this thread back, unless a program is about to work in it."""
+        frame: Any = sys._getframe(1)
+        while frame is not None:
+            if frame.f_globals is _GLOBALS:
+                return
+            frame = frame.f_back
+        self.block, self.size = None, 0
 
+
+_GLOBALS = globals()
 _arena = _Arena()
+pages.on_shortage(_arena.release)
 
 
 class Program:
@@ -164,11 +185,12 @@ class Program:
         self, call: Callable[..., int] | None, call_block: Callable[..., int], block: int, pointers: Any, arena: int
     ) -> Run:
         lock, fail, size = threading.Lock(), self._fail, self.plan.arena
+        name = self.function.name
 
         def run(inputs: Sequence[int], outputs: Sequence[int]) -> None:
             with lock:
                 if size:
-                    pointers[arena] = _arena.at_least(size)
+                    pointers[arena] = _arena.at_least(size, name)
                 if call is not None:
                     failed = call(block, *inputs, *outputs)
                 else:

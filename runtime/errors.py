@@ -14,15 +14,12 @@ from collections.abc import Iterable
 from types import CodeType, FrameType
 from typing import Any
 
+from graphc.codegen.pages import OutOfMemoryError
 from graphc.ir.function import Function, Loc
 
 
 class InternalError(RuntimeError):
     """A fault of graphc itself, never of the program that met it."""
-
-
-class OutOfMemoryError(MemoryError):
-    """A device has no memory left for a tensor."""
 
 
 class DeviceIndexError(IndexError):

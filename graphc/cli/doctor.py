@@ -29,7 +29,7 @@ def main(options: argparse.Namespace) -> None:
     table.add_column(overflow="fold")
     # As it was before: finding out about the CPU may compile something.
     cache = list(_cache())
-    for rows in (_python(), _cpu(), _devices(), _compiler(), cache):
+    for rows in (_python(), _cpu(), _memory(), _devices(), _compiler(), cache):
         for name, text in rows:
             table.add_row(name, text)
         table.add_section()
@@ -61,6 +61,15 @@ def _cpu() -> Iterator[Row]:
     features = [f[1:] for f in target.features.split(",") if f.startswith("+")]
     yield "features", " ".join(sorted(features)) or f"those of {target.cpu}"
     yield "threads", str(_threads())
+
+
+def _memory() -> Iterator[Row]:
+    from graphc.codegen import pages
+    from graphc.runtime import memory
+
+    yield "memory", pages.show_size(pages.physical())
+    yield "huge pages", pages.huge_pages()
+    yield "memory kept for reuse", f"at most {pages.show_size(memory.get_cache_limit())}"
 
 
 def _threads() -> int:
