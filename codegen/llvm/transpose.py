@@ -8,37 +8,29 @@ a row instead of one load, insertion and store an element.
 from __future__ import annotations
 
 from graphc.codegen.expr import Expr
+from graphc.codegen.llvm.columns import turned
 from graphc.codegen.llvm.convert import convert
 from graphc.codegen.llvm.expressions import value
-from graphc.codegen.llvm.scope import MEMORY, REGISTER, Writer
+from graphc.codegen.llvm.scope import MEMORY, Writer
 from graphc.codegen.loops import Buffer, Transpose
 from graphc.ir.types import BOOL
 
 
 def transpose(w: Writer, s: Transpose) -> None:
-    """Raises `TypeError` inside a vector region, for bool, or for a size that is no power of two."""
+    """Raises `TypeError` inside a vector region, for a conversion of bool, or for a size that is no power of two."""
     n = s.size
-    if w.width or n < 2 or n & (n - 1) or BOOL in (s.source.dtype, s.target.dtype):
-        raise TypeError(f"a transpose of {n} x {n} {s.source.dtype} elements does not stand here")
-    depth = len(w.scopes) - 1
     source, target = s.source.dtype, s.target.dtype
+    if w.width or n < 2 or n & (n - 1) or (BOOL in (source, target) and source is not target):
+        raise TypeError(f"a transpose of {n} x {n} {source} elements to {target} does not stand here")
+    depth = len(w.scopes) - 1
     rows = []
     for address in _rows(w, s.source, s.source_at, s.source_step, n, depth):
         t = f"<{n} x {MEMORY[source.short]}>"
         x = w.put(depth, f"load {t}, ptr {address}, align {source.itemsize}{w.tags[s.source]}")
         rows.append(convert(w, depth, True, x, source, target, n))
-    t = f"<{n} x {REGISTER[target.short]}>"
-    d = n // 2
-    while d:
-        low = ", ".join(f"i32 {j if not j & d else n + j - d}" for j in range(n))
-        high = ", ".join(f"i32 {j + d if not j & d else n + j}" for j in range(n))
-        for i in range(n):
-            if not i & d:
-                a, b = rows[i], rows[i + d]
-                rows[i], rows[i + d] = (
-                    w.put(depth, f"shufflevector {t} {a}, {t} {b}, <{n} x i32> <{mask}>") for mask in (low, high)
-                )
-        d //= 2
+    # A bool is moved as the byte that it is in memory.
+    t = f"<{n} x {MEMORY[target.short]}>"
+    rows = turned(w, depth, rows, MEMORY[target.short], max(8, target.bits))
     for row, address in zip(rows, _rows(w, s.target, s.target_at, s.target_step, n, depth), strict=True):
         w.line(f"store {t} {row}, ptr {address}, align {target.itemsize}{w.tags[s.target]}")
     w.changed(s.target)

@@ -10,7 +10,7 @@ from graphc.codegen.fuse import ALONE, CONTRACT, REDUCE
 from graphc.codegen.llvm.target import Target
 from graphc.codegen.lower import attention, pool, random  # noqa: F401  (the last two register their pull rules)
 from graphc.codegen.lower.lowered import Lowered
-from graphc.codegen.lower.map import lower_map, streams
+from graphc.codegen.lower.map import lower_map, map_variant
 from graphc.codegen.lower.reduce import lower_reduce, partitioned
 from graphc.codegen.lower.scan import lower_scan
 from graphc.codegen.lower.scatter import lower_scatter
@@ -39,7 +39,7 @@ def variant(group: Function, target: Target, hint: dict[str, int], stream: bool 
         return "row partitioned" if partitioned(group, hint) else "row"
     if kind == "alone" and (op := attention.attention_of(group)) is not None:
         return attention.variant(op, hint)
-    return "map stream" if kind == "map" and stream and streams(group, hint) else kind
+    return map_variant(group, hint, stream) if kind == "map" else kind
 
 
 @functools.lru_cache(maxsize=256)
@@ -62,7 +62,7 @@ def lower(
     if kind == "row":
         return lower_reduce(group, hint)
     if kind == "map":
-        return lower_map(group, choice.startswith("map stream"), in_place)
+        return lower_map(group, choice or map_variant(group, hint, False), in_place)
     if (op := attention.attention_of(group)) is not None:
         return attention.lower_attention(group, op, target.vector_bits, choice or attention.variant(op, hint))
     return lower_scan(group) if any(op.name == "linear_scan" for op in group.ops) else lower_scatter(group)

@@ -28,6 +28,7 @@ from graphc.codegen.lower.nest import (
 )
 from graphc.codegen.lower.pieces import joining, lower_pieces
 from graphc.codegen.lower.pull import Pull
+from graphc.codegen.lower.squares import across_dim, lower_squares
 from graphc.ir.function import Function
 from graphc.ir.registry import lookup
 from graphc.ir.types import Dim, DimExpr, Shape, size_of, substitute
@@ -72,8 +73,23 @@ def sum_of(dims: Iterable[Dim]) -> Dim:
     return total
 
 
-def lower_map(group: Function, stream: bool = False, in_place: InPlace = ()) -> Lowered:
-    """The kernel of a map group. stream: results go past the caches, and are aligned to 64 bytes."""
+def map_variant(group: Function, hint: Mapping[str, int], stream: bool = True) -> str:
+    """The form of a map's kernel: "map", "map stream" (results go past the caches, and are aligned to 64 bytes), or
+    "map squares K" (squares.py, over dimension K and the innermost one).
+
+    stream: results are aligned to 64 bytes.
+    """
+    if stream and streams(group, hint):
+        return "map stream"
+    k = None if joining(group) is not None else across_dim(group, hint)
+    return "map" if k is None else f"map squares {k}"
+
+
+def lower_map(group: Function, variant: str = "map", in_place: InPlace = ()) -> Lowered:
+    """The kernel of a map group in one of the forms of `map_variant`."""
+    if variant.startswith("map squares"):
+        return lower_squares(group, int(variant.split()[2]), width_for(group), work_of(group), in_place)
+    stream = variant == "map stream"
     params, results = group_buffers(group, in_place)
     pull = Pull(group, dict(zip(group.params, params, strict=True)))
     shape = group.results[0].type.shape

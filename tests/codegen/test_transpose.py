@@ -24,7 +24,7 @@ def kernel(source: DType, target: DType, size: int) -> tuple[Kernel, Buffer, Buf
 
 @pytest.mark.parametrize("size", [2, 4, 8, 16])
 @pytest.mark.parametrize(
-    "dtypes", [(F32, F32), (F64, F64), (F16, F32), (BF16, F32), (I8, I32), (U16, I32), (I64, I64), (F32, F16)], ids=str
+    "dtypes", [(BOOL, BOOL), (F32, F32), (F64, F64), (F16, F32), (BF16, F32), (I8, I32), (U16, I32), (I64, I64), (F32, F16)], ids=str
 )
 def test_blocks(dtypes: tuple[DType, DType], size: int) -> None:
     k, x, y = kernel(*dtypes, size)
@@ -43,9 +43,9 @@ def test_text() -> None:
 
 
 def test_refusals() -> None:
-    for dtype, size in ((BOOL, 4), (F32, 3), (F32, 1)):
-        k, _, _ = kernel(dtype, dtype, size)
-        with pytest.raises(TypeError, match=f"a transpose of {size} x {size} {dtype}"):
+    for source, target, size in ((BOOL, I8, 4), (F32, F32, 3), (F32, F32, 1)):
+        k, _, _ = kernel(source, target, size)
+        with pytest.raises(TypeError, match=f"a transpose of {size} x {size} {source} elements to {target}"):
             emit_kernel(k, host_target())
     k, x, y = kernel(F32, F32, 4)
     block = Transpose(y, index(0), index(4), x, index(0), index(4), 4)

@@ -8,11 +8,10 @@ the square in shared memory are one element longer than it, so that columns lie 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from graphc.codegen.cuda.maps.sweep import BLOCK, COUNT, THREAD, THREADS, blocks_for
 from graphc.codegen.cuda.target import Target
-from graphc.codegen.expr import Expr, children_first, index, load, logical_and, replace, var
+from graphc.codegen.expr import Expr, index, load, logical_and, replace
 from graphc.codegen.loops import (
     Alloc,
     Barrier,
@@ -25,8 +24,8 @@ from graphc.codegen.loops import (
     Store,
     Vector,
 )
-from graphc.codegen.lower.affine import Levels, depends, linear
-from graphc.codegen.lower.index import Position, dim_expr
+from graphc.codegen.lower.across import template
+from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.nest import Names, ceil_div, split_coords
 from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Function, Value
@@ -39,51 +38,10 @@ MANY = 1 << 21  # elements of larger squares
 MOST_SHARED = 40 << 10  # of the 48 KB that every block may have
 
 
-@dataclass(frozen=True)
-class _Template:
-    """A map at coordinates that are variables. values, places: of each result; across: for each dimension, the
-    loads that are contiguous along it and not along the innermost one."""
-
-    coords: tuple[Expr, ...]
-    values: tuple[Expr, ...]
-    places: tuple[Expr, ...]
-    reports: tuple[Stmt, ...]
-    across: dict[int, list[Expr]]
-
-
-def _template(group: Function, pull: Pull) -> _Template:
-    shape = group.results[0].type.shape
-    coords = tuple(index(0) if d == 1 else var(f"at{i}") for i, d in enumerate(shape))
-    at = [Position(shape, coords).reshaped(r.type.shape) for r in group.results]
-    values = tuple(pull.at(r, p) for r, p in zip(group.results, at, strict=True))
-    reports = tuple(pull.take_reports())
-    inner = max(i for i, d in enumerate(shape) if d != 1)
-    levels = Levels(())
-    across: dict[int, list[Expr]] = {}
-    for node in children_first(values):
-        if node.op != "load":
-            continue
-        along = linear(node.args[0], coords[inner], levels)
-        if along is None and not _looked_up(node.args[0], coords[inner]):
-            continue
-        if along is not None and along[0].op == "const" and along[0].data in (0, 1):
-            continue
-        for k, c in enumerate(coords[:inner]):
-            step = linear(node.args[0], c, levels) if c.op == "var" else None
-            if step is not None and step[0] is index(1):
-                across.setdefault(k, []).append(node)
-    return _Template(coords, values, tuple(p.flat for p in at), reports, across)
-
-
-def _looked_up(position: Expr, coordinate: Expr) -> bool:
-    """Whether a position depends on a coordinate through memory, as that of a gathered line does."""
-    return any(n.op == "load" and depends(n, coordinate) for n in children_first((position,)))
-
-
 def across_dim(group: Function, pull: Pull, sizes: Mapping[str, int]) -> int | None:
     """The dimension along which a map reads most of what it reads across its lines; None if that is not worth squares."""
     shape = group.results[0].type.shape
-    found = {k: loads for k, loads in _template(group, pull).across.items() if _fits(shape, k, sizes)}
+    found = {k: loads for k, loads in template(group, pull).across.items() if _fits(shape, k, sizes)}
     return max(found, key=lambda k: sum(e.dtype.itemsize for e in found[k]), default=None)
 
 
@@ -108,11 +66,11 @@ def squares(
 ) -> tuple[list[Stmt], Expr]:
     """The body of the kernel and its number of blocks. k: the dimension across; elements: of a line, for each
     thread; whole: both sides are multiples of `elements`."""
-    template = _template(group, pull)
+    found = template(group, pull)
     shape = group.results[0].type.shape
     inner = max(i for i, d in enumerate(shape) if d != 1)
     side = LANES * elements
-    loads = template.across[k]
+    loads = found.across[k]
     most = MOST_SHARED // (side * (side + 1) * max(e.dtype.itemsize for e in loads))
     loads = loads[: max(1, most)]
     tiles = [Buffer(f"square{n}", e.dtype, "shared") for n, e in enumerate(loads)]
@@ -133,8 +91,8 @@ def squares(
     shared = side * (side + 1)
 
     def at(a: Expr, b: Expr) -> dict[Expr, Expr]:
-        moved = {v: c for v, c in zip(template.coords, coords, strict=True) if v.op == "var"}
-        return {**moved, template.coords[k]: a, template.coords[inner]: b}
+        moved = {v: c for v, c in zip(found.coords, coords, strict=True) if v.op == "var"}
+        return {**moved, found.coords[k]: a, found.coords[inner]: b}
 
     step = names.fresh("r")
 
@@ -148,12 +106,12 @@ def squares(
         place = (x + lane) * (side + 1) + y + step
         for t, e in zip(tiles, loads, strict=True):
             here[e] = load(t, place)
-        named = [names.fresh("v", v.dtype) for v in template.values]
-        lets = [Let(n, replace(v, here)) for n, v in zip(named, template.values, strict=True)]
-        stores = [Store(b, replace(p, here), n) for (_, b), p, n in zip(targets, template.places, named, strict=True)]
+        named = [names.fresh("v", v.dtype) for v in found.values]
+        lets = [Let(n, replace(v, here)) for n, v in zip(named, found.values, strict=True)]
+        stores = [Store(b, replace(p, here), n) for (_, b), p, n in zip(targets, found.places, named, strict=True)]
         reports = [
             Report(replace(r.cond, here), r.site, replace(r.value, here))
-            for r in template.reports
+            for r in found.reports
             if isinstance(r, Report)
         ]
         return [*reports, *lets, *stores]
