@@ -18,6 +18,8 @@ Semantics:
   width/4, ... down to one; the result is uniform. All lanes take part, whatever the mask.
 - `Transpose`, outside of vector regions, copies a square of `size` x `size` elements, rows to columns:
   target[target_at + j*target_step + i] = cast(source[source_at + i*source_step + j]).
+- `Columns`, in a vector region, names the columns of a strip of rows: as many loads as names, of neighbouring places in
+  each lane, done as one load a lane and a transposition in registers.
 - `Alloc` makes a thread-private array of a literal number of elements, uninitialised.
 - `Report(cond, site, value)`: where cond holds, an error is recorded for the program: the first
   site (an integer that the caller maps to an operation) and value win; execution goes on.
@@ -38,10 +40,10 @@ Device kernels (`Kernel.grid` is set) are the same language bound to blocks of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Union
 
-from graphc.codegen.expr import Expr, show
+from graphc.codegen.expr import Expr, cast, load, show
 from graphc.ir.types import DType
 
 
@@ -128,6 +130,24 @@ class Transpose:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """names[j] = cast(source[place + j]) in a vector region over `lane` that has as many lanes as there are names.
+
+    `place` depends on the lane and on nothing else that varies; all lanes take part, whatever the mask.
+    """
+
+    lane: Expr
+    names: tuple[Expr, ...]
+    source: Buffer
+    place: Expr
+
+    @property
+    def lets(self) -> tuple[Let, ...]:
+        """The same, one name after the other."""
+        return tuple(Let(n, cast(load(self.source, self.place + j), n.dtype)) for j, n in enumerate(self.names))
+
+
+@dataclass(frozen=True)
 class Report:
     cond: Expr
     site: int
@@ -177,7 +197,7 @@ class Call:
     writes: tuple[Buffer, ...] = ()
 
 
-Stmt = Union[For, Vector, If, Let, Declare, Assign, Store, Alloc, Transpose, Report, Barrier, Call]
+Stmt = Union[For, Vector, If, Let, Declare, Assign, Store, Alloc, Transpose, Columns, Report, Barrier, Call]
 
 
 @dataclass(frozen=True)
@@ -223,6 +243,21 @@ class Kernel:
     body: tuple[Stmt, ...]
     sites: tuple[str, ...] = field(default=())
     grid: Grid | None = None
+
+
+def without_columns(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
+    """Statements with every `Columns` as the `Let`s that it stands for."""
+    out: list[Stmt] = []
+    for s in body:
+        if isinstance(s, Columns):
+            out += s.lets
+        elif isinstance(s, (For, Vector)):
+            out.append(replace(s, body=without_columns(s.body)))
+        elif isinstance(s, If):
+            out.append(If(s.cond, without_columns(s.then), without_columns(s.orelse)))
+        else:
+            out.append(s)
+    return tuple(out)
 
 
 def print_kernel(kernel: Kernel) -> str:
@@ -284,6 +319,9 @@ def _print_block(body: Sequence[Stmt], pad: str) -> list[str]:
             target = f"{s.target.name}[{show(s.target_at)} step {show(s.target_step)}]"
             source = f"{s.source.name}[{show(s.source_at)} step {show(s.source_step)}]"
             out.append(f"{pad}transpose {s.size} x {s.size} {target} = {source}")
+        elif isinstance(s, Columns):
+            names = f"{show(s.names[0])} .. {show(s.names[-1])}"
+            out.append(f"{pad}columns {names} = {s.source.name}[{show(s.place)} ..]")
         elif isinstance(s, Barrier):
             out.append(f"{pad}barrier {s.scope}")
         elif isinstance(s, Call):

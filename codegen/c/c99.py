@@ -7,6 +7,7 @@ Kernel ABI, as LLVM's (docs/architecture.md): `void k(const int64_t *args, int64
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from graphc.codegen.c import prelude
 from graphc.codegen.c.dialect import ATOM, C99, Text
@@ -14,7 +15,7 @@ from graphc.codegen.c.emit import Emitter
 from graphc.codegen.c.positions import DATA, POSITION, expressions, statements
 from graphc.codegen.c.unique import prepared
 from graphc.codegen.expr import children_first, var
-from graphc.codegen.loops import Buffer, Kernel, Stmt, Store, Transpose
+from graphc.codegen.loops import Buffer, Kernel, Stmt, Store, Transpose, without_columns
 
 HEADERS = "#include <math.h>\n#include <stdint.h>\n"
 SIGNATURE = "(const int64_t *args, int64_t begin, int64_t end, int64_t *error)"
@@ -36,7 +37,7 @@ def emit_kernel(kernel: Kernel, note: str = "", storage: str = "") -> str:
     """The text of one kernel, without headers and prelude. note: a comment above it; storage: such as "static "."""
     if kernel.grid is not None:
         raise TypeError(f"kernel {kernel.name} has a grid: it is scheduled for a device, and codegen/c/cuda.py writes it")
-    kernel, positions = prepared(kernel)
+    kernel, positions = prepared(replace(kernel, body=without_columns(kernel.body)))
     w = Emitter(C99, kernel, positions)
     w.scope.names |= {"begin", "end"}
     used = used_buffers(kernel.body)

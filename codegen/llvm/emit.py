@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphc.codegen.expr import Expr, var
+from graphc.codegen.llvm.columns import columns
 from graphc.codegen.llvm.expressions import condition, value
 from graphc.codegen.llvm.masks import any_lane, both, inverse
 from graphc.codegen.llvm.memory import STREAM, element_type, store
@@ -23,6 +24,7 @@ from graphc.codegen.loops import (
     Alloc,
     Assign,
     Buffer,
+    Columns,
     Declare,
     For,
     If,
@@ -442,6 +444,7 @@ STATEMENTS: dict[type, Callable[[_Emitter, Any], None]] = {
     Store: _store,
     Alloc: _alloc,
     Transpose: transpose,
+    Columns: columns,
     Report: _report,
 }
 

@@ -11,6 +11,7 @@ from graphc.codegen.loops import (
     Assign,
     Buffer,
     Call,
+    Columns,
     Declare,
     For,
     If,
@@ -26,7 +27,15 @@ from graphc.codegen.loops import (
 )
 from graphc.codegen.lower.affine import Levels, ceil_div, decided, greatest_of, least_of, normal, tidy
 from graphc.codegen.lower.blocks import Blocks
-from graphc.codegen.lower.contraction import Access, Contraction, Operand, access, element, widened
+from graphc.codegen.lower.contraction import (
+    Access,
+    Contraction,
+    Operand,
+    access,
+    element,
+    transposable,
+    widened,
+)
 from graphc.codegen.lower.index import Position, delinearise, dim_expr, linearise
 from graphc.codegen.lower.local import LocalKernels
 from graphc.codegen.lower.lowered import Scratch
@@ -35,6 +44,7 @@ from graphc.codegen.lower.microkernel import (
     LaneLoad,
     RowLoad,
     Tile,
+    Turn,
     all_blocks,
     block_sum,
     clear,
@@ -187,6 +197,20 @@ class ContractionKernels:
 
         return read
 
+    def _turned_lanes(self, batch: list[Expr], n0: Expr, loops: list[Expr]) -> tuple[LaneLoad, Turn]:
+        """Lanes whose neighbours in memory run along the depth. Past the last lane it is repeated."""
+        source = transposable(self.c, self.lanes)
+        assert source is not None and not source.outer
+
+        def place(lane: Expr, k: Expr) -> Expr:
+            free = least_of(n0 + lane, self.count_lanes - 1)
+            return normal(source.position(batch, free, delinearise(k, self.c.depth)), Levels([*loops, lane, k]))
+
+        def turn(lane: Expr, names: tuple[Expr, ...], k: Expr) -> Columns:
+            return Columns(lane, names, source.buffer, place(lane, k))
+
+        return (lambda lane, k: cast(load(source.buffer, place(lane, k)), self.dtype)), turn
+
     # Direct and packed lanes: a task is one strip of rows against one block of lanes
 
     def _main_kernels(self) -> list[Kernel]:
@@ -203,16 +227,18 @@ class ContractionKernels:
         tile, tile_lets = blocks.tile(kb, blocks.number(batch_flat, number, strip, (n0 - first) // s.lanes))
         row, row_lets = self.row_reader(batch, strip, m0, loops)
 
-        def summed(lane: LaneLoad) -> Body:
+        def summed(lane: LaneLoad, turn: Turn | None = None) -> Body:
             if s.split:
-                low = kb * BLOCK
-                return block_sum(tile, self.dtype, row, lane, low, least_of(low + BLOCK, self.depth), const(BOOL, True))
-            return self.whole_sum(tile, row, lane, start, stop)
+                low, yes = kb * BLOCK, const(BOOL, True)
+                return block_sum(tile, self.dtype, row, lane, low, least_of(low + BLOCK, self.depth), yes, turn=turn)
+            return self.whole_sum(tile, row, lane, start, stop, turn)
 
         in_panel: Body = [*tile_lets]
         if s.lane_mode == "packed":
             lane, panel_lets = self._packed_lanes_reader(batch, n0)
             in_panel += [*panel_lets, *summed(lane)]
+        elif s.lane_mode == "turned":
+            in_panel += summed(*self._turned_lanes(batch, n0, loops))
         else:
             inside = n0 + s.lanes <= self.count_lanes if s.lanes > 1 else const(BOOL, True)
             in_panel += self.choose(
@@ -240,11 +266,13 @@ class ContractionKernels:
         panel = b * ceil_div(self.count_lanes, tile) + n0 // tile
         return (lambda lane, k: load(held, base + (k * tile + lane))), [Let(base, panel * self.depth * tile)]
 
-    def whole_sum(self, tile: Tile, row: RowLoad, lane: LaneLoad, start: Expr, stop: Expr) -> Body:
+    def whole_sum(
+        self, tile: Tile, row: RowLoad, lane: LaneLoad, start: Expr, stop: Expr, turn: Turn | None = None
+    ) -> Body:
         """The blocks of k in [start, stop) added to the tile; zeros for an empty sum."""
         # Short sums are unrolled; those of conditional reads must be, so that divisions of k fold.
         short = self.depth.op == "const" and self.depth.data * tile.rows <= 2 * UNROLL
-        body = all_blocks(tile, self.dtype, row, lane, start, stop, short)
+        body = all_blocks(tile, self.dtype, row, lane, start, stop, short, turn)
         if self.depth.op == "const":
             return body if self.depth.data else clear(tile, self.dtype)
         return [*body, If(equal(self.depth, 0), tuple(clear(tile, self.dtype)))]
@@ -375,6 +403,9 @@ def buffers_used(body: Sequence[Stmt]) -> set[Buffer]:
                     found.add(a.buffer)
                 else:
                     roots.append(a)
+        elif isinstance(s, Columns):
+            found.add(s.source)
+            roots.append(s.place)
         elif isinstance(s, Transpose):
             found |= {s.target, s.source}
             roots += [s.target_at, s.target_step, s.source_at, s.source_step]

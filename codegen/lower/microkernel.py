@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from graphc.codegen.expr import Expr, const, equal, fma, index, load, var
-from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Let, Stmt, Store, Vector
+from graphc.codegen.loops import Assign, Buffer, Columns, Declare, For, If, Let, Stmt, Store, Vector
 from graphc.codegen.lower.affine import least_of
 from graphc.ir.types import DType
 
@@ -42,6 +42,8 @@ def _index(i: Expr | int) -> Expr:
 
 RowLoad = Callable[[int, Expr], Expr]  # row of the tile, k -> element
 LaneLoad = Callable[[Expr, Expr], Expr]  # lane variable, k -> element
+# Lane variable, names, k -> the statement that gives the names the elements at k, k + 1, ...
+Turn = Callable[[Expr, tuple[Expr, ...], Expr], Columns]
 
 
 def block_sum(
@@ -53,8 +55,12 @@ def block_sum(
     stop: Expr,
     first: Expr,
     unroll: bool = False,
+    turn: Turn | None = None,
 ) -> list[Stmt]:
-    """Add the block of k in [start, stop) to the tile; it is the tile's first block where `first`."""
+    """Add the block of k in [start, stop) to the tile; it is the tile's first block where `first`.
+
+    turn: how as many k as the tile has lanes are read at once; what is left is read by `lane`.
+    """
     n = next(_numbers)
     lane_var = var(f"lane{n}") if tile.lanes > 1 else index(0)
     sums = [var(f"sum{n}_{i}", dtype) for i in range(tile.rows)]
@@ -69,6 +75,15 @@ def block_sum(
         for i in range(start.data, stop.data):
             body += step(index(i))
     else:
+        if turn is not None:
+            at, n_k = var(f"k{n}_at"), tile.lanes
+            names = tuple(var(f"column{n}_{j}", dtype) for j in range(n_k))
+            square: list[Stmt] = [turn(lane_var, names, at)]
+            for j, b in enumerate(names):
+                square += [Assign(s, multiply_add(row(i, at + j), b, s)) for i, s in enumerate(sums)]
+            whole = var(f"whole{n}")
+            body += [Let(whole, start + (stop - start) // n_k * n_k), For(at, start, whole, tuple(square), index(n_k))]
+            start = whole
         body.append(For(k, start, stop, tuple(step(k)), index(1)))
     put = [Store(tile.buffer, tile.at(i, lane_var), s) for i, s in enumerate(sums)]
     add = [Store(tile.buffer, tile.at(i, lane_var), tile.read(i, lane_var) + s) for i, s in enumerate(sums)]
@@ -87,13 +102,14 @@ def all_blocks(
     start: Expr,
     stop: Expr,
     unroll: bool = False,
+    turn: Turn | None = None,
 ) -> list[Stmt]:
     """Every block of [start, stop), where `start` is a multiple of 256; the very first k is 0."""
     if start.op == stop.op == "const" and start.data == 0 and stop.data <= BLOCK:
-        return block_sum(tile, dtype, row, lane, start, stop, equal_zero(start), unroll)
+        return block_sum(tile, dtype, row, lane, start, stop, equal_zero(start), unroll, turn)
     n = next(_numbers)
     b, end = var(f"block{n}"), var(f"stop{n}")
-    inner = block_sum(tile, dtype, row, lane, b, end, equal_zero(b))
+    inner = block_sum(tile, dtype, row, lane, b, end, equal_zero(b), turn=turn)
     body: list[Stmt] = [Let(end, least_of(b + BLOCK, stop)), *inner]
     return [For(b, start, stop, tuple(body), index(BLOCK))]
 

@@ -31,7 +31,8 @@ class Schedule(NamedTuple):
     row_mode: "direct" reads rows where they are, "packed" copies them once into strips [depth][rows],
         "table" reads a convolution's patches from a padded copy by a table of offsets (if swapped).
     lane_mode: "direct" reads where they are, "packed" copies once into panels [depth][lanes],
-        "local" copies what a task needs into memory of its own, [chunk][block].
+        "local" copies what a task needs into memory of its own, [chunk][block]; "turned" reads vectors along
+        the depth where they are and transposes them in registers, which pays where rows are few.
     block: lanes of a task, a multiple of `lanes`.
     chunk: depth that is taken at a time, a multiple of 256, so that it stays in a cache ("local" packs that
         much); 0 for all.
@@ -103,8 +104,10 @@ def choose(
             for rows in ROWS:
                 if not tile_fits(rows, lanes, per_vector, vector_bits):
                     continue
-                for lane_mode in ("direct", "packed", "local"):
+                for lane_mode in ("direct", "packed", "local", "turned"):
                     if lane_mode == "direct" and not _direct(lanes_of, lanes, rows * sizes.depth if literal_depth else 0):
+                        continue
+                    if lane_mode == "turned" and not _turned(lanes_of, rows, lanes, per_vector):
                         continue
                     for row_mode in ("direct", "packed", "table"):
                         if row_mode == "direct" and not rows_of.direct:
@@ -146,6 +149,11 @@ def _direct(lanes_of: Access, lanes: int, terms: int) -> bool:
     return (lanes_of.unit_free or lanes == 1) and (lanes_of.direct or 0 < terms <= 2 * UNROLL)
 
 
+def _turned(lanes_of: Access, rows: int, lanes: int, per_vector: int) -> bool:
+    """Whether lanes can be transposed in registers, of which the square takes as many as it has lanes."""
+    return lanes == per_vector >= 4 and rows <= lanes // 2 and lanes_of.transposed is not None and not lanes_of.transposed.outer
+
+
 def _copy_cost(a: Access, run: int, per_vector: int, local: bool) -> float:
     """Cycles an element to pack lanes."""
     if a.unit_free:
@@ -169,8 +177,13 @@ def _cost(
     lane_loads = vectors * (1.0 if panel <= 16384 and strips > 1 else 2.0 if reach <= 2 * CACHE_BYTES else 4.0)
     multiply_adds = rows * vectors * (0.5 if lanes * 2 <= per_vector else 1.0)
     step = max(multiply_adds, lane_loads, 0.55 * (rows + vectors), 4.0) + 0.1 * (lane_loads + 0.5 * rows)
+    if lane_mode == "turned":
+        # Shuffles and multiply-adds share ports; lines of a power of two share sets of the cache.
+        step = 3.4 + 0.95 * rows + (1.0 if s.depth * itemsize % 2048 == 0 and s.depth * itemsize >= 4096 else 0.0)
     cost = tiles * (s.depth * step + rows * vectors * 3.0 + 40)
-    if lane_mode == "direct":
+    if lane_mode == "turned":
+        cost += tiles * (s.depth % lanes) * 25
+    elif lane_mode == "direct":
         # Rows of the operand lie far apart: pages and cache sets are used badly when it is large.
         far = n * itemsize >= 2048 and s.depth >= 64
         cost += tiles * s.depth * vectors * (0.5 if far and strips > 4 else 0.1 if lanes_of.direct else 4.0)

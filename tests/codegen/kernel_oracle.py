@@ -16,6 +16,7 @@ from graphc.codegen.llvm.target import Target, host_target
 from graphc.codegen.loops import (
     Alloc,
     Assign,
+    Columns,
     Declare,
     For,
     If,
@@ -108,6 +109,13 @@ class _Oracle:
     def let(self, s):
         self.env[s.var] = self.value(s.value)
 
+    def columns(self, s):
+        place, source = self.value(s.place), self.arrays[s.source]
+        assert self.width == len(s.names) and place.shape == (self.width,)
+        for j, name in enumerate(s.names):
+            assert np.all((place + j >= 0) & (place + j < len(source)))
+            self.env[name] = convert(source[place + j], s.source.dtype, name.dtype)
+
     def store(self, s):
         index, x, array = self.value(s.index), self.value(s.value), self.arrays[s.buffer]
         if np.shape(index) == () and np.shape(x) == ():
@@ -174,6 +182,7 @@ _STATEMENTS = {
     Let: _Oracle.let,
     Report: _Oracle.report,
     Store: _Oracle.store,
+    Columns: _Oracle.columns,
     Transpose: _Oracle.transpose,
     Vector: _Oracle.vector,
 }

@@ -79,6 +79,34 @@ def test_every_schedule_gives_the_same_bits(name: str) -> None:
             check(product(layout), sizes(*size), schedule=schedule)
 
 
+TURNED = PLAIN._replace(lane_mode="turned", rows=4, lanes=16, block=16)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64", "f16", "bf16", "i8", "i32", "i64"])
+@pytest.mark.parametrize("size", [(1, 1, 1), (5, 300, 37), (3, 31, 16), (4, 1040, 17), (2, 15, 40)], ids=str)
+def test_lanes_turned_in_registers(dtype: str, size: tuple[int, int, int]) -> None:
+    """Strips of rows become vectors of columns: sizes around the square, with what is left of k and of the lanes."""
+    lanes = 8 if dtype in ("f64", "i64") else 16
+    check(product("nt", dtype), sizes(*size), schedule=TURNED._replace(lanes=lanes, block=lanes))
+    narrow = make_target("x86-64-v3") if host_target().architecture == "x86_64" else host_target()
+    lanes //= 2
+    check(product("nt", dtype), sizes(*size), schedule=TURNED._replace(rows=2, lanes=lanes, block=lanes), target=narrow)
+
+
+def test_lanes_turned_in_registers_under_other_schedules() -> None:
+    for more in (TURNED._replace(split=True), TURNED._replace(chunk=256, block=32), TURNED._replace(row_mode="packed", rows=1)):
+        check(product("nt"), sizes(7, 530, 35), schedule=more)
+    check(product("nn"), sizes(35, 530, 7), schedule=TURNED._replace(swap=True))
+    check(dot_group("f32[e0, 3, e1]", "f32[e0, 9, e1]", (2,), (2,), batch=1), {"e0": 3, "e1": 50}, schedule=TURNED)
+    check_by_oracle(product("nt"), sizes(2, 19, 5), TURNED)
+
+
+def test_few_rows_against_a_transposed_matrix_turn_lanes() -> None:
+    assert variant(product("nt"), sizes(1, 1024, 1024)).lane_mode == "turned"
+    assert variant(product("nn"), sizes(1024, 1024, 1)).lane_mode == "turned"
+    assert variant(product("nt"), sizes(512, 1024, 1024)).lane_mode == "packed"
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_by_the_loop_language(name: str) -> None:
     schedule = SCHEDULES[name]._replace(rows=min(3, SCHEDULES[name].rows), lanes=min(4, SCHEDULES[name].lanes), block=8)
