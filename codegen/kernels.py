@@ -7,13 +7,14 @@ whatever its shapes, its names and the Python lines it came from.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from graphc.codegen.canonical import Canonical, canonicalise
 from graphc.codegen.donation import InPlace
 from graphc.codegen.expr import Expr, show
+from graphc.codegen.report import current, stage
 from graphc.ir.function import Function, Loc
 from graphc.ir.types import Dim, DimExpr, dtype
 
@@ -117,20 +118,48 @@ _canonical: dict[Any, Canonical] = {}
 _choices: dict[Any, str] = {}
 
 
-def bind_group(group: Function, stream: bool = True, in_place: InPlace = ()) -> BoundGroup:
-    """The compiled kernels of a group, compiling what no cache holds.
+@dataclass(frozen=True)
+class Wanted:
+    """A group function that a program launches.
 
     stream: kernels may ask for results that are aligned to 64 bytes (`CompiledGroup.streams`).
     in_place: parameters and results (of a map) that are one buffer.
     """
-    key = group.key()
-    canonical = _canonical.get(key)
-    if canonical is None:
-        canonical = _canonical[key] = canonicalise(group)
-    hint = {name: d for name, d in canonical.extents if not isinstance(d, DimExpr)}
-    compiled = compiled_group(canonical.function, hint, stream, in_place)
-    sites = tuple(site_of(group, *site) for site in compiled.sites)
-    return BoundGroup(compiled, dict(canonical.extents), sites)
+
+    group: Function
+    stream: bool = True
+    in_place: InPlace = ()
+
+
+def bind_group(group: Function, stream: bool = True, in_place: InPlace = ()) -> BoundGroup:
+    """The compiled kernels of a group, compiling what no cache holds; see `Wanted`."""
+    return bind_groups([Wanted(group, stream, in_place)])[0]
+
+
+def bind_groups(wanted: Sequence[Wanted]) -> list[BoundGroup]:
+    """As `bind_group` for all the groups of a program; what no cache holds is compiled at once, by several processes."""
+    with stage("canonical"):
+        canonical = [_canonical_of(w.group) for w in wanted]
+    hints = [{name: d for name, d in c.extents if not isinstance(d, DimExpr)} for c in canonical]
+    compiled = compiled_groups(
+        [
+            Asked(c.function, hint, w.stream, w.in_place)
+            for c, hint, w in zip(canonical, hints, wanted, strict=True)
+        ]
+    )
+    return [
+        BoundGroup(k, dict(c.extents), tuple(site_of(w.group, *site) for site in k.sites))
+        for k, c, w in zip(compiled, canonical, wanted, strict=True)
+    ]
+
+
+def _canonical_of(group: Function) -> Canonical:
+    # Without the names: layers of one kind differ in nothing else.
+    key = group.key()[2:]
+    found = _canonical.get(key)
+    if found is None:
+        found = _canonical[key] = canonicalise(group)
+    return found
 
 
 def site_of(group: Function, name: str, nth: int) -> Site:
@@ -140,24 +169,59 @@ def site_of(group: Function, name: str, nth: int) -> Site:
     return Site(name, op.loc, axis, op.attrs["size"] if axis is None else op.operands[0].type.shape[axis])
 
 
-def compiled_group(
-    canonical: Function, hint: dict[str, int], stream: bool = True, in_place: InPlace = ()
-) -> CompiledGroup:
-    """The loaded kernels of a canonical group."""
+@dataclass(frozen=True)
+class Asked:
+    """A canonical group of which kernels are asked for: its likely extents, and as in `Wanted`."""
+
+    canonical: Function
+    hint: dict[str, int]
+    stream: bool = True
+    in_place: InPlace = ()
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """Kernels that are in no memory: of which group, which of its variants."""
+
+    canonical: Function
+    hint: dict[str, int]
+    choice: str
+    in_place: InPlace
+
+
+def compiled_groups(asked: Sequence[Asked]) -> list[CompiledGroup]:
+    """The loaded kernels of canonical groups."""
     from graphc.codegen.llvm.target import host_target
 
     target = host_target()
-    asked = (canonical.key(), tuple(sorted(hint.items())), stream, target)
-    choice = _choices.get(asked)
+    keys: list[Any] = []
+    missing: dict[Any, _Missing] = {}
+    for a in asked:
+        choice = _choice_of(a)
+        key = (a.canonical.key(), choice, target)
+        keys.append(key)
+        if key not in _memory and key not in missing:
+            missing[key] = _Missing(a.canonical, a.hint, choice, a.in_place)
+    distinct = set(keys)
+    report = current()
+    if report is not None:
+        report.groups += len(asked)
+        report.kernels += len(distinct)
+        report.from_memory += len(distinct) - len(missing)
+    if missing:
+        _memory.update(zip(missing, _from_disk_or_compile(list(missing.values())), strict=True))
+    return [_memory[key] for key in keys]
+
+
+def _choice_of(a: Asked) -> str:
+    from graphc.codegen.llvm.target import host_target
+
+    key = (a.canonical.key(), tuple(sorted(a.hint.items())), a.stream, host_target())
+    choice = _choices.get(key)
     if choice is None:
-        choice = _choices[asked] = _choice(canonical, hint, stream)
-    if in_place:
-        choice += f" in place {in_place}"
-    key = (canonical.key(), choice, target)
-    found = _memory.get(key)
-    if found is None:
-        found = _memory[key] = _from_disk_or_compile(canonical, choice, hint, in_place)
-    return found
+        with stage("choose"):
+            choice = _choices[key] = _choice(a.canonical, a.hint, a.stream)
+    return f"{choice} in place {a.in_place}" if a.in_place else choice
 
 
 def _choice(canonical: Function, hint: dict[str, int], stream: bool) -> str:
@@ -185,36 +249,63 @@ def kernel_text(canonical: Function, choice: str) -> str:
     return f"{choice}\n{print_function(canonical, locs=False)}"
 
 
-def _from_disk_or_compile(
-    canonical: Function, choice: str, hint: dict[str, int], in_place: InPlace
-) -> CompiledGroup:
+def _from_disk_or_compile(missing: Sequence[_Missing]) -> list[CompiledGroup]:
+    """Kernels that are in no memory, loaded."""
     from graphc.codegen import cache
     from graphc.codegen.llvm.target import host_target
 
-    key = cache.key(kernel_text(canonical, choice), host_target().key())
-    data = cache.get(key)
-    if data is None:
-        data = compile_group(canonical, hint, key, choice, in_place)
-        cache.put(key, data)
-    return _load(key, data)
+    target = host_target().key()
+    with stage("cache"):
+        keys = [cache.key(kernel_text(m.canonical, m.choice), target) for m in missing]
+        found = [cache.get(key) for key in keys]
+    absent = [i for i, data in enumerate(found) if data is None]
+    made = compile_groups([(missing[i], keys[i]) for i in absent])
+    with stage("cache"):
+        for i, data in zip(absent, made, strict=True):
+            cache.put(keys[i], data)
+            found[i] = data
+    report = current()
+    if report is not None:
+        report.compiled += len(absent)
+        report.from_disk += len(missing) - len(absent)
+        report.object_bytes += sum(len(data) for data in found if data is not None)
+    return [_load(key, data) for key, data in zip(keys, found, strict=True) if data is not None]
 
 
-def compile_group(
-    canonical: Function, hint: dict[str, int], key: str, choice: str, in_place: InPlace = ()
-) -> bytes:
-    """Object code with its description, as one cache entry: a line of JSON, then one object."""
+def compile_groups(missing: Sequence[tuple[_Missing, str]]) -> list[bytes]:
+    """Object code with its description, as one cache entry each: a line of JSON, then one object. Given with their keys."""
+    from graphc.codegen.llvm.target import host_target
+    from graphc.codegen.llvm.workers import Batch
+
+    if not missing:
+        return []
+    batch = Batch(host_target(), len(missing))
+    heads: list[bytes] = []
+    empty: list[bool] = []
+    for m, key in missing:
+        head, text = _written(m, key)
+        heads.append(head)
+        empty.append(not text)
+        if text:
+            batch.add(text)
+    codes = iter(batch.finish())
+    return [head + b"\n" + (b"" if none else next(codes)) for head, none in zip(heads, empty, strict=True)]
+
+
+def _written(m: _Missing, key: str) -> tuple[bytes, str]:
+    """The description of a group's kernels, and their LLVM text ("" if there is nothing to compute)."""
     from graphc.codegen.llvm.emit import emit_kernels
-    from graphc.codegen.llvm.jit import compile_text
     from graphc.codegen.llvm.target import host_target
     from graphc.codegen.lower.lower import lower
 
     target = host_target()
-    lowered = lower(canonical, target, hint, choice, in_place)
+    with stage("lower"):
+        lowered = lower(m.canonical, target, m.hint, m.choice, m.in_place)
+        kernels = rename(lowered.kernels, key)
     references: dict[Any, BufferRef] = {}
     for stem, buffers in (("p", lowered.params), ("r", lowered.results)):
         references.update({b: (stem, i) for i, b in enumerate(buffers)})
     references.update({s.buffer: ("s", i) for i, s in enumerate(lowered.scratch)})
-    kernels = rename(lowered.kernels, key)
     launches = [
         {
             "symbol": k.name,
@@ -227,16 +318,17 @@ def compile_group(
     ]
     ordinal = []
     for op in lowered.sites:
-        same = [o for o in canonical.ops if o.name == op.name]
+        same = [o for o in m.canonical.ops if o.name == op.name]
         ordinal.append([op.name, same.index(op)])
     head: dict[str, Any] = {
         "launches": launches,
-        "streams": choice.startswith("map stream"),
+        "streams": m.choice.startswith("map stream"),
         "scratch": [[s.dtype.name, str(s.size)] for s in lowered.scratch],
         "sites": ordinal,
     }
-    code = compile_text(emit_kernels(kernels, target), target) if kernels else b""
-    return json.dumps(head).encode() + b"\n" + code
+    with stage("emit"):
+        text = emit_kernels(kernels, target) if kernels else ""
+    return json.dumps(head).encode(), text
 
 
 def rename(kernels: tuple[Any, ...], key: str) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from graphc.codegen.donation import in_place
-from graphc.codegen.kernels import BoundGroup, Launch, Site, bind_group, evaluate_size
+from graphc.codegen.kernels import BoundGroup, Launch, Site, Wanted, bind_groups, evaluate_size
 from graphc.ir.function import Function, Loc, Module, Operation, Value
 
 ALIGN = 64
@@ -152,13 +152,14 @@ def make_plan(
 ) -> Plan:
     """The plan of a fused module with concrete dimensions.
 
-    stream: as in `bind_group`. donated: (input, output) that are the same memory.
+    stream: as in `Wanted`. donated: (input, output) that are the same memory.
     """
     entry = module.entry
-    bound: dict[int, BoundGroup] = {}
+    calls = [i for i, op in enumerate(entry.ops) if any(map(_bytes, op.results))]
+    wanted = [Wanted(entry.ops[i].attrs["function"], stream, in_place(module, donated, i)) for i in calls]
+    bound = dict(zip(calls, bind_groups(wanted), strict=True))
 
     def scratch(i: int, op: Operation) -> list[int]:
-        bound[i] = bind_group(op.attrs["function"], stream, in_place(module, donated, i))
         return bound[i].compiled.scratch_bytes(bound[i].concrete())
 
     layout = lay_out(entry, scratch)

@@ -21,6 +21,7 @@ from graphc.codegen.fuse import fuse
 from graphc.codegen.groups import separate
 from graphc.codegen.plan import ALIGN, Plan, make_plan
 from graphc.codegen.prepare import prepare
+from graphc.codegen.report import collect, stage
 from graphc.ir.function import Function, Module
 from graphc.ir.types import TensorType
 
@@ -218,12 +219,19 @@ def compile_function(
     """
     from graphc.ir.passes import DEFAULT, run_pipeline
 
-    with _collector_paused():
-        optimised = run_pipeline(f, DEFAULT if optimise else ("inline",))
-        prepared, constants = prepare(optimised)
-        module = fuse(prepared) if fused else separate(prepared)
-        donated = accepted(module, donate) if donate else frozenset()
-        return Program(optimised, module, make_plan(module, donated=donated), constants, donated)
+    with _collector_paused(), collect(f.name) as report:
+        report.operations += len(f.ops)
+        optimised = run_pipeline(f, DEFAULT if optimise else ("inline",), stage=stage)
+        report.optimised += len(optimised.ops)
+        with stage("prepare"):
+            prepared, constants = prepare(optimised)
+        with stage("fuse"):
+            module = fuse(prepared) if fused else separate(prepared)
+        with stage("plan"):
+            donated = accepted(module, donate) if donate else frozenset()
+            plan = make_plan(module, donated=donated)
+        with stage("table"):
+            return Program(optimised, module, plan, constants, donated)
 
 
 @contextlib.contextmanager

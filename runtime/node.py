@@ -48,9 +48,15 @@ def float_outputs(function: Function) -> tuple[int, ...]:
 
 def backward_of(f: Function, wrt: tuple[int, ...]) -> Backward:
     """Differentiate `f`, then let results of `f` that the gradient needs come in as parameters."""
+    from graphc.codegen.report import stage
     from graphc.ir.autodiff import vjp
 
-    g = vjp(f, wrt)
+    with stage("autodiff"):
+        return _backward_of(f, wrt, vjp(f, wrt))
+
+
+def _backward_of(f: Function, wrt: tuple[int, ...], g: Function) -> Backward:
+    """The gradient `g` = vjp(f, wrt) with the results of `f` as parameters."""
     count, outs = len(f.params), len(f.results)
     known: dict[Value, Value] = {}
     results_in: list[Value] = []

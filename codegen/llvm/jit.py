@@ -13,7 +13,9 @@ import threading
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+from graphc.codegen.llvm import worker
 from graphc.codegen.llvm.target import Target, host_target, llvm_binding, make_target
+from graphc.codegen.report import stage
 
 # llvmlite serialises calls anyway, but a module's context and the JIT's symbol table need one owner.
 _lock = threading.RLock()
@@ -22,11 +24,7 @@ _numbers = itertools.count()
 
 @functools.cache
 def _machine(target: Target) -> Any:
-    llvm = llvm_binding()
-    # Position independent and small: constants are reached relative to the instruction pointer.
-    return llvm.Target.from_triple(target.triple).create_target_machine(
-        cpu=target.cpu, features=target.features, opt=1, reloc="pic", codemodel="small"
-    )
+    return worker.machine(llvm_binding(), target.triple, target.cpu, target.features)
 
 
 @functools.cache
@@ -40,35 +38,27 @@ def _jit() -> Any:
 
 
 def _parse(llvm_ir: str, context: Any = None) -> Any:
-    llvm = llvm_binding()
-    try:
-        # A context of its own: types and constants go away with the module.
-        module = llvm.parse_assembly(llvm_ir, context or llvm.create_context())
-    except RuntimeError as error:
-        raise RuntimeError(f"LLVM refused generated code: {error}") from None
-    return module
+    with stage("parse"):
+        return worker.parse(llvm_binding(), llvm_ir, context)
 
 
 @contextlib.contextmanager
-def _without_strength_reduction() -> Iterator[None]:
-    """Leaves out LLVM's loop strength reduction, a quarter of all the time it takes.
-
-    Addresses come out of the emitter hoisted, as a base with an index that the machine's addressing modes cover, so
-    it finds next to nothing. It can only be switched off for the whole process: others that share LLVM get it back.
-    """
+def _making_code() -> Iterator[None]:
+    """LLVM at work with our options: others in this process that share LLVM get its own back."""
     llvm = llvm_binding()
-    llvm.set_option("graphc", "-disable-lsr=true")
-    try:
-        yield
-    finally:
-        llvm.set_option("graphc", "-disable-lsr=false")
+    with stage("code"):
+        worker.without_strength_reduction(llvm, True)
+        try:
+            yield
+        finally:
+            worker.without_strength_reduction(llvm, False)
 
 
 def compile_text(llvm_ir: str, target: Target | None = None) -> bytes:
     """The object file of an LLVM module in text form. Raises `RuntimeError` on invalid text."""
     with _lock:
         module = _parse(llvm_ir)
-        with _without_strength_reduction():
+        with _making_code():
             return bytes(_machine(target or host_target()).emit_object(module))
 
 
@@ -85,7 +75,7 @@ def compile_modules(texts: Iterable[str], target: Target, keep: Collection[str])
         for function in whole.functions:
             if not function.is_declaration and function.name not in keep:
                 function.linkage = "internal"
-        with _without_strength_reduction():
+        with _making_code():
             return bytes(_machine(target).emit_object(whole))
 
 
@@ -93,7 +83,7 @@ def assembly(llvm_ir: str, target: Target | None = None) -> str:
     """The assembly text of an LLVM module in text form."""
     with _lock:
         module = _parse(llvm_ir)
-        with _without_strength_reduction():
+        with _making_code():
             return str(_machine(target or host_target()).emit_assembly(module))
 
 
@@ -114,7 +104,7 @@ def load(object_bytes: bytes, symbol: str, process_symbols: bool = False) -> int
 def load_all(object_bytes: bytes, symbols: tuple[str, ...], process_symbols: bool = False) -> dict[str, int]:
     """Link an object into this process and give the addresses of `symbols`, valid for ever."""
     llvm = llvm_binding()
-    with _lock:
+    with stage("link"), _lock:
         builder = llvm.JITLibraryBuilder().add_object_img(object_bytes)
         if process_symbols:
             builder.add_current_process()

@@ -6,9 +6,10 @@ import difflib
 import importlib
 import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TextIO
+from typing import Any, TextIO
 
 from graphc.ir.function import Function
 
@@ -55,14 +56,20 @@ PASSES: Mapping[str, Pass] = MappingProxyType(
 DEFAULT: tuple[str, ...] = ("inline", "fold", "simplify", "cse", "dce")
 
 
-def run_pipeline(function: Function, names: Iterable[str], callback: Callback | None = None) -> Function:
-    """`function` after the named passes in order.
+def run_pipeline(
+    function: Function,
+    names: Iterable[str],
+    callback: Callback | None = None,
+    stage: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+) -> Function:
+    """`function` after the named passes in order, each inside `stage(its name)`.
 
     All names are looked up before the first pass runs; an unknown one is a `ValueError`.
     """
     for p in [_lookup(name) for name in names]:
         begin = time.perf_counter()
-        result = p.run(function)
+        with stage(p.name):
+            result = p.run(function)
         seconds = time.perf_counter() - begin
         if callback is not None:
             callback(p, function, result, seconds)

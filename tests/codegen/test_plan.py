@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from graphc.codegen import plan as plans
 from graphc.codegen import program as programs
-from graphc.codegen.donation import InPlace
 from graphc.codegen.fuse import fuse
 from graphc.codegen.groups import separate
-from graphc.codegen.kernels import BoundGroup, CompiledGroup, Launch
+from graphc.codegen.kernels import BoundGroup, CompiledGroup, Launch, Wanted
 from graphc.codegen.plan import ALIGN, Arena, Plan, make_plan
 from graphc.codegen.prepare import prepare
 from graphc.codegen.program import compile_function
@@ -128,7 +128,10 @@ class Groups:
         self.rng = np.random.default_rng(seed)
         self.scratch: list[list[int]] = []  # for each group that is bound, in order
 
-    def bind(self, group: Function, stream: bool = True, in_place: InPlace = ()) -> BoundGroup:
+    def bind_all(self, wanted: Sequence[Wanted]) -> list[BoundGroup]:
+        return [self.bind(w.group) for w in wanted]
+
+    def bind(self, group: Function) -> BoundGroup:
         sizes = [int(n) for n in self.rng.integers(0, 3000, int(self.rng.integers(0, 3)))]
         self.scratch.append(sizes)
         buffers = [("p", i) for i in range(len(group.params))] + [("r", i) for i in range(len(group.results))]
@@ -164,7 +167,7 @@ def test_live_ranges_never_overlap(start: int, monkeypatch: pytest.MonkeyPatch) 
         f = Generator(seed).function(30)
         for fused in (True, False):
             groups = Groups(seed)
-            monkeypatch.setattr(plans, "bind_group", groups.bind)
+            monkeypatch.setattr(plans, "bind_groups", groups.bind_all)
             module, plan = planned(f, fused)
             held = intervals(module, plan, groups)
             for n, (first, until, low, high, what) in enumerate(held):
