@@ -11,7 +11,7 @@ from graphc.codegen.llvm.target import Target
 from graphc.codegen.lower import attention, pool, random  # noqa: F401  (the last two register their pull rules)
 from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.map import lower_map, map_variant
-from graphc.codegen.lower.reduce import lower_reduce, partitioned
+from graphc.codegen.lower.reduce import lower_reduce, schedule_of
 from graphc.codegen.lower.scan import lower_scan
 from graphc.codegen.lower.scatter import lower_scatter
 from graphc.ir.function import Function
@@ -36,7 +36,7 @@ def variant(group: Function, target: Target, hint: dict[str, int], stream: bool 
     if kind == "contract":
         return f"contract {_schedule(group, target, tuple(sorted(hint.items())))}"
     if kind == "row":
-        return "row partitioned" if partitioned(group, hint) else "row"
+        return str(schedule_of(group, hint, target.vector_bits))
     if kind == "alone" and (op := attention.attention_of(group)) is not None:
         return attention.variant(op, hint)
     return map_variant(group, hint, stream) if kind == "map" else kind
@@ -60,7 +60,7 @@ def lower(
 
         return lower_contraction(group, target, hint, _schedule(group, target, tuple(sorted(hint.items()))))
     if kind == "row":
-        return lower_reduce(group, hint)
+        return lower_reduce(group, schedule_of(group, hint, target.vector_bits))
     if kind == "map":
         return lower_map(group, choice or map_variant(group, hint, False), in_place)
     if (op := attention.attention_of(group)) is not None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from graphc.codegen.expr import Expr, index, load, make, var
-from graphc.codegen.loops import Alloc, Assign, Buffer, Declare, For, If, Kernel, Let, Stmt, Store, Vector
-from graphc.codegen.lower.columns import COLUMN_WIDTH
+from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Kernel, Let, Stmt, Store, Vector
+from graphc.codegen.lower.columns import Blocking, Columns
 from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.lowered import Lowered, Scratch
 from graphc.codegen.lower.map import work_of
@@ -23,7 +23,6 @@ from graphc.codegen.lower.row_group import (
     combine,
     finish,
     identity_of,
-    is_columns,
 )
 from graphc.ir.function import Operation, Value
 from graphc.ir.types import Dim, size_of
@@ -34,6 +33,7 @@ def lower_partitioned(
     params: tuple[Buffer, ...],
     results: tuple[Buffer, ...],
     targets: list[tuple[Value, Buffer]],
+    blocking: Blocking | None,
 ) -> Lowered:
     """Two kernels: partial results for each (item, chunk), then their combination in order."""
     chunks = ceil_div(row.length, CHUNK)
@@ -47,8 +47,10 @@ def lower_partitioned(
         partials.append((op, buffer))
         scratch.append(Scratch(buffer, dtype, total_rows * ((length + (CHUNK - 1)) // CHUNK)))
     extents = group_extents(row.group)
-    columns = is_columns(row.shape, row.axes)
-    first, parallel = (_column_partials if columns else _row_partials)(row, partials, chunks)
+    if blocking is not None:
+        first, parallel = _column_partials(row, partials, chunks, blocking)
+    else:
+        first, parallel = _row_partials(row, partials, chunks)
     gather = Kernel(
         "partials",
         (*params, *(b for _, b in partials)),
@@ -119,62 +121,18 @@ def _row_partials(
 
 
 def _column_partials(
-    row: RowGroup, partials: list[tuple[Operation, Buffer]], chunks: Expr
+    row: RowGroup, partials: list[tuple[Operation, Buffer]], chunks: Expr, blocking: Blocking
 ) -> tuple[list[Stmt], Expr]:
-    names = row.names
-    lane_dim = max(d for d in row.kept_dims if row.shape[d] != 1)
-    n = dim_expr(row.shape[lane_dim])
-    outer = tuple(1 if d == lane_dim else row.shape[d] for d in row.kept_dims)
-    blocks = ceil_div(n, COLUMN_WIDTH)
-    item, c, rest, block, lane = (names.fresh(s) for s in ("item", "chunk", "rest", "block", "l"))
-    start, stop, i, j, k = (names.fresh(s) for s in ("start", "stop", "i", "j", "k"))
-    body: list[Stmt] = [
-        Let(c, item % chunks),
-        Let(rest, item // chunks // blocks),
-        Let(block, item // chunks % blocks),
-        Let(start, c * CHUNK),
-        Let(stop, minimum(start + CHUNK, row.length)),
-    ]
-    stmts, coords = split_coords(rest, outer, names)
-    body += stmts
-    column = block * COLUMN_WIDTH + lane
-    row.kept = tuple(column if d == lane_dim else x for d, x in zip(row.kept_dims, coords, strict=True))
-    allocs: list[Stmt] = []
-    arrays: list[Buffer] = []
-    for op, buffer in partials:
-        array = Buffer(f"lanes_{buffer.name}", identity_of(op)[1], "local")
-        arrays.append(array)
-        allocs.append(Alloc(array, LANES * COLUMN_WIDTH))
-    triples = [(op, b, a) for (op, b), a in zip(partials, arrays, strict=True)]
-
-    def slot(at: Expr) -> Expr:
-        return at * COLUMN_WIDTH + lane
-
-    inside: list[Stmt] = [
-        For(
-            k,
-            index(0),
-            index(LANES),
-            tuple(Store(a, slot(k), identity_of(op)[0]) for op, _, a in triples),
-            index(1),
-        )
-    ]
-    accumulate = [
-        Store(a, slot(j), combine(op, load(a, slot(j)), row.element(op, i))) for op, _, a in triples
-    ]
-    inside.append(
-        For(i, start, stop, (Let(j, (i - start) % LANES), *take_reports(row.pull), *accumulate), index(1))
-    )
-    half = LANES // 2
-    while half:
-        h = names.fresh("h")
-        stores = tuple(
-            Store(a, slot(h), combine(op, load(a, slot(h)), load(a, slot(h + half)))) for op, _, a in triples
-        )
-        inside.append(For(h, index(0), index(half), stores, index(1)))
-        half //= 2
+    columns = Columns(row, blocking, chunks)
+    start, stop = row.names.fresh("start"), row.names.fresh("stop")
+    head = columns.enter()
+    head += [Let(start, columns.part * CHUNK), Let(stop, minimum(start + CHUNK, row.length))]
+    ops = [op for op, _ in partials]
+    arrays = [columns.array("lanes", identity_of(op)[1], columns.rows) for op in ops]
     flat = row.flat_kept()
-    inside += [Store(b, flat * chunks + c, load(a, lane)) for _, b, a in triples]
-    body.append(Vector(lane, COLUMN_WIDTH, (If(column < n, tuple(inside)),)))
-    loop = For(item, var("begin"), var("end"), tuple(body), index(1))
-    return [*allocs, loop], dim_expr(size_of(outer)) * blocks * chunks
+    stores = tuple(
+        Store(b, flat * chunks + columns.part, load(a, columns.slot(0)))
+        for (_, b), a in zip(partials, arrays, strict=True)
+    )
+    body = [*columns.chunk(ops, arrays, start, stop), columns.vectors((If(columns.mask, stores),))]
+    return columns.whole(head, body), columns.items

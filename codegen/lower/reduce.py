@@ -12,8 +12,10 @@ Both combine elements in the order that the bit contract fixes: lane i mod 32 wi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from graphc.codegen.loops import Kernel
-from graphc.codegen.lower.columns import lower_columns
+from graphc.codegen.lower.columns import LEVELS, Blocking, lower_columns
 from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.map import work_of
@@ -29,27 +31,47 @@ from graphc.codegen.lower.row_group import (
     LANES,
     REDUCE,
     RowGroup,
+    identity_of,
     is_columns,
 )
 from graphc.codegen.lower.rows import lower_rows
 from graphc.ir.function import Function, Operation
-from graphc.ir.types import Shape, size_of
+from graphc.ir.types import Shape, size_of, substitute
 
 
-def lower_reduce(group: Function, hint: dict[str, int]) -> Lowered:
-    """The kernels of a row group. `hint` gives likely values of the extents."""
+@dataclass(frozen=True)
+class Schedule:
+    """How a row group is computed. partitioned: chunks over threads. blocking: of the columns, if it goes down columns."""
+
+    partitioned: bool
+    blocking: Blocking | None
+
+    def __str__(self) -> str:
+        b = self.blocking
+        columns = f" columns {b.width} {b.block} {b.depth}" if b is not None else ""
+        return f"row{' partitioned' if self.partitioned else ''}{columns}"
+
+
+def schedule_of(group: Function, hint: dict[str, int], vector_bits: int) -> Schedule:
+    """The schedule for extents like `hint`; all are right for all extents, and give the same bits."""
+    first = next(op for op in group.ops if op.name in REDUCE)
+    columns = is_columns(first.operands[0].type.shape, _axes(first))
+    return Schedule(partitioned(group, hint), blocking(group, hint, vector_bits) if columns else None)
+
+
+def lower_reduce(group: Function, schedule: Schedule) -> Lowered:
+    """The kernels of a row group."""
     params, results = group_buffers(group)
     pull = Pull(group, dict(zip(group.params, params, strict=True)))
     first = next(op for op in group.ops if op.name in REDUCE)
-    axes = first.attrs["axes"] if "axes" in first.attrs else (first.attrs["axis"],)
-    row = RowGroup(group, pull, Names(), first.operands[0].type.shape, tuple(axes))
+    row = RowGroup(group, pull, Names(), first.operands[0].type.shape, _axes(first))
     targets = list(zip(group.results, results, strict=True))
-    if partitioned(group, hint):
-        return lower_partitioned(row, params, results, targets)
-    columns = is_columns(row.shape, row.axes)
-    body, parallel = (lower_columns if columns else lower_rows)(row, targets)
+    columns = schedule.blocking
+    if schedule.partitioned:
+        return lower_partitioned(row, params, results, targets, columns)
+    body, parallel = lower_columns(row, targets, columns) if columns is not None else lower_rows(row, targets)
     kernel = Kernel(
-        name="columns" if columns else "rows",
+        name="columns" if columns is not None else "rows",
         buffers=(*params, *results),
         extents=group_extents(group),
         parallel=parallel,
@@ -60,13 +82,10 @@ def lower_reduce(group: Function, hint: dict[str, int]) -> Lowered:
 
 
 def partitioned(group: Function, hint: dict[str, int]) -> bool:
-    """Whether the chunks of a row are worth distributing over threads: few rows, long ones.
-
-    Part of the choice of kernel, hence of its key.
-    """
+    """Whether the chunks of a row are worth distributing over threads: few rows, long ones."""
     ops = [op for op in group.ops if op.name in REDUCE]
     first = ops[0]
-    axes = first.attrs["axes"] if "axes" in first.attrs else (first.attrs["axis"],)
+    axes = _axes(first)
     shape = first.operands[0].type.shape
     level_one = all(
         not any(u.name in REDUCE for u in _ancestors(group, op)) and op.name not in ("argmax", "argmin")
@@ -75,16 +94,57 @@ def partitioned(group: Function, hint: dict[str, int]) -> bool:
     if not level_one or any(r.type.shape == shape for r in group.results):
         return False
 
-    def value(dims: Shape) -> int:
-        from graphc.ir.types import substitute
-
-        d = substitute(size_of(dims), hint)
-        return d if isinstance(d, int) else 64
-
-    length = value(tuple(shape[a] for a in axes))
-    rows = value(tuple(d for i, d in enumerate(shape) if i not in axes))
-    lanes = value((shape[-1],)) if is_columns(shape, tuple(axes)) else 1
+    length = _value(tuple(shape[a] for a in axes), hint)
+    rows = _value(tuple(d for i, d in enumerate(shape) if i not in axes), hint)
+    lanes = _value((shape[-1],), hint) if is_columns(shape, axes) else 1
     return length >= 4 * CHUNK and rows // max(1, min(lanes, LANES)) < 16
+
+
+# Bytes of accumulators of all reductions together: half of a level 2 cache.
+ACCUMULATORS = 512 << 10
+# Rows of fewer bytes than this are taken one by one, others so many at a time.
+NARROW, DEPTH = 512, 4
+# A group of more operations needs registers for other things.
+SMALL = 12
+# Of columns this short the accumulators are combined while they are made.
+SHORT = 512
+
+
+def blocking(group: Function, hint: dict[str, int], vector_bits: int) -> Blocking:
+    """How columns are blocked: a few registers of lanes, and as many columns as accumulators fit into the cache.
+
+    Memory is fastest where it is read in order: rows of a few cache lines one by one, long ones a few at a time.
+    """
+    ops = [op for op in group.ops if op.name in REDUCE]
+    shape, axes = ops[0].operands[0].type.shape, _axes(ops[0])
+    inner = next(d for i, d in reversed(list(enumerate(shape))) if i not in axes and d != 1)
+    columns, length = _value((inner,), hint), _value(tuple(shape[a] for a in axes), hint)
+    sizes = [identity_of(op)[1].itemsize for op in ops if op.name not in ("argmax", "argmin")] or [8]
+    lanes = max(4, vector_bits // 8 // max(sizes))
+    narrow = columns * max(sizes) < NARROW
+    registers = 1 if narrow else 4 if len(group.ops) <= SMALL else 2
+    width = min(64, lanes * registers)
+    while width > 4 and width >= 2 * columns:
+        width //= 2
+    depth = 1 if narrow else 0 if length <= SHORT else DEPTH
+    rows = LANES if depth else LEVELS
+    most = ACCUMULATORS // (rows * sum(sizes))
+    return Blocking(width, max(width, _power_of_two(min(most, 2 * columns - 1))), depth)
+
+
+def _power_of_two(n: int) -> int:
+    """The largest that is not larger than `n`."""
+    return 1 << max(0, n.bit_length() - 1)
+
+
+def _axes(op: Operation) -> tuple[int, ...]:
+    return tuple(op.attrs["axes"]) if "axes" in op.attrs else (op.attrs["axis"],)
+
+
+def _value(dims: Shape, hint: dict[str, int]) -> int:
+    """The product of dimensions where `hint` tells it, else a guess."""
+    d = substitute(size_of(dims), hint)
+    return d if isinstance(d, int) else 64
 
 
 def _ancestors(group: Function, op: Operation) -> list[Operation]:

@@ -96,6 +96,11 @@ def identity_of(op: Operation) -> tuple[Expr, DType]:
 
 
 def combine(op: Operation, acc: Expr, x: Expr) -> Expr:
+    if op.name in ("max", "min") and acc.dtype.is_float:
+        # Equal bits (which NaN it is does not count), and what the accumulator waits for is one instruction of most
+        # processors: `x > acc ? x : acc` gives acc where one is NaN, and of two zeros.
+        extreme = select(x > acc if op.name == "max" else x < acc, x, acc)
+        return select(not_equal(x, x), x, extreme)
     return reduction(op.name, accumulator(op.operands[0].type.dtype))[1](acc, x)
 
 

@@ -7,10 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphc.ir.function import Builder, Value
+from graphc.codegen import kernels
+from graphc.codegen.lower import reduce
+from graphc.codegen.lower.columns import Blocking
+from graphc.codegen.program import compile_function
+from graphc.ir.function import Builder, DenseArray, Value
+from graphc.ir.interpret import interpret
 from graphc.ir.types import ALL_DTYPES, BF16, BOOL, F16, F32, F64, I32, I64, U8, DType, TensorType
 
-from tests.codegen.compiled import Array, assert_compiled
+from tests.codegen.compiled import Array, assert_compiled, difference
+from tests.codegen.device import Memory
 from tests.codegen.values import Shape, mixed, plain
 
 SHAPES: tuple[Shape, ...] = ((37,), (5, 33), (33, 5), (4, 3, 17), (3, 17, 4), (17, 4, 3), (2, 3, 5, 7), (7, 1, 3, 33), (3, 33, 1, 2))
@@ -79,6 +85,50 @@ def test_long_rows_on_several_threads(shape: Shape, axes: tuple[int, ...]) -> No
     s.results += [total, square, s.b.sub(square, s.b.mul(total, total))]
     s.labels += ["sum", "sum of squares", "their difference"]
     s.check()
+
+
+BLOCKINGS = (Blocking(4, 4, 1), Blocking(8, 64, 0), Blocking(16, 32, 4), Blocking(32, 256, 8), Blocking(64, 1024, 2))
+
+
+@pytest.mark.parametrize("blocking", BLOCKINGS, ids=str)
+def test_blocks_of_columns_of_any_size(blocking: Blocking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer columns than lanes, blocks that overlap, columns shorter than the lanes of the contract and longer than a chunk."""
+    monkeypatch.setattr(reduce, "blocking", lambda *_: blocking)
+    monkeypatch.setattr(kernels, "_choices", {})
+    for shape in ((1, 1), (70, 3), (31, 8), (33, 17), (5, 65), (2, 130, 33), (3, 4100, 9), (2, 16400, 5)):
+        s = Sums()
+        axes = (len(shape) - 2,)
+        x, y = s.param(mixed(F32, shape, 1), F32), s.param(plain(BF16, shape, 2), BF16)
+        s.add("sum", x, axes=axes)
+        s.add("max", x, axes=axes)
+        s.add("sum", y, axes=axes)
+        s.add("argmin", x, axis=axes[0])
+        s.add("any", s.b.gt(x, s.b.full(s.b.constant(value=DenseArray(np.asarray(2.5, np.float32))), shape=shape)), axes=axes)
+        kept = tuple(i for i in range(len(shape)) if i not in axes)
+        low = s.b.min(x, axes=axes)
+        above = s.b.sub(x, s.b.broadcast(low, shape=shape, axes=kept))
+        s.results += [low, above, s.b.sum(above, axes=axes)]
+        s.labels += ["min", "x - min", "sum of x - min"]
+        s.check()
+
+
+@pytest.mark.parametrize("blocking", BLOCKINGS, ids=str)
+def test_columns_read_nothing_beside_their_memory(blocking: Blocking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last element of the operand lies in front of a page that cannot be read."""
+    monkeypatch.setattr(reduce, "blocking", lambda *_: blocking)
+    monkeypatch.setattr(kernels, "_choices", {})
+    for shape in ((36, 3), (40, 65), (3, 33, 20)):
+        b = Builder("f")
+        x = b.param(TensorType(F32, shape))
+        f = b.build([b.sum(x, axes=(len(shape) - 2,)), b.argmax(x, axis=len(shape) - 2)])
+        data = plain(F32, shape, 3)
+        assert data.nbytes % 16 == 0
+        memory = [Memory(shape, np.float32, data, writable=False), *(Memory(t.shape, t.dtype.numpy) for t in f.result_types)]
+        compile_function(f).run([memory[0].address], [m.address for m in memory[1:]])
+        for m, expected in zip(memory[1:], interpret(f, [data]), strict=True):
+            assert difference(expected, m.array) == ""
+        for m in memory:
+            m.free()
 
 
 ALL_NUMBERS = tuple(d for d in ALL_DTYPES if d is not BOOL)
