@@ -105,9 +105,9 @@ class Memory:
 def time_launch(planned: Any, memory: Memory) -> float:
     """Seconds of one launch, repeated natively."""
     from graphc.codegen.llvm.runner import runner
-    from graphc.codegen.program import GRAIN
+    from graphc.codegen.program import parts_of
 
-    parts = max(1, min(planned.parallel, planned.work // GRAIN))
+    parts = parts_of(planned)
     arguments = [*map(memory.address, planned.places), *planned.extents]
     one = [planned.launch.address, planned.parallel, parts, 0, len(arguments), *arguments]
     error = np.zeros(4, np.int64)

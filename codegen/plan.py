@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from graphc.codegen.dependences import Range
 from graphc.codegen.donation import in_place
 from graphc.codegen.kernels import BoundGroup, Launch, Site, Wanted, bind_groups, evaluate_size
 from graphc.ir.function import Function, Loc, Module, Operation, Value
@@ -21,7 +22,10 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True)
 class PlannedLaunch:
-    """One launch: its kernel, where its buffers are, the values of its extents."""
+    """One launch: its kernel, where its buffers are, the values of its extents.
+
+    reads, writes: the memory that it touches; scratch counts as written by all that touch it. in_place: it writes over an input.
+    """
 
     launch: Launch
     places: tuple[Place, ...]
@@ -31,6 +35,14 @@ class PlannedLaunch:
     group: str
     loc: Loc | None
     sites: tuple[Site, ...]
+    reads: tuple[Range, ...] = ()
+    writes: tuple[Range, ...] = ()
+    in_place: bool = False
+
+    @property
+    def moved(self) -> int:
+        """Bytes of the memory that it touches."""
+        return sum(high - low for _, low, high in (*self.reads, *self.writes))
 
 
 @dataclass(frozen=True)
@@ -163,31 +175,48 @@ def make_plan(
         return bound[i].compiled.scratch_bytes(bound[i].concrete())
 
     layout = lay_out(entry, scratch)
+    memory = _Memory(layout.place, {("in", i): ("out", j) for i, j in donated})
     launches: list[PlannedLaunch] = []
     for i, group in bound.items():
-        launches += _launches(entry.ops[i], group, group.concrete(), layout.place, layout.scratch[i])
+        launches += _launches(entry.ops[i], group, memory, layout.scratch[i])
     streams = any(group.compiled.streams for group in bound.values())
     return Plan(entry, tuple(launches), layout.size, streams)
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """Where values are. same: inputs whose memory is an output's."""
+
+    place: dict[Value, Place]
+    same: dict[Place, Place]
+
+    def range(self, place: Place, size: int) -> Range:
+        place = self.same.get(place, place)
+        kind, at = place
+        return (kind, at, at + size) if kind == "arena" else (place, 0, size)
 
 
 def _bytes(v: Value) -> int:
     return int(v.type.nbytes)
 
 
-def _launches(
-    op: Operation, bound: BoundGroup, sizes: dict[str, int], place: dict[Value, Place], scratch: list[int]
-) -> list[PlannedLaunch]:
+def _launches(op: Operation, bound: BoundGroup, memory: _Memory, scratch: list[int]) -> list[PlannedLaunch]:
     out = []
     function: Function = op.attrs["function"]
+    sizes = bound.concrete()
+    room = bound.compiled.scratch_bytes(sizes)
     for launch in bound.compiled.launches:
         places: list[Place] = []
+        reads: list[Range] = []
+        writes: list[Range] = []
         for kind, k in launch.buffers:
-            if kind == "p":
-                places.append(place[op.operands[k]])
-            elif kind == "r":
-                places.append(place[op.results[k]])
-            else:
+            if kind == "s":
                 places.append(("arena", scratch[k]))
+                writes.append(memory.range(places[-1], room[k]))
+                continue
+            v = op.operands[k] if kind == "p" else op.results[k]
+            places.append(memory.place[v])
+            (reads if kind == "p" else writes).append(memory.range(places[-1], _bytes(v)))
         out.append(
             PlannedLaunch(
                 launch,
@@ -198,6 +227,9 @@ def _launches(
                 function.name,
                 op.loc,
                 bound.sites,
+                tuple(reads),
+                tuple(writes),
+                any(p in memory.same.values() for p in places),
             )
         )
     return out

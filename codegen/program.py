@@ -7,8 +7,8 @@ holds, plans the memory and builds the table.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 from graphc.codegen import pages
+from graphc.codegen.costs import costs
 from graphc.codegen.donation import accepted
 from graphc.codegen.fuse import fuse
 from graphc.codegen.groups import separate
-from graphc.codegen.plan import ALIGN, Plan, make_plan
+from graphc.codegen.items import Table, make_items, worth
+from graphc.codegen.plan import ALIGN, Plan, PlannedLaunch, make_plan
 from graphc.codegen.prepare import prepare
 from graphc.codegen.report import collect, stage
 from graphc.ir.function import Function, Module
@@ -27,8 +29,14 @@ from graphc.ir.types import TensorType
 
 Run = Callable[[Sequence[int], Sequence[int]], None]
 
-# Elementary operations that make a piece of work worth a thread of its own.
-GRAIN = 16384
+# Elementary operations that make a part worth a thread of its own. None: what the costs of the machine say.
+GRAIN: int | None = None
+SHORT = 20.0  # microseconds of a program that keeps Python's lock
+
+
+def parts_of(planned: PlannedLaunch) -> int:
+    """How many parts of a launch are worth having, whatever the number of threads."""
+    return worth(planned, costs(), GRAIN)
 
 
 class _Arena(threading.local):
@@ -106,55 +114,32 @@ class Program:
         self._build()
 
     def _build(self) -> None:
-        """The table of launches, and `run` in the form that suits the program."""
-        words: list[int] = []
-        patches: list[tuple[int, int, int]] = []
+        """The table of items, and `run` in the form that suits the program."""
         inputs, outputs = len(self.input_types), len(self.output_types)
-        # Pointers: the caller's inputs and outputs, then the constants, then the arena.
+        # Pointers: the caller's inputs and outputs, then the arena.
         given = inputs + outputs
-        arena = given + len(self._constants)
-        total = 0
-        for number, p in enumerate(self.plan.launches):
-            total += p.work
-            parts = max(1, min(p.parallel, p.work // GRAIN))
-            words += [p.launch.address, p.parallel, parts, number, len(p.places) + len(p.extents)]
-            for kind, at in p.places:
-                if kind == "arena":
-                    patches.append((len(words), arena, at))
-                elif kind == "in" and at >= inputs:
-                    words.append(self._constants[at - inputs].ctypes.data)
-                    continue
-                else:
-                    patches.append((len(words), at + (inputs if kind == "out" else 0), 0))
-                words.append(0)
-            words += p.extents
-        pointers = (ctypes.c_int64 * (arena + 1))()
-        error = np.zeros(4, np.int64)
-        table = np.array(words or [0], np.int64)
-        patch_table = np.array(patches or [(0, 0, 0)], np.int64)
-        block = np.array(
-            [
-                table.ctypes.data,
-                len(self.plan.launches),
-                patch_table.ctypes.data,
-                len(patches),
-                ctypes.addressof(pointers),
-                error.ctypes.data,
-            ],
-            np.int64,
-        )
-        self._error = error
-        self._memory = (table, patch_table, pointers, block)
+        constants = [int(c.ctypes.data) for c in self._constants]
+
+        def pointer_of(place: tuple[str, int]) -> tuple[int | None, int]:
+            kind, at = place
+            if kind == "arena":
+                return given, at
+            if kind == "in" and at >= inputs:
+                return None, constants[at - inputs]
+            return at + (inputs if kind == "out" else 0), 0
+
+        self.items = make_items(self.plan, costs(), GRAIN)
+        self._table = Table(self.plan, self.items, pointer_of, given + 1, self._runner.forget)
         # A short program keeps Python's lock, which is cheaper; a long one lets other threads run.
-        short = total < 4 * GRAIN
+        short = sum(item.microseconds for item in self.items.items) < SHORT
         native = self._runner
         direct = native.with_pointers_short if short else native.with_pointers
-        address = int(block.ctypes.data)
+        address = self._table.address
         if short and not self.plan.arena and given < len(direct):
             self.run = self._direct_run(direct[given], address)
         else:
             call = direct[given] if given < len(direct) else None
-            self.run = self._locked_run(call, native.run_block, address, pointers, arena)
+            self.run = self._locked_run(call, native.run_program, address, given)
         if self.plan.streams:
             self.run = self._aligned_run(self.run)
 
@@ -173,39 +158,46 @@ class Program:
 
         return run
 
-    def _direct_run(self, call: Callable[..., int], block: int) -> Run:
+    def _direct_run(self, call: Callable[..., int], address: int) -> Run:
         fail = self._fail
 
         def run(inputs: Sequence[int], outputs: Sequence[int]) -> None:
-            if call(block, *inputs, *outputs):
-                fail()
+            failed = call(address, *inputs, *outputs)
+            if failed:
+                fail(failed)
 
         return run
 
     def _locked_run(
-        self, call: Callable[..., int] | None, call_block: Callable[..., int], block: int, pointers: Any, arena: int
+        self, call: Callable[..., int] | None, call_program: Callable[..., int], address: int, given: int
     ) -> Run:
-        lock, fail, size = threading.Lock(), self._fail, self.plan.arena
-        name = self.function.name
+        lock, fail, size, name = threading.Lock(), self._fail, self.plan.arena, self.function.name
+        pointers: Any = self._table.pointers
+        # NumPy assigns a list slowly, one object at a time.
+        fill = struct.Struct(f"{given}q").pack_into
+        memory = memoryview(pointers).cast("B")
 
         def run(inputs: Sequence[int], outputs: Sequence[int]) -> None:
             with lock:
                 if size:
-                    pointers[arena] = _arena.at_least(size, name)
+                    pointers[given] = _arena.at_least(size, name)
                 if call is not None:
-                    failed = call(block, *inputs, *outputs)
+                    failed = call(address, *inputs, *outputs)
                 else:
-                    pointers[0 : len(inputs) + len(outputs)] = [*inputs, *outputs]
-                    failed = call_block(block)
+                    fill(memory, 0, *inputs, *outputs)
+                    failed = call_program(address)
                 if failed:
-                    fail()
+                    fail(failed)
 
         return run
 
-    def _fail(self) -> None:
-        site, value, launch = (int(x) for x in self._error[:3])
-        self._error[:] = 0
-        raise IndexError(self.plan.launches[launch].sites[site - 1].message(value))
+    def _fail(self, failed: int) -> None:
+        if failed & 2:
+            self._runner.complain()
+        found = self._table.failed() if failed & 1 else None
+        if found is not None:
+            launch, site, value = found
+            raise IndexError(self.plan.launches[launch].sites[site - 1].message(value))
 
 
 def compile_function(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from collections.abc import Sequence
 
@@ -196,7 +197,7 @@ def test_what_the_arena_held_before_does_not_matter(seed: int, monkeypatch: pyte
     arena.at_least(max(1, program.plan.arena))
     expected = exact_interpret(f, args)
     for byte in (0xFF, 0x00, 0x7F):
-        arena.block[:] = byte
+        ctypes.memset(arena.address, byte, arena.size)
         got = execute(program, args)
         assert not [d for e, g in zip(expected, got, strict=True) if (d := difference(e, g))]
     again = execute(program, args)

@@ -8,15 +8,20 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from graphc.codegen.costs import DEFAULT
 from graphc.codegen.expr import binary, bitcast, index, load, var
+from graphc.codegen.items import Table, make_items
+from graphc.codegen.kernels import Launch, Site
 from graphc.codegen.llvm import jit
 from graphc.codegen.llvm.emit import emit_kernel
 from graphc.codegen.llvm.runner import MOST_THREADS, Runner, runner, runner_text
 from graphc.codegen.llvm.target import host_target, make_target
 from graphc.codegen.loops import Buffer, For, Kernel, Report, Store
+from graphc.codegen.plan import Plan, PlannedLaunch
 from graphc.ir.types import F64, I64
 
 _numbers = itertools.count()
@@ -52,40 +57,56 @@ def pool():
     found.set_threads(before)
 
 
-class Work:
-    """x -> x+1 -> 2(x+1) -> 2(x+1)+1, as a table whose addresses are patched in."""
+def planned(kernel, extent, places, reads=(), writes=(), work=1 << 20, sites=(), in_place=False):
+    """A launch of a kernel: its buffers' places, the memory that it touches."""
+    launch = Launch("kernel", (), (), "", "", kernel)
+    return PlannedLaunch(launch, tuple(places), (), extent, work, "", None, sites, tuple(reads), tuple(writes), in_place)
 
-    def __init__(self, increment, double, size=1000, parts=4):
+
+class Program:
+    """Launches as a program, in items of their own. Places are ("in", number of a pointer) or ("arena", address)."""
+
+    def __init__(self, launches, pointers=0, grain=1):
+        plan = Plan(None, tuple(launches), 0)
+        self.items = make_items(plan, DEFAULT, grain)
+        self.table = Table(plan, self.items, lambda p: (p[1], 0) if p[0] == "in" else (None, p[1]), pointers, runner().forget)
+        self.pointers = self.table.pointers
+
+    def run(self):
+        return runner().run_program(self.table.address)
+
+
+class Work(Program):
+    """x -> x+1 -> 2(x+1) -> 2(x+1)+1, with addresses that are patched in."""
+
+    def __init__(self, increment, double, size=1000, parts=1 << 20):
         self.x = np.arange(size)
         self.a, self.b, self.out = (np.zeros(size, np.int64) for _ in range(3))
-        words, patches = [], []
-        for number, (kernel, source, target) in enumerate([(increment, 0, 1), (double, 1, 2), (increment, 2, 3)]):
-            words += [kernel, size, parts, 10 + number, 2, 0, 0]
-            patches += [(len(words) - 2, source, 0), (len(words) - 1, target, 0)]
-        self.table, self.patches = np.array(words), np.array(patches)
-        self.pointers = np.array([v.ctypes.data for v in (self.x, self.a, self.b, self.out)])
-        self.error = np.zeros(3, np.int64)
-        self.arguments = (
-            self.table.ctypes.data,
-            3,
-            self.patches.ctypes.data,
-            len(patches),
-            self.pointers.ctypes.data,
-            self.error.ctypes.data,
+        arrays = (self.x, self.a, self.b, self.out)
+        steps = [(increment, 0, 1), (double, 1, 2), (increment, 2, 3)]
+        super().__init__(
+            [
+                planned(k, size, [("in", s), ("in", t)], [(s, 0, 8 * size)], [(t, 0, 8 * size)], work=parts)
+                for k, s, t in steps
+            ],
+            len(arrays),
         )
+        self.pointers[:] = [v.ctypes.data for v in arrays]
 
     def right(self):
         return (self.out == (self.x + 1) * 2 + 1).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
-@pytest.mark.parametrize("parts", [1, 2, 5, 5000])
+@pytest.mark.parametrize("parts", [1, 2, 5, 1 << 20])
 def test_every_element_once(pool, increment, double, threads, parts):
     pool.set_threads(threads)
     for size in (0, 1, 2, 7, 1000):
         work = Work(increment, double, size, parts)
-        assert pool.run_patched(*work.arguments) == 0
-        assert work.right()
+        for _ in range(3):
+            work.out[:] = 0
+            assert work.run() == 0
+            assert work.right()
 
 
 def test_workers_start_when_needed(increment, double):
@@ -110,39 +131,74 @@ assert r.workers() == 3 and (out == x + 1).all()
 
 
 def test_patches_add_offsets(pool, increment):
-    x, out, error = np.arange(10), np.zeros(20, np.int64), np.zeros(3, np.int64)
-    table = np.array([increment, 10, 1, 0, 2, 0, 0])
-    patches = np.array([(5, 1, 0), (6, 0, 80)])
-    pointers = np.array([out.ctypes.data, x.ctypes.data])
-    arguments = table.ctypes.data, 1, patches.ctypes.data, 2, pointers.ctypes.data, error.ctypes.data
-    assert pool.run_patched_short(*arguments) == 0
+    x, out = np.arange(10), np.zeros(20, np.int64)
+    places = {("in", 0): (0, 0), ("out", 0): (1, 80)}
+    plan = Plan(None, (planned(increment, 10, places),), 0)
+    table = Table(plan, make_items(plan, DEFAULT, 1), places.__getitem__, 2, pool.forget)
+    table.pointers[:] = x.ctypes.data, out.ctypes.data
+    assert pool.run_program_short(table.address) == 0
     assert (out[10:] == x + 1).all() and (out[:10] == 0).all()
 
 
-def test_block_and_direct_pointers(pool, increment, double):
+def test_pointers_may_change_from_run_to_run(pool, increment, double):
+    """Only words whose pointer is another one are patched."""
     work = Work(increment, double)
-    block = np.array(work.arguments)
+    others = [np.zeros(1000, np.int64) for _ in range(3)]
+    for k in (3, 3, 0, 1, 2, 0, 2, 1, 3):
+        work.out = others[k] if k < 3 else np.zeros(1000, np.int64)
+        work.out[:] = 0
+        work.pointers[3] = work.out.ctypes.data
+        work.x = np.arange(k, 1000 + k)
+        work.pointers[0] = work.x.ctypes.data
+        assert work.run() == 0
+        assert work.right()
+
+
+def test_direct_pointers(pool, increment, double):
+    work = Work(increment, double)
     addresses = work.pointers.tolist()
     work.pointers[:] = 0
-    assert pool.with_pointers[4](block.ctypes.data, *addresses) == 0
+    assert pool.with_pointers[4](work.table.address, *addresses) == 0
     assert work.right()
     work.out[:] = 0
-    assert pool.run_block(block.ctypes.data) == 0
-    assert work.right()
-    work.out[:] = 0
-    assert pool.with_pointers_short[1](block.ctypes.data, addresses[0]) == 0
+    assert pool.with_pointers_short[1](work.table.address, addresses[0]) == 0
     assert work.right()
 
 
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("parts", [1, 1 << 20])
 def test_an_error_stops_the_run(pool, increment, double, parts):
     pool.set_threads(4)
     work = Work(increment, double, parts=parts)
     work.x[617] = BAD - 1  # the first launch makes BAD of it, the second reads it
-    assert pool.run_patched(*work.arguments) == 1
-    assert work.error.tolist() == [3, 617, 11]
-    assert (work.out == 0).all()
-    assert work.b[617] == 2 * BAD
+    for _ in range(3):
+        assert work.run() == 1
+        assert work.table.failed() == (1, 3, 617)
+        assert (work.out == 0).all()
+        assert work.b[617] == 2 * BAD
+    work.x[617] = 617
+    assert work.run() == 0 and work.table.failed() is None and work.right()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_the_first_of_several_errors_is_the_one(pool, increment, threads):
+    """Whichever launch comes to its error first: one is long, the other short, and they do not depend on each other."""
+    pool.set_threads(threads)
+    long, short = np.zeros(200_000, np.int64), np.zeros(10, np.int64)
+    outs = [np.zeros_like(long), np.zeros_like(short), np.zeros_like(short)]
+    long[-1] = short[3] = BAD
+    launches = [
+        planned(increment, len(x), [("arena", x.ctypes.data), ("arena", o.ctypes.data)], [(i, 0, 8)], [(10 + i, 0, 8)])
+        for i, (x, o) in enumerate(zip((long, short, short), outs, strict=True))
+    ]
+    # The last one writes in place, after all that may fail.
+    launches[2] = replace(launches[2], in_place=True)
+    launches[:2] = [replace(p, sites=(Site("gather", None, 0, 7),)) for p in launches[:2]]
+    program = Program(launches)
+    assert program.items.items[2].needs == (1, 0)
+    for _ in range(20):
+        assert program.run() == 1
+        assert program.table.failed() == (0, 3, 199_999)
+        assert (outs[2] == 0).all()
 
 
 def test_launch(pool, increment):
@@ -162,7 +218,7 @@ def test_many_python_threads_at_once(pool, increment, double):
     def go(work):
         for _ in range(200):
             work.out[:] = 0
-            if pool.run_patched(*work.arguments) or not work.right():
+            if work.run() or not work.right():
                 wrong.append(work)
 
     threads = [threading.Thread(target=go, args=(w,)) for w in works]
@@ -181,24 +237,24 @@ def test_sleeping_workers_wake_up(pool, increment, double):
     for pause in (0.0, 0.00003, 0.0001, 0.002) * 20:
         time.sleep(pause)
         work.out[:] = 0
-        assert pool.run_patched(*work.arguments) == 0
+        assert work.run() == 0
         assert work.right()
 
 
 def test_child_of_a_fork_has_its_own_pool(pool, increment, double):
     pool.set_threads(3)
     work = Work(increment, double)
-    pool.run_patched(*work.arguments)
+    work.run()
     child = os.fork()
     if child == 0:
         good = pool.workers() == 0
         for _ in range(50):
             work.out[:] = 0
-            pool.run_patched(*work.arguments)
+            work.run()
             good = good and work.right()
         os._exit(0 if good and pool.workers() == 2 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert pool.run_patched(*work.arguments) == 0
+    assert work.run() == 0
 
 
 def test_exit_with_busy_workers_is_clean():
@@ -209,10 +265,10 @@ r.set_threads(4)
 w = Work(address_of(lambda x: x + 1), address_of(lambda x: x * 2), 100000)
 def go():
     while True:
-        r.run_patched(*w.arguments)
+        w.run()
 threading.Thread(target=go, daemon=True).start()
 for _ in range(20):
-    r.run_patched(*w.arguments)
+    w.run()
 """
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", code], cwd=os.getcwd(), timeout=60, capture_output=True)
@@ -224,7 +280,7 @@ def test_set_threads(pool):
     assert pool.get_threads() == 5
     pool.set_threads(10**6)
     assert pool.get_threads() == MOST_THREADS
-    with pytest.raises(ValueError, match="at least one thread"):
+    with pytest.raises(ValueError, match="0 threads: .* at least one thread, the one that calls it; use 1 or more"):
         pool.set_threads(0)
 
 
@@ -282,7 +338,7 @@ def test_kernels_keep_subnormals_whatever_the_callers_mode(pool):
 def test_runner_is_made_for_other_machines_too():
     for triple in ("aarch64-unknown-linux-gnu", "arm64-apple-darwin", "x86_64-apple-darwin"):
         target = make_target(triple=triple)
-        assert "graphc_run" in jit.assembly(runner_text(target), target)
+        assert "graphc_run_program" in jit.assembly(runner_text(target), target)
     target = make_target(triple="x86_64-pc-windows-msvc")
     with pytest.raises(RuntimeError, match="Linux and macOS"):
         runner_text(target)

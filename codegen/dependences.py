@@ -1,0 +1,112 @@
+"""Which launches of a plan wait for which: those that touch the same memory, one of them writing.
+
+Memory is what decides, not values: a range of the arena that is given to another value makes the launch that writes it
+wait for all that still read the old one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+# Memory that a launch touches: (space, first byte, end). Ranges meet only in one space.
+Range = tuple[Hashable, int, int]
+
+
+@dataclass
+class _Segment:
+    """Bytes from `low` to `high` with one history: who wrote them last, who has read them since."""
+
+    low: int
+    high: int
+    writer: int | None = None
+    readers: list[int] = field(default_factory=list)
+
+
+class _Space:
+    """The segments of one space, ascending and disjoint."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._segments: list[_Segment] = []
+
+    def cut(self, low: int, high: int) -> list[_Segment]:
+        """The segments that make up exactly low .. high, cut and added where there are none."""
+        first = bisect_right(self._starts, low) - 1
+        if first < 0 or self._segments[first].high <= low:
+            first += 1
+        stop = first
+        found: list[_Segment] = []
+        beside: list[_Segment] = []  # what sticks out on either side
+        at = low
+        while stop < len(self._segments) and self._segments[stop].low < high:
+            s = self._segments[stop]
+            stop += 1
+            if s.low < low:
+                beside.append(_Segment(s.low, low, s.writer, list(s.readers)))
+            elif s.low > at:
+                found.append(_Segment(at, s.low))
+            if s.high > high:
+                beside.append(_Segment(high, s.high, s.writer, list(s.readers)))
+            found.append(_Segment(max(s.low, low), min(s.high, high), s.writer, list(s.readers)))
+            at = found[-1].high
+        if at < high:
+            found.append(_Segment(at, high))
+        self._put(first, stop, sorted([*found, *beside], key=lambda s: s.low))
+        return found
+
+    def replace(self, low: int, high: int, writer: int) -> None:
+        """`writer` wrote low .. high, which has been cut before."""
+        first = bisect_right(self._starts, low) - 1
+        stop = first
+        while stop < len(self._segments) and self._segments[stop].low < high:
+            stop += 1
+        self._put(first, stop, [_Segment(low, high, writer)])
+
+    def _put(self, first: int, stop: int, segments: list[_Segment]) -> None:
+        self._segments[first:stop] = segments
+        self._starts[first:stop] = [s.low for s in segments]
+
+
+def dependences(reads: Sequence[Iterable[Range]], writes: Sequence[Iterable[Range]]) -> list[set[int]]:
+    """For each launch those before it that it must wait for, direct ones at least.
+
+    reads, writes: what each launch touches, in an order in which they may run.
+    """
+    spaces: dict[Hashable, _Space] = {}
+    found: list[set[int]] = []
+    for i, (ins, outs) in enumerate(zip(reads, writes, strict=True)):
+        needs: set[int] = set()
+        for space, low, high in ins:
+            for s in spaces.setdefault(space, _Space()).cut(low, high) if high > low else ():
+                if s.writer is not None:
+                    needs.add(s.writer)
+                s.readers.append(i)
+        for space, low, high in outs:
+            if high <= low:
+                continue
+            at = spaces.setdefault(space, _Space())
+            for s in at.cut(low, high):
+                needs.update(s.readers)
+                if s.writer is not None:
+                    needs.add(s.writer)
+            at.replace(low, high, i)
+        needs.discard(i)
+        found.append(needs)
+    return found
+
+
+def reduced(needs: Sequence[set[int]]) -> tuple[list[list[int]], list[int]]:
+    """(the dependences that no other one implies, latest first; all that each waits for, a bit each)."""
+    kept: list[list[int]] = []
+    above: list[int] = []
+    for direct in needs:
+        covered, own = 0, []
+        for d in sorted(direct, reverse=True):
+            if not covered >> d & 1:
+                own.append(d)
+                covered |= above[d] | 1 << d
+        kept.append(own)
+        above.append(covered)
+    return kept, above
