@@ -27,6 +27,7 @@ from graphc.codegen.lower.nest import (
     sweep,
 )
 from graphc.codegen.lower.pieces import joining, lower_pieces
+from graphc.codegen.lower.pooling import lower_pooling, pooled
 from graphc.codegen.lower.pull import Pull
 from graphc.codegen.lower.squares import across_dim, lower_squares
 from graphc.ir.function import Function
@@ -100,6 +101,9 @@ def lower_map(group: Function, variant: str = "map", in_place: InPlace = ()) -> 
     big = [i for i, d in enumerate(shape) if d != 1]
     if not big:
         return _lower_single(group, params, results, pull)
+    pool = pooled(group)
+    if pool is not None and not (tiled(shape) and tile_dims(shape) > 1):
+        return lower_pooling(group, pool, params, results, pull, work_of(group))
     if tiled(shape):
         return _lower_tiles(group, params, results, pull, width)
     joined = joining(group)

@@ -38,25 +38,25 @@ def joining(group: Function) -> Operation | None:
         return None
     for op in sorted(group.ops, key=lambda op: -len(op.operands)):
         if op.name == "concat" and len(op.operands) > 1 and op.result.type.shape == shape and shape[op.attrs["axis"]] != 1:
-            following = _following(group, op)
-            if following is not None and following * len(op.operands) <= MOST_WRITTEN_OUT:
+            count = following(group, op)
+            if count is not None and count * len(op.operands) <= MOST_WRITTEN_OUT:
                 return op
     return None
 
 
-def _following(group: Function, op: Operation) -> int | None:
-    """How many operations come after `op`; None if one reads it at another element."""
+def following(group: Function, op: Operation) -> int | None:
+    """How many values come after `op`, its own included; None if one is read at another element."""
     producer = {r: o for o in group.ops for r in o.results}
-    here = tokens_of(op.result.type.shape)
+    here = tokens_of(op.results[0].type.shape)
     stack = [(r, here) for r in group.results]
     seen = set(stack)
-    dependent: set[Value] = {op.result}
+    dependent: set[Value] = set(op.results)
     for o in group.ops:
         if any(v in dependent for v in o.operands):
             dependent.update(o.results)
     while stack:
         value, at = stack.pop()
-        if value is op.result:
+        if value in op.results:
             if at != here:
                 return None
             continue

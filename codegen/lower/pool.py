@@ -20,7 +20,7 @@ from graphc.ir.types import BOOL, F32, I32, I64, Dim, DType
 TRUE = const(BOOL, True)
 
 
-class _Window:
+class Window:
     """The literal window of a pooling operation over the last dimensions of input and output."""
 
     def __init__(self, op: Operation, input: Sequence[Dim], output: Sequence[Dim]) -> None:
@@ -57,12 +57,12 @@ class _Window:
         return total
 
 
-def _split(w: _Window, at: Position) -> tuple[tuple[Expr, ...], tuple[Expr, ...]]:
+def _split(w: Window, at: Position) -> tuple[tuple[Expr, ...], tuple[Expr, ...]]:
     lead = len(at.shape) - w.rank
     return at.coords[:lead], at.coords[lead:]
 
 
-def _windowed(pull: Pull, w: _Window, x: Value, at: Position) -> list[tuple[Expr, Expr]]:
+def _windowed(pull: Pull, w: Window, x: Value, at: Position) -> list[tuple[Expr, Expr]]:
     """Each window position's element and whether it exists, in row-major order."""
     lead, out = _split(w, at)
     found = []
@@ -78,7 +78,7 @@ def _windowed(pull: Pull, w: _Window, x: Value, at: Position) -> list[tuple[Expr
 
 def _max_pool(pull: Pull, op: Operation, result: int, at: Position) -> Expr:
     x = op.operands[0]
-    w = _Window(op, x.type.shape, op.results[0].type.shape)
+    w = Window(op, x.type.shape, op.results[0].type.shape)
     dtype = x.type.dtype
     best, where = const(dtype, float("-inf") if dtype.is_float else least(dtype)), const(I32, -1)
     some = const(BOOL, False)
@@ -103,14 +103,15 @@ def _either(a: Expr, b: Expr) -> Expr:
     return a if a is b else a | b
 
 
-def _total_dtype(dtype: DType) -> DType:
+def total_dtype(dtype: DType) -> DType:
+    """The dtype that elements are added in."""
     return F32 if dtype.is_float and dtype.bits < 32 else dtype
 
 
 def _sum_pool(pull: Pull, op: Operation, result: int, at: Position) -> Expr:
     x = op.operands[0]
-    w = _Window(op, x.type.shape, op.result.type.shape)
-    wide = _total_dtype(x.type.dtype)
+    w = Window(op, x.type.shape, op.result.type.shape)
+    wide = total_dtype(x.type.dtype)
     total, some = const(wide, -0.0 if wide.is_float else 0), const(BOOL, False)
     for e, there in _windowed(pull, w, x, at):
         total = select(there, total + cast(e, wide), total)
@@ -120,7 +121,7 @@ def _sum_pool(pull: Pull, op: Operation, result: int, at: Position) -> Expr:
 
 def _max_pool_take(pull: Pull, op: Operation, result: int, at: Position) -> Expr:
     x, held = op.operands
-    w = _Window(op, x.type.shape, op.result.type.shape)
+    w = Window(op, x.type.shape, op.result.type.shape)
     lead, out = _split(w, at)
     k = cast(pull.at(held, at), I64)
     count = index(1)
@@ -139,7 +140,7 @@ def _max_pool_take(pull: Pull, op: Operation, result: int, at: Position) -> Expr
     return select(inside, e, const(e.dtype, 0))
 
 
-def _holders(w: _Window, d: int, i: Expr) -> list[tuple[Expr, Expr, Expr]]:
+def _holders(w: Window, d: int, i: Expr) -> list[tuple[Expr, Expr, Expr]]:
     """The outputs whose windows hold input coordinate i of dimension d, ascending: (o, p, whether)."""
     low, stride, reach, size = w.padding[d][0], w.strides[d], w.dilation[d], w.sizes[d]
     moved = i + dim_expr(low)
@@ -165,7 +166,7 @@ def _holders(w: _Window, d: int, i: Expr) -> list[tuple[Expr, Expr, Expr]]:
     return found
 
 
-def _always_below(w: _Window, d: int, back: int) -> bool:
+def _always_below(w: Window, d: int, back: int) -> bool:
     n, low, out = w.input[d], w.padding[d][0], w.output[d]
     if isinstance(n, int) and isinstance(low, int) and isinstance(out, int):
         return (n - 1 + low) // w.strides[d] - back < out
@@ -177,9 +178,9 @@ def _spread(
 ) -> Expr:
     """For an input element, `term(output position, window position, total, whether)` over its windows."""
     dy = op.operands[0]
-    w = _Window(op, op.result.type.shape, dy.type.shape)
+    w = Window(op, op.result.type.shape, dy.type.shape)
     lead, coords = _split(w, at)
-    total = const(_total_dtype(dy.type.dtype), 0)
+    total = const(total_dtype(dy.type.dtype), 0)
     for chosen in itertools.product(*(_holders(w, d, i) for d, i in enumerate(coords))):
         there = TRUE
         for _, _, here in chosen:
