@@ -477,6 +477,7 @@ class Handle:
     def remove(self) -> None:
         """Take the hook away."""
         self._hooks.pop(self._key, None)
+        state.stamp = object()
 
 
 def _attach(x: Tensor, name: str) -> Meta:
@@ -501,6 +502,7 @@ def register_hook(x: Tensor, hook: Callable[[Tensor], Any]) -> Handle:
         meta.hooks = {}
     key = max(meta.hooks, default=-1) + 1
     meta.hooks[key] = hook
+    state.stamp = object()
     return Handle(meta.hooks, key)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from graphc.codegen.report import Report, collect
 from graphc.runtime.core import Tensor
 from graphc.runtime.device import CPU
 from graphc.runtime.errors import here
@@ -25,6 +26,7 @@ from graphc.runtime.interop import asarray
 from graphc.runtime.precision import setting
 from graphc.runtime.recorder import record
 from graphc.runtime.recording import Mismatch, Recording
+from graphc.runtime.replay import MISS, Arguments, Replay
 from graphc.runtime.structure import flatten, unflatten
 
 # After this many calls in a row that no recording served, a signature runs eagerly.
@@ -48,20 +50,35 @@ class Family:
         self.eager = False
 
 
+def _nobody(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return MISS
+
+
 class Compiled:
     """A compiled function or module; other attributes are those of what was compiled."""
 
     def __init__(self, f: Callable[..., Any]) -> None:
         self._f = f
         self._families: dict[Any, Family] = {}
+        # What served the last call.
+        self._last: Replay = _nobody
         # Objects that belong to a signature by their identity, and how many new ones came in a row.
         self._alive: list[list[Any]] = []
         self._new_objects = 0
+        self._reports: list[Report] = []
         functools.update_wrapper(self, f, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if state.active and local.tracer is not None:
             return self._f(*args, **kwargs)
+        try:
+            result = self._last(args, kwargs)
+        except Mismatch as miss:
+            return self._find(args, kwargs, miss)
+        return self._find(args, kwargs) if result is MISS else result
+
+    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any], miss: Mismatch | None = None) -> Any:
+        """A call that the recording of the last one does not serve."""
         leaves: list[Any] = []
         structure = flatten((args, kwargs), leaves)
         key, objects = self._signature(structure, leaves)
@@ -75,24 +92,26 @@ class Compiled:
             self._new_objects = 0
         if family.eager:
             return self._f(*args, **kwargs)
-        known: list[bytes] = []
+        # NumPy arrays have become tensors.
+        args, kwargs = unflatten(structure, iter(leaves))
+        known: list[bytes] = [] if miss is None else miss.outcomes
         for recording in list(family.recordings):
             # Recordings that looked at the same values first agree on what those are now.
-            if not recording.agrees(known):
+            if not recording.agrees(known) or (miss is not None and recording is miss.recording):
                 continue
-            inputs = recording.prepare(leaves)
-            if inputs is not None:
-                try:
-                    result = recording.run(leaves, inputs)
-                except Mismatch as miss:
-                    known = max(known, miss.outcomes, key=len)
-                    continue
+            try:
+                result = recording.replay(args, kwargs)
+            except Mismatch as other:
+                known = max(known, other.outcomes, key=len)
+                continue
+            if result is not MISS:
                 if family.recordings[0] is not recording:
                     family.recordings.remove(recording)
                     family.recordings.insert(0, recording)
                 family.misses = 0
+                self._last = recording.replay
                 return result
-        return self._record(family, structure, leaves)
+        return self._record(family, Arguments(key, objects), leaves)
 
     def _signature(self, structure: Any, leaves: list[Any]) -> tuple[Any, list[Any]]:
         """What must be equal for a recording to serve, and the objects in it that are told by identity."""
@@ -105,9 +124,8 @@ class Compiled:
                 leaves[i] = x = asarray(x) if x.ndim else asarray(x, device=CPU)
             if isinstance(x, Tensor):
                 meta = x._meta
-                parts.append(x._spec)
-                parts.append(first.setdefault(id(x), i))
-                parts.append(None if meta is None else (meta.requires_grad, meta.node is None))
+                record = None if meta is None else (meta.requires_grad, meta.node is None)
+                parts.append((Tensor, x._spec, first.setdefault(id(x), i), record))
             elif kind is float or kind is int:
                 parts.append(kind)
             elif kind is slice:
@@ -115,7 +133,7 @@ class Compiled:
             elif isinstance(x, _VALUES):
                 parts.append((kind, x))
             else:
-                parts.append((kind, id(x)))
+                parts.append((object, id(x)))
                 objects.append(x)
         return tuple(parts), objects
 
@@ -130,15 +148,19 @@ class Compiled:
             )
         return self._new_objects > PATHS
 
-    def _record(self, family: Family, structure: Any, leaves: list[Any]) -> Any:
+    def _record(self, family: Family, arguments: Arguments, leaves: list[Any]) -> Any:
         family.misses += 1
+        # Whoever serves the next call is looked for, which counts misses in a row.
+        self._last = _nobody
         served = bool(family.recordings)
 
         def call(given: Sequence[Any]) -> Any:
-            args, kwargs = unflatten(structure, iter(given))
+            args, kwargs = unflatten(arguments.structure, iter(given))
             return self._f(*args, **kwargs)
 
-        result, recording, reason = record(self._f, call, leaves, family.promoted)
+        with collect(_title(self._f)) as report:
+            result, recording, reason = record(self._f, call, arguments, leaves, family.promoted)
+        self._reports = [*self._reports[1 - PATHS :], report]
         if recording is not None:
             family.recordings.insert(0, recording)
             if served and family.recordings[0].decisions:
@@ -156,7 +178,19 @@ class Compiled:
 
     def _warn(self, when: str) -> None:
         name = getattr(self._f, "__name__", type(self._f).__name__)
-        warnings.warn(f"{name} runs eagerly {when} (called at {here()})", stacklevel=5)
+        warnings.warn(f"{name} runs eagerly {when} (called at {here()})", stacklevel=6)
+
+    def compile_reports(self) -> tuple[Report, ...]:
+        """Where the time of each call went that recorded or compiled something, the latest last (64 at most).
+
+        >>> import graphc as gc
+        >>> f = gc.compile(lambda x: gc.exp(x) + 1)
+        >>> _ = f(gc.zeros(3))
+        >>> [report] = f.compile_reports()
+        >>> report.groups, report.kernels
+        (1, 1)
+        """
+        return tuple(self._reports)
 
     def __get__(self, owner: Any, kind: type | None = None) -> Any:
         return self if owner is None else functools.partial(self, owner)
@@ -168,6 +202,13 @@ class Compiled:
 
     def __repr__(self) -> str:
         return f"compiled({self._f!r})"
+
+
+def _title(f: Any) -> str:
+    """What is compiled and where it stands."""
+    name = getattr(f, "__name__", type(f).__name__)
+    code = getattr(f, "__code__", None)
+    return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code is not None else name
 
 
 def compile(f: Callable[..., Any] | None = None) -> Any:

@@ -245,6 +245,7 @@ def make_contiguous(t: Tensor) -> None:
         context.pack(fresh._address, t._address, t._spec, t._strides)
         context.moved(t._buffer, fresh._buffer)
     t._buffer, t._address, t._strides = fresh._buffer, fresh._address, None
+    state.stamp = object()
 
 
 class _Memory:
@@ -328,6 +329,7 @@ def set_requires_grad(t: Tensor, value: bool) -> None:
                 f"requires_grad of the result of an operation cannot be switched off; use x.detach()\n  at {here()}"
             )
         t._meta.requires_grad = False
+    state.stamp = object()
 
 
 def rebind(t: Tensor, new: Tensor, operation: str) -> Tensor:
@@ -353,6 +355,7 @@ def rebind(t: Tensor, new: Tensor, operation: str) -> Tensor:
         meta.spec = t._spec
     elif local.grad:
         t._meta = None
+    state.stamp = object()
     owner = origin(t)
     if owner is not None:
         if owner is PART:

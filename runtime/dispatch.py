@@ -288,6 +288,7 @@ def align(t: Tensor) -> None:
     copy_bytes(fresh, t)
     t._spec.device.context.moved(t._buffer, fresh._buffer)
     t._buffer, t._address = fresh._buffer, fresh._address
+    state.stamp = object()
 
 
 def _view(entry: Entry, x: Tensor) -> Tensor | None:

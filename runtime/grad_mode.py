@@ -26,12 +26,17 @@ class Local(threading.local):
 
 
 class Tracing:
-    """`active` is the number of tracers in the process."""
+    """`active` is the number of tracers in the process.
 
-    __slots__ = ("active",)
+    `stamp` is another object whenever a tensor that was made before got another type, memory or record: whoever finds
+    the stamp that it noted need not look at tensors again. It is written after the change.
+    """
+
+    __slots__ = ("active", "stamp")
 
     def __init__(self) -> None:
         self.active = 0
+        self.stamp = object()
 
 
 local = Local()

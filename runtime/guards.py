@@ -14,9 +14,8 @@ import pickle
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterable
-from itertools import chain
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from graphc.runtime.core import Tensor
@@ -62,6 +61,60 @@ class Attributes:
 
 
 Slot = tuple[Any, Any]  # (container, key)
+
+
+class Check(NamedTuple):
+    """A container whose items under `keys` must be `values`, and which must have `size` items unless that is None.
+
+    Numbers and strings are compared by `same`, everything else by identity.
+    """
+
+    container: Any
+    keys: tuple[Any, ...]
+    values: tuple[Any, ...]
+    size: int | None
+
+    @property
+    def by_order(self) -> bool:
+        """Whether this is a whole dict of objects whose keys are costly to look up, as tensors are."""
+        return (
+            self.size == len(self.keys)
+            and self.container.__class__ is dict
+            and any(isinstance(k, Tensor) for k in self.keys)
+            and not any(isinstance(v, SCALARS) for v in self.values)
+        )
+
+
+def in_order(found: dict[Any, Any], keys: Sequence[Any], values: Sequence[Any]) -> bool:
+    """Whether a dict has these keys and values in this order, all by identity."""
+    return len(found) == len(keys) and all(map(operator.is_, found, keys)) and all(map(operator.is_, found.values(), values))
+
+
+def guard_of(checks: Sequence[Check]) -> Callable[[], bool]:
+    """All checks as one function, for many of them; see replay.py for the few."""
+    ordered = [c for c in checks if c.by_order]
+    plain = [c for c in checks if not c.by_order]
+    sized, sizes = [c.container for c in plain if c.size is not None], [c.size for c in plain if c.size is not None]
+    items = [(c.container, k, v) for c in plain for k, v in zip(c.keys, c.values)]
+    scalars = [i for i in items if isinstance(i[2], SCALARS)]
+    objects = [i for i in items if not isinstance(i[2], SCALARS)]
+    (some, names, values), (containers, keys, kept) = ([[i[n] for i in found] for n in range(3)] for found in (scalars, objects))
+
+    def holds() -> bool:
+        try:
+            if list(map(len, sized)) != sizes:
+                return False
+            if not all(map(operator.is_, map(operator.getitem, some, names), values)) and not all(
+                map(same, map(operator.getitem, some, names), values)
+            ):
+                return False
+            if not all(map(operator.is_, map(operator.getitem, containers, keys), kept)):
+                return False
+            return all(in_order(c.container, c.keys, c.values) for c in ordered)
+        except (KeyError, IndexError, ValueError, AttributeError, RuntimeError):
+            return False
+
+    return holds
 
 
 class Snapshot:
@@ -167,31 +220,22 @@ class Snapshot:
             self.sizes.append((c, len(c)))
         return further
 
-    def freeze(self, rebound: set[tuple[int, Any]]) -> Callable[[], bool]:
-        """A fast check that everything is as it was, but for the slots in `rebound`."""
-        kept = [o for o in self.objects if (id(o[0]), o[1]) not in rebound]
-        containers, keys, objects = ([o[i] for o in kept] for i in range(3))
-        sized, sizes = [c for c, _ in self.sizes], [n for _, n in self.sizes]
-        getters = [operator.itemgetter(*keys) for _, keys, _ in self.scalars if len(keys) > 1]
-        many = [c for c, keys, _ in self.scalars if len(keys) > 1]
-        single = [(c, keys[0]) for c, keys, _ in self.scalars if len(keys) == 1]
-        alone, names = [c for c, _ in single], [k for _, k in single]
-        values = [v for _, keys, vs in self.scalars if len(keys) > 1 for v in vs]
-        values += [vs[0] for _, keys, vs in self.scalars if len(keys) == 1]
-
-        def holds() -> bool:
-            try:
-                if list(map(len, sized)) != sizes:
-                    return False
-                now = list(chain.from_iterable(map(operator.call, getters, many)))
-                now += map(operator.getitem, alone, names)
-                if not all(map(operator.is_, now, values)) and not all(map(_same, now, values)):
-                    return False
-                return all(map(operator.is_, map(operator.getitem, containers, keys), objects))
-            except (KeyError, IndexError, ValueError, AttributeError):
-                return False
-
-        return holds
+    def checks(self, rebound: set[tuple[int, Any]]) -> list[Check]:
+        """What must be as it was, container by container, but for the slots in `rebound`."""
+        found: dict[int, tuple[Any, list[Any], list[Any]]] = {}
+        sizes = {id(c): n for c, n in self.sizes}
+        for c, _ in self.sizes:
+            found.setdefault(id(c), (c, [], []))
+        for c, keys, values in self.scalars:
+            _, ks, vs = found.setdefault(id(c), (c, [], []))
+            ks += keys
+            vs += values
+        for c, k, v in self.objects:
+            _, ks, vs = found.setdefault(id(c), (c, [], []))
+            if (id(c), k) not in rebound:
+                ks.append(k)
+                vs.append(v)
+        return [Check(c, tuple(ks), tuple(vs), sizes.get(id(c))) for c, ks, vs in found.values()]
 
     def restore(self) -> None:
         """Put back every number and object that was found, and remove what was added to dicts and lists since."""
@@ -245,7 +289,7 @@ class Difference:
         for slot, (c, v) in then.items():
             if slot not in now:
                 self.broken = _describe(c, slot[1], "changes its kind")
-            elif now[slot] is not v and not _same(now[slot], v):
+            elif now[slot] is not v and not same(now[slot], v):
                 if isinstance(v, (int, float)) and not isinstance(v, bool) and type(now[slot]) is type(v):
                     self.numbers.append((c, slot[1]))
                 else:
@@ -276,7 +320,7 @@ def _describe(c: Any, key: Any, what: str) -> str:
     return f"Python state that the function reaches changes in a call: {name} {what}"
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Whether two numbers or strings are the same to a program: 1, 1.0 and True are not, nor are 0.0 and -0.0."""
     if a is b:
         return True

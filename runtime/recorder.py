@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from graphc.codegen.report import stage
 from graphc.ir.function import Builder, Function, Value
 from graphc.runtime.autograd import Graph, Plan, _target
 from graphc.runtime.core import ABSTRACT, Meta, Tensor, abstract, alias, make
@@ -14,6 +15,7 @@ from graphc.runtime.guards import Difference, Slot, Snapshot
 from graphc.runtime.interop import item
 from graphc.runtime.node import Backward
 from graphc.runtime.recording import History, Made, Recording, Source, flags_of
+from graphc.runtime.replay import Arguments
 from graphc.runtime.spec import Spec
 from graphc.runtime.structure import flatten, unflatten
 from graphc.runtime.trace import Tracer
@@ -22,7 +24,7 @@ Promoted = dict[tuple[int, Any], Slot]
 
 
 def record(
-    f: Any, call: Callable[[Sequence[Any]], Any], leaves: list[Any], promoted: Promoted
+    f: Any, call: Callable[[Sequence[Any]], Any], arguments: Arguments, leaves: list[Any], promoted: Promoted
 ) -> tuple[Any, Recording | None, str | None]:
     """Run a call while a tracer listens; its operations run as one program in the end, or when Python looks at a value.
 
@@ -38,7 +40,7 @@ def record(
     recording: Recording | None = None
     reason: str | None = None
     try:
-        with _Substituted(promoted, tracer) as scalars, tracer:
+        with stage("trace"), _Substituted(promoted, tracer) as scalars, tracer:
             for i, x in enumerate(leaves):
                 if x.__class__ is float or x.__class__ is int:
                     given[i] = _variable(x)
@@ -51,7 +53,7 @@ def record(
             elif difference.broken is not None or difference.numbers:
                 reason = difference.broken or "numbers of the Python state change"
             else:
-                maker = _Maker(tracer, leaves, given, before, scalars)
+                maker = _Maker(tracer, arguments, leaves, given, before, scalars)
                 recording, reason = maker.make(result, difference)
                 if recording is not None:
                     maker.run_first(recording)
@@ -122,8 +124,15 @@ class _Maker:
     """Turns what a tracer saw into a recording; works while the tracer still listens."""
 
     def __init__(
-        self, tracer: Tracer, leaves: list[Any], given: list[Any], before: Snapshot, scalars: _Substituted
+        self,
+        tracer: Tracer,
+        arguments: Arguments,
+        leaves: list[Any],
+        given: list[Any],
+        before: Snapshot,
+        scalars: _Substituted,
     ) -> None:
+        self.arguments = arguments
         self.tracer = tracer
         self.before = before
         self.scalars = scalars
@@ -199,12 +208,12 @@ class _Maker:
         sources = [self._source(x.tensor) for x in tracer.externals]
         specs = [x.before[0] for x in tracer.externals]
         flags = flags_of(x.meta for x in tracer.externals)
-        r = Recording(function, sources, specs, flags, self.specs)
+        r = Recording(function, self.arguments, sources, specs, flags, self.specs)
         r.decisions, r.outcomes = tracer.decisions, [d.outcome for d in tracer.decisions]
         r.first_decision = first_decision
         r.made, r.writes, r.slots, r.numbers, r.grads = self.made, writes, slots, numbers, grads
         r.leaves, r.structure, r.history = leaves, structure, history
-        r.guard = self.before.freeze({(id(c), k) for c, k, _ in slots})
+        r.checks = self.before.checks({(id(c), k) for c, k, _ in slots})
         return r, None
 
     def run_first(self, r: Recording) -> None:

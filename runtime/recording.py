@@ -10,19 +10,23 @@ from __future__ import annotations
 import ctypes
 import operator
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from itertools import repeat
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from graphc.codegen.report import stage
 from graphc.ir.function import Function
+from graphc.runtime import replay
 from graphc.runtime.backend import Program, compile_function
-from graphc.runtime.core import Meta, Tensor, alias, copy_bytes, empty, make, make_contiguous
+from graphc.runtime.core import Meta, Tensor, _new, alias, copy_bytes, empty, make, make_contiguous
 from graphc.runtime.device import CPU
 from graphc.runtime.dispatch import ALIGNED, Entry, align, device_of, number
 from graphc.runtime.errors import DeviceIndexError, explain
-from graphc.runtime.grad_mode import local
+from graphc.runtime.grad_mode import local, state
+from graphc.runtime.guards import Check
 from graphc.runtime.interop import item
+from graphc.runtime.memory import Block, Buffer
 from graphc.runtime.node import Backward, Node
+from graphc.runtime.replay import Arguments, Replay, replay_of, without_gradient
 from graphc.runtime.spec import Spec
 from graphc.runtime.structure import Structure, unflatten
 from graphc.runtime.trace import Decision
@@ -31,8 +35,9 @@ from graphc.runtime.trace import Decision
 class Mismatch(Exception):
     """Python would have decided differently; `outcomes` are the values up to the first other one."""
 
-    def __init__(self, outcomes: list[bytes]) -> None:
+    def __init__(self, recording: Recording, outcomes: list[bytes]) -> None:
         super().__init__()
+        self.recording = recording
         self.outcomes = outcomes
 
 
@@ -63,25 +68,31 @@ class History(NamedTuple):
 
 
 _spec_of = operator.attrgetter("_spec")
-_strides_of = operator.attrgetter("_strides")
-_address_of = operator.attrgetter("_address")
 _meta_of = operator.attrgetter("_meta")
 
 
 class Recording:
     """See the head of this file.
 
-    sources: where each parameter comes from; specs, flags: its type, and whether it requires gradients (see `flags_of`).
-    made: tensors that are new. writes: (parameter, result) where a tensor from outside gets a new value. slots:
-    (container, key, made) where an attribute gets a new tensor. numbers: (container, key, result, kind) where it gets a
-    number. grads: (leaf, whether `.grad` was None (None: it does not matter), the type it had, made | None | "kept"). leaves: of what is returned.
-    guard: whether the Python state is as it was.
+    arguments: the signature of the call. sources: where each parameter comes from; specs, flags: its type, and whether it
+    requires gradients (see `flags_of`). made: tensors that are new. writes: (parameter, result) where a tensor from outside
+    gets a new value. slots: (container, key, made) where an attribute gets a new tensor. numbers: (container, key, result,
+    kind) where it gets a number. grads: (leaf, whether `.grad` was None (None: it does not matter), the type it had,
+    made | None | "kept"). leaves: of what is returned. checks: how the Python state was. stamp: `state.stamp` as it was when
+    all held tensors were as recorded.
     """
 
     def __init__(
-        self, function: Function, sources: list[Source], specs: list[Spec], flags: list[int], results: list[Spec]
+        self,
+        function: Function,
+        arguments: Arguments,
+        sources: list[Source],
+        specs: list[Spec],
+        flags: list[int],
+        results: list[Spec],
     ) -> None:
         self.function = function
+        self.arguments = arguments
         self.device = device_of(function.name, [*specs, *results])
         self.decisions: list[Decision] = []
         self.first_decision = 0
@@ -94,75 +105,130 @@ class Recording:
         self.structure: Structure = None
         self.leaves: list[tuple[str, Any]] = []
         self.history: History | None = None
-        self.guard: Callable[[], bool] = _always
-        self._inputs_wanted, self._flags = specs, flags
-        self._results = results
+        self.checks: list[Check] = []
+        self.sources, self.specs, self.flags = sources, specs, flags
+        self.result_specs = results
+        self.stamp: Any = None
+        self.replay: Replay = self._first_replay
         self._program: Program | None = None
-        self._held = [s[1] if s[0] == "held" else None for s in sources]
-        self._others = [(i, s) for i, s in enumerate(sources) if s[0] != "held"]
+        held = [(i, s[1]) for i, s in enumerate(sources) if s[0] == "held"]
+        self._held = [t for _, t in held]
+        self._held_specs, self._held_flags = [specs[i] for i, _ in held], [flags[i] for i, _ in held]
+        self._others = [i for i, s in enumerate(sources) if s[0] != "held"]
+        self._inputs: list[Any] = [s[1] if s[0] == "held" else None for s in sources]
+        # The addresses of held tensors, None for the others, while `stamp` holds.
+        self._addresses: list[Any] = [None] * len(sources)
 
     # checking
 
-    def prepare(self, leaves: Sequence[Any]) -> list[Tensor] | None:
-        """The inputs of a call, or None if the Python state or a type is not as recorded."""
-        if not self.guard():
-            return None
-        for source, none, spec, _ in self.grads:
-            if none is None:
-                continue
-            meta = resolve(source, leaves)._meta
-            grad = None if meta is None else meta.grad
-            if (grad is None) is not none or (grad is not None and grad._spec is not spec):
-                return None
-        inputs: list[Any] = list(self._held)
-        try:
-            for i, source in self._others:
-                inputs[i] = resolve(source, leaves)
-        except (KeyError, IndexError, AttributeError, TypeError):
-            return None
-        if list(map(_spec_of, inputs)) != self._inputs_wanted:
-            return None
-        return inputs if flags_of(map(_meta_of, inputs)) == self._flags else None
+    def _first_replay(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.replay = replay_of(self)
+        return self.replay(args, kwargs)
+
+    def looped(self) -> bool:
+        """Whether calls are served by `run` rather than by lines of their own."""
+        return self.device is not CPU or len(self.sources) + len(self.result_specs) > replay.MOST_TENSORS
 
     def agrees(self, known: list[bytes]) -> bool:
         """Whether the recorded outcomes begin as `known`, the outcomes of this call as far as known."""
         return self.outcomes[: len(known)] == known[: len(self.outcomes)]
 
+    def look(self) -> bool:
+        """Whether the held tensors have the recorded types and records; gives those that the program reads plain memory."""
+        stamp = state.stamp
+        held = self._held
+        if list(map(_spec_of, held)) != self._held_specs or flags_of(map(_meta_of, held)) != self._held_flags:
+            return False
+        for t in held:
+            if t._strides is not None:
+                make_contiguous(t)
+            if t._address & ALIGNED and t._spec.device is not CPU:
+                align(t)
+        for i, _ in self.program().donated:
+            t = self._inputs[i]
+            if t is not None and t._buffer.foreign:
+                self.own(t)
+        self._addresses = [None if t is None else t._address for t in self._inputs]
+        if state.stamp is stamp:
+            self.stamp = stamp
+        return True
+
+    def own(self, t: Tensor) -> None:
+        """Give `t`, which is about to be written in place, memory of its own."""
+        _own(t)
+        state.stamp = object()
+
+    def obtain(self, spec: Spec) -> Block:
+        """Memory for a result where none waits. What is told of the end of memory finds this call."""
+        return spec.obtain(spec.nbytes)
+
+    def wrote(self) -> None:
+        """Held tensors got other memory by this recording: others have to look at them."""
+        stamp = object()
+        if state.stamp is self.stamp:
+            self.stamp = stamp
+        state.stamp = stamp
+
     # running
 
-    def run(self, leaves: Sequence[Any], inputs: list[Tensor]) -> Any:
-        """Run the program and apply its changes. Raises `Mismatch` if an outcome is another."""
-        program = self._program or self._compile()
-        if any(map(operator.is_not, map(_strides_of, inputs), repeat(None))):
-            for t in inputs:
-                if t._strides is not None:
-                    make_contiguous(t)
-        if self.device is not CPU:
-            for t in inputs:
-                if t._address & ALIGNED and t._spec.device is not CPU:
-                    align(t)
-        targets: dict[int, Tensor] = {}
+    def program(self) -> Program:
+        """The compiled function."""
+        if self._program is None:
+            kept = {~s for s in self.history.saved if s < 0} if self.history is not None else set()
+            donate = () if self.decisions else tuple((i, j) for i, j in self.writes if i not in kept)
+            self._program = compile_function(self.function, donate, self.device, self.specs, self.result_specs)
+        return self._program
+
+    def run(self, leaves: Sequence[Any], others: Sequence[Tensor]) -> Any:
+        """Run the program on held tensors and these others, and apply its changes. Raises `Mismatch` for another outcome."""
+        program = self.program()
+        inputs = self._inputs.copy()
+        addresses = self._addresses.copy()
+        for i, t in zip(self._others, others):
+            if t._strides is not None:
+                make_contiguous(t)
+            if t._address & ALIGNED and t._spec.device is not CPU:
+                align(t)
+            inputs[i], addresses[i] = t, t._address
+        results: list[Any] = [None] * len(self.result_specs)
+        targets: list[Any] = results.copy()
         for i, j in program.donated:
             t = inputs[i]
             if not _exclusive(t):
-                _own(t)
-            targets[j] = t
-        outputs = [targets[j] if j in targets else empty(s) for j, s in enumerate(self._results)]
-        addresses = list(map(_address_of, inputs))
+                self.own(t)
+                addresses[i] = t._address
+            results[j], targets[j] = t, t._address
+        for j, spec in enumerate(self.result_specs):
+            if results[j] is None:
+                try:
+                    block = spec.free.pop()
+                except IndexError:
+                    block = self.obtain(spec)
+                results[j] = buffer = _new(Buffer)
+                buffer.block = block
+                targets[j] = block[0]
         try:
-            program.run(addresses, list(map(_address_of, outputs)))
+            program.run(addresses, targets)
         except Exception as error:
-            if self.decisions and isinstance(error, (IndexError, ValueError)) and not _of_another(error, program):
-                raise Mismatch([]) from None
-            told = explain(error, self.function.name, ())
+            told = self.failed(error)
             raise told from told.__cause__
         if self.decisions:
-            self._check(outputs)
-        return self._commit(leaves, inputs, outputs)
+            self._check(results)
+        return self._commit(leaves, inputs, results)
+
+    def failed(self, error: Exception) -> Exception:
+        """What to raise where the program raised `error`."""
+        if self.decisions and isinstance(error, (IndexError, ValueError)) and not _of_another(error, self._program):
+            return self.mismatch([])
+        return explain(error, self.function.name, ())
+
+    def mismatch(self, outcomes: list[bytes]) -> Mismatch:
+        """That Python would have decided differently."""
+        return Mismatch(self, outcomes)
 
     def compute(self, inputs: list[Tensor]) -> list[Tensor]:
         """The results for these inputs, which stay as they are."""
-        program = self._program or self._compile()
+        program = self.program()
         for t in inputs:
             if t._strides is not None:
                 make_contiguous(t)
@@ -172,72 +238,83 @@ class Recording:
         for i, j in program.donated:
             _own(inputs[i])
             targets[j] = inputs[i]
-        outputs = [targets[j] if j in targets else empty(s) for j, s in enumerate(self._results)]
+        outputs = [targets[j] if j in targets else empty(s) for j, s in enumerate(self.result_specs)]
         try:
-            program.run([t._address for t in inputs], [t._address for t in outputs])
+            with stage("run"):
+                program.run([t._address for t in inputs], [t._address for t in outputs])
         except Exception as error:
             told = explain(error, self.function.name, ())
             raise told from told.__cause__
         return outputs
 
-    def _compile(self) -> Program:
-        kept = {~s for s in self.history.saved if s < 0} if self.history is not None else set()
-        donate = () if self.decisions else tuple((i, j) for i, j in self.writes if i not in kept)
-        self._program = compile_function(self.function, donate, self.device, self._inputs_wanted, self._results)
-        return self._program
-
-    def _check(self, outputs: list[Tensor]) -> None:
+    def _check(self, results: list[Any]) -> None:
         seen = []
         for k, expected in enumerate(self.outcomes):
-            t = outputs[self.first_decision + k]
-            seen.append(ctypes.string_at(t._address, t._spec.nbytes))
+            j = self.first_decision + k
+            seen.append(ctypes.string_at(results[j].block[0], self.result_specs[j].nbytes))
             if seen[-1] != expected:
-                raise Mismatch(seen)
+                raise self.mismatch(seen)
 
-    def _commit(self, leaves: Sequence[Any], inputs: list[Tensor], outputs: list[Tensor]) -> Any:
-        objects = [_plain(outputs[m.result], m.spec) for m in self.made]
+    def _commit(self, leaves: Sequence[Any], inputs: list[Tensor], results: list[Any]) -> Any:
+        """Apply the changes. results: buffers, or the tensors that were written in place."""
+        objects = [make(m.spec, b := results[m.result], b.block[0]) for m in self.made]
         if self.history is not None and local.grad:
-            self._attach(leaves, inputs, outputs, objects)
+            self._attach(leaves, inputs, results, objects)
+        written = False
         for i, j in self.writes:
-            t, new = inputs[i], outputs[j]
+            t, new = inputs[i], results[j]
             if t is not new:
-                t._buffer, t._address, t._strides = new._buffer, new._address, None
-        for c, k, m in self.slots:
-            c[k] = objects[m]
-        for c, k, j, kind in self.numbers:
-            c[k] = kind(item(outputs[j]))
+                t._buffer, t._address, t._strides = new, new.block[0], None
+                written = True
+        if written:
+            self.wrote()
+            if self.stamp is state.stamp:
+                for i, _ in self.writes:
+                    if self._inputs[i] is not None:
+                        self._addresses[i] = inputs[i]._address
         for source, _, _, m in self.grads:
             if m != "kept":
                 t = resolve(source, leaves)
-                if t._meta is None:
-                    t._meta = Meta(t._spec)
-                    t._meta.requires_grad = False
-                t._meta.grad = None if m is None else objects[m]
-        returned = [self._leaf(kind, x, leaves, inputs, outputs, objects) for kind, x in self.leaves]
+                meta = t._meta
+                if meta is None:
+                    meta = without_gradient(t)
+                meta.grad = None if m is None else objects[m]
+        for c, k, m in self.slots:
+            c[k] = objects[m]
+        for c, k, j, kind in self.numbers:
+            c[k] = kind(self._number(results, j))
+        returned = [self._leaf(kind, x, inputs, results, objects) for kind, x in self.leaves]
         return unflatten(self.structure, iter(returned))
 
-    def _leaf(
-        self, kind: str, x: Any, leaves: Sequence[Any], inputs: list[Tensor], outputs: list[Tensor], objects: list[Tensor]
-    ) -> Any:
+    def _number(self, results: list[Any], j: int) -> Any:
+        return item(make(self.result_specs[j], results[j], results[j].block[0]))
+
+    def _leaf(self, kind: str, x: Any, inputs: list[Tensor], results: list[Any], objects: list[Tensor]) -> Any:
         if kind == "made":
             return objects[x]
         if kind == "number":
-            return item(outputs[x])
+            return self._number(results, x)
         return inputs[x] if kind == "input" else x
 
-    def _attach(self, leaves: Sequence[Any], inputs: list[Tensor], outputs: list[Tensor], objects: list[Tensor]) -> None:
+    def _attach(self, leaves: Sequence[Any], inputs: list[Tensor], results: list[Any], objects: list[Tensor]) -> None:
         history = self.history
         assert history is not None
         saved = None
         edges: tuple[Any, ...] = ()
-        back = history.back or _FREED
+        back = history.back or self.freed
         if history.back is not None:
-            saved = tuple(alias(outputs[s]) if s >= 0 else alias(inputs[~s]) for s in history.saved)
+            saved = tuple(
+                make(self.result_specs[s], results[s], results[s].block[0]) if s >= 0 else alias(inputs[~s])
+                for s in history.saved
+            )
             edges = tuple(resolve(s, leaves)._meta for s in history.edges)
         node = Node(history.entry, back, edges, saved)
         for t, m in zip(objects, self.made):
             if m.differentiable is not None:
                 t._meta = Meta(t._spec, node, m.differentiable)
+
+    # Where the saved values were freed by a backward inside.
+    freed = Backward(Function("freed", (), (), ()), (), (), ())
 
 
 def _of_another(error: Exception, program: Program) -> bool:
@@ -248,13 +325,6 @@ def _of_another(error: Exception, program: Program) -> bool:
 def flags_of(metas: Iterable[Meta | None]) -> list[int]:
     """For each tensor: 1 if it requires gradients, 2 more if hooks are called with its gradient."""
     return [0 if m is None else m.requires_grad + 2 if m.hooks else m.requires_grad for m in metas]
-
-
-def _always() -> bool:
-    return True
-
-
-_FREED = Backward(Function("freed", (), (), ()), (), (), ())
 
 
 def resolve(source: Source, leaves: Sequence[Any]) -> Any:
@@ -271,10 +341,6 @@ def resolve(source: Source, leaves: Sequence[Any]) -> Any:
     if kind == "scalar":
         return number(source[1][source[2]])
     return resolve(source[1], leaves)._meta.grad
-
-
-def _plain(t: Tensor, spec: Spec) -> Tensor:
-    return make(spec, t._buffer, t._address, None)
 
 
 def _exclusive(t: Tensor) -> bool:

@@ -177,6 +177,7 @@ class Tracer:
         if value is None:
             return False
         t._buffer, t._address, t._strides = value._buffer, value._address, value._strides
+        state.stamp = object()
         return True
 
     def _settle_outside(self, error: BaseException | None) -> None:
@@ -194,6 +195,7 @@ class Tracer:
         for x in self.externals:
             x.tensor._spec, x.tensor._buffer, x.tensor._address, x.tensor._strides = x.before
             x.tensor._meta = x.meta
+        state.stamp = object()
         for meta, grad in self.grads.items():
             meta.grad = grad
 
