@@ -128,7 +128,8 @@ class _Fuser:
                 others = set(self.reading(r)) - {group}
                 if others or r in self.wanted:
                     group.results.append(r)
-                group.feeds |= others
+                if others:
+                    group.feed(others)
         return self.groups
 
     def choose(self, op: Operation, readers: dict[Group, list[Operation]], wanted: bool) -> Group:
@@ -136,7 +137,7 @@ class _Fuser:
         for group, ops in readers.items():
             if len(group.ops) >= MOST_OPERATIONS or (extra and not self.can_output(op, group)):
                 continue
-            if any(other is not group and self.reaches(other, group) for other in readers):
+            if any(other is not group and other.reaches(group) for other in readers):
                 continue
             if self.joins(op, group, ops):
                 if extra and group.kind == "map" and squeezed(op.results[0].type.shape) != squeezed(group.shape):
@@ -149,19 +150,9 @@ class _Fuser:
         else:
             kind = "contract" if op.name in CONTRACT else "alone" if op.name in ALONE else "map"
             group = Group(kind, op.results[0].type.shape)
+        group.number = len(self.groups)
         self.groups.append(group)
         return group
-
-    @staticmethod
-    def reaches(start: Group, goal: Group) -> bool:
-        stack, seen = [start], {start}
-        while stack:
-            g = stack.pop()
-            if g is goal:
-                return True
-            stack.extend(n for n in g.feeds if n not in seen)
-            seen |= g.feeds
-        return False
 
     def can_output(self, op: Operation, group: Group) -> bool:
         """Whether the result of `op` can be a further result of `group`."""

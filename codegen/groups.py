@@ -20,6 +20,27 @@ class Group:
     ops: list[Operation] = field(default_factory=list)  # in reverse program order
     results: list[Value] = field(default_factory=list)
     feeds: set[Group] = field(default_factory=set)  # groups that read this one's results
+    number: int = 0
+    ahead: int = 0  # the numbers of all groups that need this one, directly or not, as bits
+    fed_by: set[Group] = field(default_factory=set)
+
+    def feed(self, readers: set[Group]) -> None:
+        """Note that these groups read this one's results."""
+        self.feeds |= readers
+        new = 0
+        for g in readers:
+            g.fed_by.add(self)
+            new |= g.ahead | 1 << g.number
+        stack = [(self, new)]
+        while stack:
+            g, new = stack.pop()
+            if new & ~g.ahead:
+                g.ahead |= new
+                stack.extend((source, new) for source in g.fed_by)
+
+    def reaches(self, goal: Group) -> bool:
+        """Whether `goal` needs this group's results, directly or not."""
+        return self is goal or bool(self.ahead >> goal.number & 1)
 
     def kept(self) -> Shape:
         return without(self.shape, self.axes)

@@ -95,10 +95,38 @@ class Value:
 Attrs = Mapping[str, Any]
 
 
+def _refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
+    raise TypeError("the attributes of an operation do not change")
+
+
+class Attributes(dict[str, Any]):
+    """What an operation has for attributes: canonical values, by name in ascending order. It never changes, so that copies share it."""
+
+    __slots__ = ("_key",)
+    _key: tuple[Any, ...]
+
+    def __init__(self, attrs: Mapping[str, Any]) -> None:
+        super().__init__({k: freeze(attrs[k]) for k in sorted(attrs)})
+
+    def key(self) -> tuple[Any, ...]:
+        """A hashable key that tells apart what `attr_key` does."""
+        try:
+            return self._key
+        except AttributeError:
+            self._key = tuple([(k, attr_key(v)) for k, v in self.items()])
+            return self._key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Attributes, (dict(self),))
+
+    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _refuse  # type: ignore[assignment]
+
+
 class Operation:
     """One application of an operation: `results = name operands {attrs} loc`."""
 
     __slots__ = ("attrs", "loc", "name", "operands", "results")
+    attrs: Attributes
 
     def __init__(
         self,
@@ -110,7 +138,7 @@ class Operation:
     ) -> None:
         self.name = name
         self.operands = tuple(operands)
-        self.attrs: Attrs = MappingProxyType({k: freeze(attrs[k]) for k in sorted(attrs)})
+        self.attrs = attrs if isinstance(attrs, Attributes) else Attributes(attrs)
         self.results = tuple(results)
         self.loc = loc
 
@@ -162,11 +190,10 @@ class Function:
                 number[p] = len(number)
             ops = []
             for op in self.ops:
-                operands = tuple(number[v] for v in op.operands)
+                operands = tuple([number[v] for v in op.operands])
                 for r in op.results:
                     number[r] = len(number)
-                attrs = tuple((k, attr_key(v)) for k, v in op.attrs.items())
-                ops.append((op.name, operands, attrs, tuple(r.type for r in op.results)))
+                ops.append((op.name, operands, op.attrs.key(), tuple([r.type for r in op.results])))
             self._key = (
                 self.name,
                 self.param_names,
@@ -269,9 +296,8 @@ class Builder:
         from graphc.ir.registry import lookup
 
         definition = lookup(name)
-        frozen = {k: freeze(v) for k, v in attrs.items()}
-        frozen = definition.complete(frozen)
-        types = definition.infer(tuple(v.type for v in operands), frozen)
+        frozen = Attributes(definition.complete(attrs))
+        types = definition.infer(tuple([v.type for v in operands]), frozen)
         op = Operation(name, operands, frozen, [Value(t) for t in types], self.loc)
         self._ops.append(op)
         return op

@@ -8,40 +8,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Union
 
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DType:
-    """One element type. `kind` is "b" (bool), "i", "u" (integers) or "f" (floating point)."""
+    """One element type. `kind` is "b" (bool), "i", "u" (integers) or "f" (floating point). There is one object of each."""
 
     name: str
     short: str
     kind: str
     bits: int
+    itemsize: int = field(init=False)
+    is_float: bool = field(init=False)
+    is_integer: bool = field(init=False)
+    is_signed: bool = field(init=False)
 
-    @property
-    def itemsize(self) -> int:
-        return max(1, self.bits // 8)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "itemsize", max(1, self.bits // 8))
+        object.__setattr__(self, "is_float", self.kind == "f")
+        object.__setattr__(self, "is_integer", self.kind in "iu")
+        object.__setattr__(self, "is_signed", self.kind in "if")
 
     @property
     def numpy(self) -> np.dtype[Any]:
         return _NUMPY[self.name]
-
-    @property
-    def is_float(self) -> bool:
-        return self.kind == "f"
-
-    @property
-    def is_integer(self) -> bool:
-        return self.kind in "iu"
-
-    @property
-    def is_signed(self) -> bool:
-        return self.kind in "if"
 
     def __str__(self) -> str:
         return self.short
@@ -312,12 +306,26 @@ def size_of(shape: Iterable[Dim]) -> Dim:
     return total
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TensorType:
     """An element type and a shape, printed `f32[B, 784]`. Rank 0 prints `f32[]`."""
 
     dtype: DType
     shape: Shape = ()
+    _hash: int = field(init=False, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, TensorType) and self.dtype is other.dtype and self.shape == other.shape
+        )
+
+    def __hash__(self) -> int:
+        # Types are hashed far more often than made.
+        try:
+            return self._hash
+        except AttributeError:
+            object.__setattr__(self, "_hash", hash((self.dtype, self.shape)))
+            return self._hash
 
     @property
     def rank(self) -> int:

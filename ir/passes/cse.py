@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graphc.ir.function import Function, Operation, Value, attr_key
+from graphc.ir.function import Function, Operation, Value
 from graphc.ir.passes.rewrite import Rewriter
 
 # Operations whose operands may be exchanged without changing a bit (which NaN is not a bit of the
@@ -33,8 +33,7 @@ def cse(function: Function) -> Function:
         operands = [number[v] for v in op.operands]
         if len(operands) == 2 and commutes(op):
             operands.sort()
-        attrs = tuple([(k, attr_key(v)) for k, v in op.attrs.items()])
-        key = (op.name, tuple(operands), attrs)
+        key = (op.name, tuple(operands), op.attrs.key())
         earlier = first.get(key)
         if earlier is not None:
             b.replace(op.results, earlier.results)

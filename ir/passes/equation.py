@@ -18,12 +18,13 @@ from graphc.ir.passes.cse import COMMUTATIVE
 from graphc.ir.passes.rewrite import Rewriter, scalar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rule:
     """A rewrite of one operation. `rewrite` returns the value that replaces its result, or None.
 
     equation: what equals what, to the bit, for the reader (and, for rules made by `equation`, the rule).
     kinds: the kinds of element types that it is for ("b", "i", "u", "f").
+    left: the left side, where the rule was made by `equation`.
     """
 
     name: str
@@ -31,6 +32,30 @@ class Rule:
     operations: tuple[str, ...]
     rewrite: Callable[[Rewriter, Operation], Value | None]
     kinds: str = "biuf"
+    left: Apply | None = None
+
+    def may_match(self, kind: str, sources: tuple[str, ...]) -> bool:
+        """Whether an operation can match, by the names of the operations that made its operands ("" for a parameter) and
+        the kind of the first one's element type. A rule that is a function always can."""
+        if self.left is None:
+            return True
+        terms = self.left.arguments
+        alike = self.left.operation != "select" and not any(isinstance(t, Apply) for t in terms)
+        if alike and kind not in self.kinds:
+            return False
+        orders = (sources, sources[::-1]) if self.left.operation in COMMUTATIVE else (sources,)
+        return any(all(map(_may_be, terms, order)) for order in orders)
+
+
+# Operations that spread a constant scalar, and that scalar's own.
+_NUMBERS = frozenset({"constant", "full", "broadcast"})
+
+
+def _may_be(term: Term, source: str) -> bool:
+    """Whether a value made by the operation `source` can be `term`."""
+    if isinstance(term, str):
+        return True
+    return source in _NUMBERS if isinstance(term, Number) else source == term.operation
 
 
 @dataclass(frozen=True)
@@ -64,7 +89,7 @@ def equation(name: str, kinds: str, text: str) -> Rule:
             return None
         return _build(b, right, bound, op)
 
-    return Rule(name, text, (left.operation,), rewrite, kinds)
+    return Rule(name, text, (left.operation,), rewrite, kinds, left)
 
 
 def parse_term(text: str) -> Term:

@@ -39,6 +39,11 @@ def fold(function: Function) -> Function:
 def _folded(b: Rewriter, op: Operation) -> Value | None:
     if not op.operands or len(op.results) != 1:
         return None
+    for v in op.operands:
+        # Nearly always one of them is not a constant, and nothing more need be known.
+        made = b.definition(v)
+        if made is None or (made.name != "constant" and b.uniform(v) is None):
+            return None
     definition = lookup(op.name)
     if not _is_exact(op, definition):
         return None

@@ -7,12 +7,13 @@ that a pass costs by what it changes, and `finish` can tell that nothing did.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from graphc.ir.function import Builder, DenseArray, Function, Operation, Value, freeze
+from graphc.ir.function import Attributes, Builder, DenseArray, Function, Operation, Value
 from graphc.ir.registry import lookup
-from graphc.ir.types import TensorType
+from graphc.ir.types import DType, TensorType
 
 
 class Rewriter(Builder):
@@ -34,10 +35,11 @@ class Rewriter(Builder):
     def current(self, op: Operation) -> Operation:
         """`op` reading the replaced operands; `op` itself if none is replaced."""
         replaced = self._replaced
-        if not any(v in replaced for v in op.operands):
-            return op
-        operands = [replaced.get(v, v) for v in op.operands]
-        return Operation(op.name, operands, op.attrs, op.results, op.loc)
+        for v in op.operands:
+            if v in replaced:
+                operands = [replaced.get(v, v) for v in op.operands]
+                return Operation(op.name, operands, op.attrs, op.results, op.loc)
+        return op
 
     def append(self, op: Operation) -> Operation:
         self._ops.append(op)
@@ -48,8 +50,8 @@ class Rewriter(Builder):
     def make_op(self, name: str, *operands: Value, **attrs: Any) -> Operation:
         """A new operation, its types inferred and checked, that is not part of the function yet."""
         definition = lookup(name)
-        complete = definition.complete({k: freeze(v) for k, v in attrs.items()})
-        types = definition.infer(tuple(v.type for v in operands), complete)
+        complete = Attributes(definition.complete(attrs))
+        types = definition.infer(tuple([v.type for v in operands]), complete)
         return Operation(name, operands, complete, [Value(t) for t in types], self.loc)
 
     def emit_op(self, name: str, *operands: Value, **attrs: Any) -> Operation:
@@ -89,9 +91,15 @@ class Rewriter(Builder):
 
 def scalar(value: float | int | bool, type: TensorType) -> DenseArray:
     """`value` as a rank-0 array of the dtype of `type`; integers wrap."""
-    if type.dtype.is_integer:
-        wrapped = int(value) & ((1 << type.dtype.bits) - 1)
-        unsigned = np.array([wrapped], f"u{type.dtype.itemsize}")
-        return DenseArray(unsigned.view(type.dtype.numpy).reshape(()))
+    # Of equal numbers that differ in their bits (0.0 and -0.0) or class (1 and True), each has its own array.
+    return _scalar(repr(value), value, type.dtype)
+
+
+@lru_cache(maxsize=256)
+def _scalar(text: str, value: float | int | bool, dtype: DType) -> DenseArray:
+    if dtype.is_integer:
+        wrapped = int(value) & ((1 << dtype.bits) - 1)
+        unsigned = np.array([wrapped], f"u{dtype.itemsize}")
+        return DenseArray(unsigned.view(dtype.numpy).reshape(()))
     with np.errstate(over="ignore", under="ignore"):
-        return DenseArray(np.array([value]).astype(type.dtype.numpy).reshape(()))
+        return DenseArray(np.array([value]).astype(dtype.numpy).reshape(()))

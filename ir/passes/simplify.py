@@ -42,6 +42,13 @@ def _rules() -> dict[str, tuple[Rule, ...]]:
     return {name: tuple(rules) for name, rules in table.items()}
 
 
+@lru_cache(maxsize=4096)
+def _candidates(rules: tuple[Rule, ...], kind: str, sources: tuple[str, ...]) -> tuple[Rule, ...]:
+    """The rules that can match operands made by operations of these names ("" for parameters), the first one of this kind
+    of element type. Most operations have none."""
+    return tuple(rule for rule in rules if rule.may_match(kind, sources))
+
+
 class _Simplifier(Rewriter):
     def __init__(self, function: Function, fired: Counter[str]) -> None:
         super().__init__(function)
@@ -50,15 +57,20 @@ class _Simplifier(Rewriter):
 
     def settle(self, op: Operation) -> tuple[Value, ...]:
         """Append `op`, or what a rule replaces it by; returns the values in the place of its results."""
-        for rule in self._rules.get(op.name, ()):
-            outer, self.loc = self.loc, op.loc
-            value = rule.rewrite(self, op)
-            self.loc = outer
-            if value is not None:
-                if value.type != op.results[0].type:
-                    raise AssertionError(f"the rule {rule.name} made {value.type} of {op.results[0].type}")
-                self.fired[rule.name] += 1
-                return (value,)
+        rules = self._rules.get(op.name)
+        if rules is not None:
+            definitions = self.definitions
+            sources = tuple(["" if (d := definitions.get(v)) is None else d.name for v in op.operands])
+            kind = op.operands[0].type.dtype.kind if sources else ""
+            for rule in _candidates(rules, kind, sources):
+                outer, self.loc = self.loc, op.loc
+                value = rule.rewrite(self, op)
+                self.loc = outer
+                if value is not None:
+                    if value.type != op.results[0].type:
+                        raise AssertionError(f"the rule {rule.name} made {value.type} of {op.results[0].type}")
+                    self.fired[rule.name] += 1
+                    return (value,)
         self.append(op)
         return op.results
 
