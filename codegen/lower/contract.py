@@ -6,6 +6,8 @@ The kernels, in order (a schedule, see tiles.py, says which):
 2. main: a task is a strip of rows against a block of lanes (or a block of lanes against all rows,
    where lanes are packed by the task itself). A finished tile goes through the epilogue.
 3. finish: only for split sums: the sums of the blocks of k are added in order, then the epilogue.
+
+Most convolutions have lanes over output pixels instead: windows/.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from graphc.codegen.lower.kernels import ContractionKernels
 from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.pull import Pull
 from graphc.codegen.lower.tiles import Schedule, Sizes, choose
+from graphc.codegen.lower.windows.lower import lower_windows, windows_schedule
+from graphc.codegen.lower.windows.schedule import WindowSchedule
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.types import Dim, Shape, size_of, substitute
 
@@ -36,9 +40,11 @@ def root_of(group: Function) -> Operation:
     return roots[0]
 
 
-def variant(group: Function, hint: Hint, vector_bits: int = 512) -> Schedule:
+def variant(group: Function, hint: Hint, vector_bits: int = 512) -> Schedule | WindowSchedule:
     """The schedule for extents of about these values; a kernel's key holds it."""
     root = root_of(group)
+    if root.name == "conv" and (found := windows_schedule(group, hint, vector_bits)) is not None:
+        return found
     buffers = _params(group)
     if root.name == "dot":
         return _schedule(dot_contraction(group, root, Pull(group, buffers)), hint, vector_bits, False)
@@ -49,7 +55,7 @@ def variant(group: Function, hint: Hint, vector_bits: int = 512) -> Schedule:
 
 
 def lower_contraction(
-    group: Function, target: Any, hint: Hint | None = None, schedule: Schedule | None = None
+    group: Function, target: Any, hint: Hint | None = None, schedule: Schedule | WindowSchedule | None = None
 ) -> Lowered:
     """Kernels for a group of one dot or conv, layout operations before it and an epilogue after it.
 
@@ -58,6 +64,8 @@ def lower_contraction(
     root = root_of(group)
     if schedule is None:
         schedule = variant(group, hint or {}, target.vector_bits)
+    if isinstance(schedule, WindowSchedule):
+        return lower_windows(group, schedule)
     buffers = _params(group)
     pull = Pull(group, buffers)
     if root.name == "dot":

@@ -1,0 +1,296 @@
+"""Convolutions with lanes over output pixels: the kernels of one schedule.
+
+1. pack: the weights into strips [k][rows], and the table of offsets of k in a segment (geometry.py).
+2. contract: a task makes the padded copy of its part of the input, then meets all output channels. A tile is
+   rows (output channels) times vectors (of pixels); for each k one load a vector and one broadcast a row. Its blocks
+   of 256 k are added up in memory, then the epilogue follows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from graphc.codegen.expr import Expr, cast, const, equal, index, load, var
+from graphc.codegen.loops import (
+    Alloc,
+    Assign,
+    Buffer,
+    Declare,
+    For,
+    If,
+    Kernel,
+    Let,
+    Stmt,
+    Store,
+    Vector,
+)
+from graphc.codegen.lower.affine import Levels, greatest_of, least_of, normal, tidy
+from graphc.codegen.lower.contraction import Contraction, widened
+from graphc.codegen.lower.index import Position, delinearise, dim_expr, linearise
+from graphc.codegen.lower.kernels import buffers_used, layout_of, moved
+from graphc.codegen.lower.lowered import Scratch
+from graphc.codegen.lower.microkernel import BLOCK, multiply_add
+from graphc.codegen.lower.nest import group_extents
+from graphc.codegen.lower.windows.copy import WindowCopy
+from graphc.codegen.lower.windows.geometry import Geometry
+from graphc.codegen.lower.windows.schedule import WindowSchedule, copy_elements, segment
+from graphc.ir.types import I64, Dim, DType
+
+Body = list[Stmt]
+
+
+class WindowKernels:
+    """Builds the kernels of a contraction whose root is a `conv`, by example."""
+
+    def __init__(
+        self, c: Contraction, g: Geometry, schedule: WindowSchedule, results: Sequence[Buffer]
+    ) -> None:
+        self.c, self.g, self.s = c, g, schedule
+        self.dtype = c.accumulator
+        self.results = [
+            (*layout_of(c, v), buffer) for v, buffer in zip(c.group.results, results, strict=True)
+        ]
+        self.scratch: list[Scratch] = []
+        self._names = itertools.count()
+        self.strips = -(-g.outputs // schedule.rows)
+        self.segment = segment(g, schedule)
+        self.vectors = -(-g.pixels // schedule.width)  # of an image
+        self.weights = self._new_scratch(
+            "weights", g.count * self.strips * g.depth * schedule.rows, self.dtype
+        )
+        self.offsets = self._new_scratch("offsets", g.depth, I64)
+        self.copied = Buffer("copied", self.dtype, "local")
+        self.tile = Buffer("tile", self.dtype, "local")
+
+    def build(self) -> tuple[tuple[Kernel, ...], tuple[Scratch, ...]]:
+        """The kernels in launch order, and their scratch memory."""
+        return (self._pack(), self._contract()), tuple(self.scratch)
+
+    def name(self, stem: str, dtype: DType = I64) -> Expr:
+        return var(f"{stem}_{next(self._names)}", dtype)
+
+    def _new_scratch(self, name: str, size: Dim, dtype: DType) -> Buffer:
+        buffer = Buffer(name, dtype, "scratch")
+        self.scratch.append(Scratch(buffer, dtype, size))
+        return buffer
+
+    def _kernel(self, name: str, parallel: Expr, work: Expr, body: Body) -> Kernel:
+        buffers = [
+            *self.c.pull.buffers.values(),
+            *(b for _, _, b in self.results),
+            *(s.buffer for s in self.scratch),
+        ]
+        used = buffers_used(body)
+        return Kernel(
+            name,
+            tuple(b for b in buffers if b in used),
+            group_extents(self.c.group),
+            parallel,
+            work,
+            tuple(body),
+        )
+
+    # Packing
+
+    def _pack(self) -> Kernel:
+        """Strips of weights, a strip a task, and one task for the table."""
+        g, s = self.g, self.s
+        strips = g.count * self.strips
+        task, b = self.name("task"), self.name("group")
+        first = self.name("first")
+        c, *ks = [self.name("k") if d > 1 else index(0) for d in (g.channels, *g.window)]
+        flat = linearise((c, *ks), (g.channels, *g.window))
+        lane, width = self.name("row"), 1 << (s.rows - 1).bit_length()
+        r = least_of(first + lane, index(g.outputs - 1)) if g.outputs % s.rows else first + lane
+        loops = [task, b, first, *(k for k in (c, *ks) if k.op == "var"), lane]
+        e = widened(self.c, self.c.left.at((b, index(0)), (r,), (c, *ks)))
+        checks = self.c.pull.take_reports()
+        place = normal((task * g.depth + flat) * s.rows + lane, Levels(loops))
+        put: Body = [*checks, Store(self.weights, place, tidy(e, loops))]
+        if width > s.rows:
+            put = [If(lane < s.rows, tuple(put))]
+        copy: Body = [Vector(lane, width, tuple(put))] if width > 1 else put
+        if width == 1:
+            copy = [Let(lane, index(0)), *put]
+        nest = [(c, g.channels), *zip(ks, g.window, strict=True)]
+        copies = self._nest(nest, copy)
+        lets: Body = [Let(b, task // self.strips), Let(first, (task - b * self.strips) * s.rows)]
+        begin, end = var("begin"), var("end")
+        stop = least_of(end, index(strips))
+        packed = For(task, begin, stop, (*lets, *copies), index(1))
+        table = If(end > strips, tuple(self._table()))
+        total = strips + 1
+        return self._kernel("pack", index(total), index(total * g.depth * s.rows * 4), [packed, table])
+
+    def _nest(self, loops: Sequence[tuple[Expr, int]], body: Body) -> Body:
+        for v, stop in reversed(loops):
+            if v.op == "var":
+                body = [For(v, index(0), index(stop), tuple(body), index(1))]
+        return body
+
+    def _table(self) -> Body:
+        g = self.g
+        c, k0, *ks = [self.name("k") if d > 1 else index(0) for d in (g.channels, *g.window)]
+        flat = linearise((c, k0, *ks), (g.channels, *g.window))
+        row = k0 * g.reach[0]
+        phase, down = row % g.strides[0] // g.phase_step, row // g.strides[0]
+        at = ((c * g.inner + linearise(ks, g.window[1:])) * g.phases + phase) * self.segment + down * g.line
+        return self._nest(
+            [(c, g.channels), (k0, g.window[0]), *zip(ks, g.window[1:], strict=True)],
+            [Store(self.offsets, flat, at)],
+        )
+
+    # The main kernel
+
+    def _contract(self) -> Kernel:
+        g, s = self.g, self.s
+        examples = dim_expr(g.examples)
+        blocks = -(-self.vectors // s.block)
+        sets = (examples + (s.images - 1)) // s.images
+        task, part, unit, b, rest, n0, first = (
+            self.name(n) for n in ("task", "part", "unit", "group", "rest", "n", "first")
+        )
+        images, row = self.name("images"), self.name("row")
+        lets: Body = [
+            Let(unit, task // s.parts),
+            Let(part, task - unit * s.parts),
+            Let(b, unit // greatest_of(sets * blocks, index(1))),
+            Let(rest, unit - b * (sets * blocks)),
+            Let(n0, rest // blocks * s.images),
+            Let(first, (rest - rest // blocks * blocks) * (s.block * s.width)),  # pixel
+            Let(images, least_of(index(s.images), examples - n0)),
+            Let(row, first // g.line),
+        ]
+        loops = [task, unit, part, b, rest, n0, first, images, row]
+        size = s.rows * s.vectors * s.width
+        strip, tile = self.name("strip"), self.name("t")
+        share = -(-self.strips // s.parts)
+        low, high = part * share, least_of((part + 1) * share, index(self.strips))
+        count = self.name("count")
+        lets.append(Let(count, images * least_of(index(s.block), index(self.vectors) - first // s.width)))
+        body: Body = [
+            *lets,
+            *self._copies(b, n0, images, row, loops),
+            For(
+                strip, low, high,
+                (For(tile, index(0), count, tuple(self._tile(b, strip, tile, n0, first, row, count, [*loops, count])), index(s.vectors)),),
+                index(1),
+            ),
+        ]  # fmt: skip
+        whole: Body = [
+            Alloc(self.copied, copy_elements(g, s)),
+            Alloc(self.tile, size),
+            For(task, var("begin"), var("end"), tuple(body), index(1)),
+        ]
+        work = examples * (g.count * g.outputs * g.pixels * (g.depth * 2 + 2))
+        return self._kernel("contract", sets * (g.count * blocks * s.parts), work, whole)
+
+    def _copies(self, b: Expr, n0: Expr, images: Expr, row: Expr, loops: list[Expr]) -> Body:
+        g, s = self.g, self.s
+        copy = WindowCopy(
+            g, self.c.root.operands[0], self.c.pull, self.copied, self.dtype, s.width, self.segment, self.name
+        )
+        i = self.name("image") if s.images > 1 else index(0)
+        example, channel = n0 + i, index(0)
+        if self.c.root.attrs["groups"] > 1:
+            channel = b * g.channels
+        if self.c.root.attrs["batch_groups"] > 1:
+            example = b * dim_expr(g.examples) + example
+        rows = g.rows(min(s.block * s.width, g.pixels))
+        order = [*loops, *([i] if s.images > 1 else [])]
+        body = copy.body(example, channel, i * (g.segments() * self.segment), row, index(rows), order)
+        return [For(i, index(0), images, tuple(body), index(1))] if s.images > 1 else body
+
+    def _tile(
+        self, b: Expr, strip: Expr, t: Expr, n0: Expr, first: Expr, row: Expr, count: Expr, loops: list[Expr]
+    ) -> Body:  # fmt: skip
+        """One tile: vectors t .. t + s.vectors of the task, a strip of output channels."""
+        g, s = self.g, self.s
+        start = self.name("weights")
+        lets: Body = [Let(start, (b * self.strips + strip) * (g.depth * s.rows))]
+        bases = []
+        skip = first - row * g.line
+        for v in range(s.vectors):
+            at = self.name("at")
+            lets.append(
+                Let(at, self._vector_place(least_of(t + v, count - 1) if s.images > 1 and v else t + v, skip))
+            )
+            bases.append(at)
+        lane = self.name("lane")
+        sums = [[self.name("sum", self.dtype) for _ in bases] for _ in range(s.rows)]
+        block, stop, k = self.name("block"), self.name("stop"), self.name("k")
+        offset = load(self.offsets, k)
+        step: Body = []
+        xs = [load(self.copied, base + offset + lane) for base in bases]
+        for i in range(s.rows):
+            a = load(self.weights, start + k * s.rows + i)
+            step += [Assign(total, multiply_add(a, x, total)) for total, x in zip(sums[i], xs, strict=True)]
+        flat = [(i, v, total) for i, row_sums in enumerate(sums) for v, total in enumerate(row_sums)]
+        places = [(index((i * s.vectors + v) * s.width) + lane, total) for i, v, total in flat]
+        region: Body = [Declare(total, const(self.dtype, 0)) for _, _, total in flat]
+        put = [Store(self.tile, place, total) for place, total in places]
+        add = [Store(self.tile, place, load(self.tile, place) + total) for place, total in places]
+        if g.depth <= BLOCK:
+            region += [For(k, index(0), index(g.depth), tuple(step), index(1)), *put]
+            summed: Body = [Vector(lane, s.width, tuple(region))]
+        else:
+            region += [
+                For(k, block, stop, tuple(step), index(1)),
+                If(equal(block, 0), tuple(put), tuple(add)),
+            ]
+            turn: Body = [
+                Let(stop, least_of(block + BLOCK, index(g.depth))),
+                Vector(lane, s.width, tuple(region)),
+            ]
+            summed = [For(block, index(0), index(g.depth), tuple(turn), index(BLOCK))]
+        return [*lets, *summed, *self._epilogue(b, strip, t, n0, first, count, [*loops, strip, t])]
+
+    def _vector_place(self, number: Expr, skip: Expr) -> Expr:
+        """Where the first pixel of a task's vector is in the first segment of its image."""
+        g, s = self.g, self.s
+        if s.images == 1:
+            return skip + number * s.width
+        image = number // self.vectors
+        return image * (g.segments() * self.segment) + (number - image * self.vectors) * s.width
+
+    def _epilogue(
+        self, b: Expr, strip: Expr, t: Expr, n0: Expr, first: Expr, count: Expr, loops: list[Expr]
+    ) -> Body:  # fmt: skip
+        g, s = self.g, self.s
+        v, i, image, pixel, lane = (self.name(n) for n in ("v", "i", "image", "p", "lane"))
+        lets: Body = [Let(image, (t + v) // self.vectors if s.images > 1 else index(0))]
+        lets.append(Let(pixel, first + (t + v - image * self.vectors) * s.width))
+        o = strip * s.rows + i
+        loops = [*loops, v, image, pixel, i, lane]
+        total = cast(load(self.tile, (i * s.vectors + v) * s.width + lane), self.c.result.type.dtype)
+        inner = self._finished((b, n0 + image), o, pixel + lane, total, loops)
+        if g.pixels % s.width:
+            inner = [If(pixel + lane < g.pixels, tuple(inner))]
+        rows = (
+            least_of(index(s.rows), index(g.outputs) - strip * s.rows)
+            if g.outputs % s.rows
+            else index(s.rows)
+        )
+        each = For(i, index(0), rows, (Vector(lane, s.width, tuple(inner)),), index(1))
+        return [For(v, index(0), least_of(index(s.vectors), count - t), (*lets, each), index(1))]
+
+    def _finished(
+        self, batch: tuple[Expr, Expr], o: Expr, pixel: Expr, total: Expr, loops: list[Expr]
+    ) -> Body:
+        """The epilogue of one row's pixels, and the stores of the results."""
+        c = self.c
+        at = Position(c.result.type.shape, c.place(batch, (o,), delinearise(pixel, self.g.out)))
+        c.pull.bind(c.result, lambda _: total)
+        out: Body = []
+        stores: Body = []
+        for v, layout, buffer in self.results:
+            here = at.reshaped(v.type.shape)
+            e = tidy(c.pull.at(v, here), loops, pixel)
+            out += c.pull.take_reports()
+            place = normal(moved(here, layout).flat, Levels(loops))
+            # All values come first: a result may be written where an operand was read.
+            value = self.name("value", e.dtype)
+            out.append(Let(value, e))
+            stores.append(Store(buffer, tidy(place, loops, pixel), value))
+        return [*out, *stores]
