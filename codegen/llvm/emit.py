@@ -392,7 +392,7 @@ def _alloc(w: _Emitter, s: Alloc) -> None:
         )
     name = f"%l{w.fresh()}"
     w.pointers[s.buffer] = name
-    w.tags[s.buffer] = ""
+    w.tags[s.buffer], w.sizes[s.buffer] = "", s.size
     w.allocations.insert(0, f"{name} = alloca [{s.size} x {element_type(s.buffer)}], align 64")
     w.changed(s.buffer)
 

@@ -106,8 +106,15 @@ def _load_pattern(w: Writer, buffer: Buffer, index: Value, mask: str, depth: int
     if not count or (mask and len(set(lanes)) < width):
         return None
     low = min(lanes)
+    size = 0 if mask or index.base else w.sizes.get(buffer, 0)
+    if size:
+        # A thread's own array is read in whole vectors, as it was written: only those come straight from the stores.
+        low -= (index.offset + low) % width
+        count = chunks((low, *lanes), width)
+        if not count:
+            return None
     wanted = [x - low for x in lanes]
-    t, size, tag = f"<{width} x {MEMORY[buffer.dtype.short]}>", buffer.dtype.itemsize, w.tags[buffer]
+    t, align, tag = f"<{width} x {MEMORY[buffer.dtype.short]}>", buffer.dtype.itemsize, w.tags[buffer]
     flags = f"<{width} x i1>"
     pure = max(index.depth, w.scopes[-1].pure_floor)
     text = ""
@@ -118,8 +125,9 @@ def _load_pattern(w: Writer, buffer: Buffer, index: Value, mask: str, depth: int
             continue
         address = _address(w, buffer, index, pure, -low - k * width)
         read = {wanted[lane] - k * width for lane in here}
-        if not mask and len(read) == width:
-            part = w.put(depth, f"load {t}, ptr {address}, align {size}{tag}")
+        inside_own = size and index.offset + low + (k + 1) * width <= size
+        if inside_own or (not mask and len(read) == width):
+            part = w.put(depth, f"load {t}, ptr {address}, align {align}{tag}")
         else:
             # Elements that no lane wants are not read: they may lie outside the buffer.
             if mask:
@@ -130,7 +138,7 @@ def _load_pattern(w: Writer, buffer: Buffer, index: Value, mask: str, depth: int
                 take = "<" + ", ".join([f"i1 {'true' if first <= e <= last else 'false'}" for e in range(width)]) + ">"
             part = w.put(
                 depth,
-                f"call {t} @llvm.masked.load(ptr align {size} {address}, {flags} {take}, {t} zeroinitializer){tag}",
+                f"call {t} @llvm.masked.load(ptr align {align} {address}, {flags} {take}, {t} zeroinitializer){tag}",
             )
         chosen = {lane: wanted[lane] - k * width for lane in here}
         if not text:

@@ -107,6 +107,7 @@ class Writer:
         self._types: dict[int, dict[str, str]] = {}
         self.pointers: dict[Buffer, str] = {}
         self.tags: dict[Buffer, str] = {}
+        self.sizes: dict[Buffer, int] = {}  # elements of thread-private arrays
         self.written: frozenset[Expr | Buffer] = frozenset()
 
     # Text and scopes
