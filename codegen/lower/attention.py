@@ -9,11 +9,11 @@ ir/ops/attention.py is the definition; the steps are in attention_blocks.py, the
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from graphc.codegen.expr import Expr, const, equal, fma, index, load, select, var
-from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Kernel, Let, Stmt, Store
-from graphc.codegen.lower.attention_blocks import KEYS, Blocks, Where, work_of
+from graphc.codegen.expr import Expr, cast, const, equal, fma, index, load, select, var
+from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Kernel, Let, Stmt, Store, Vector
+from graphc.codegen.lower.attention_blocks import KEYS, TILE, Blocks, Where, work_of
 from graphc.codegen.lower.attention_grad import gradient_kernels
 from graphc.codegen.lower.index import Position, dim_expr
 from graphc.codegen.lower.lowered import Lowered, Scratch
@@ -22,10 +22,11 @@ from graphc.codegen.lower.pull import Pull
 from graphc.codegen.math.exponential import exp
 from graphc.codegen.math.logarithm import log
 from graphc.ir.function import Function, Operation, Value
-from graphc.ir.types import size_of, substitute
+from graphc.ir.types import I32, size_of, substitute
 
 NAMES = frozenset(("attention", "attention_grad"))
 SMALL = 16  # queries of an item where there are no more
+LARGE = 128  # where there are enough of them for all threads: a block of keys is copied for twice as many
 HEADS = 8  # so many heads of keys, at least, are work for all threads
 
 
@@ -38,6 +39,10 @@ def variant(op: Operation, hint: dict[str, int]) -> str:
     """How many queries an item has, and whether gradients are one kernel, as part of a kernel's key."""
     queries = substitute(op.operands[0].type.shape[2], dict(hint))
     lanes = SMALL if isinstance(queries, int) and queries <= SMALL else KEYS
+    if op.name == "attention" and isinstance(queries, int) and queries > KEYS:
+        items = substitute(size_of(op.operands[0].type.shape[:2]), dict(hint))
+        if isinstance(items, int) and items * -(-queries // LARGE) >= 4 * (os.cpu_count() or 1):
+            lanes = LARGE
     if op.name == "attention_grad":
         heads = substitute(size_of(op.operands[1].type.shape[:2]), dict(hint))
         if isinstance(heads, int) and heads >= max(HEADS, os.cpu_count() or 1):
@@ -64,79 +69,144 @@ def _forward(group: Function, x: Blocks, targets: Mapping[Value, Buffer]) -> Ker
     out, logsumexp = x.op.results
     batch, heads, length, _ = q.type.shape
     depth, width = x.sizes
-    lanes = x.queries
-    zero = const(x.wide, 0.0)
+    deep, wide = x.padded(depth), x.padded(width)
+    lanes, causal = x.queries, x.op.attrs["causal"]
+    zero, lowest = const(x.wide, 0.0), const(x.wide, float("-inf"))
 
     item, b, h, first, count, start, keys = (x.name(s) for s in ("item", "b", "h", "q", "queries", "k", "keys"))
-    factor, e, e2 = x.name("scale", x.wide), x.name("e"), x.name("e")
+    factor, n0, seen, rows_seen = x.name("scale", x.wide), x.name("n"), x.name("seen"), x.name("rows")
     blocks = ceil_div(dim_expr(length), lanes)
     total_keys = dim_expr(k.type.shape[2])
     kh = x.key_head(h)
-    rows = x.array("rows", lanes * max(x.padded(depth), x.padded(width)))
-    columns, sums = x.array("columns", x.padded(depth) * lanes), x.array("sums", x.padded(width) * lanes)
-    key_block, value_block = x.array("keys", KEYS * x.padded(depth)), x.array("values", KEYS * x.padded(width))
-    scores = x.array("scores", KEYS * lanes)
-    top, total, shrink = x.array("top", lanes), x.array("total", lanes), x.array("shrink", lanes)
+    rows = x.array("rows", lanes * max(deep, wide))
+    columns, sums = x.array("columns", deep * lanes), x.array("sums", wide * lanes)
+    key_block = x.array("keys", KEYS * deep)
+    scores = x.array("scores", KEYS * TILE)
+    top, total = x.array("top", lanes), x.array("total", lanes)
+    running, shrink = x.array("running", TILE), x.array("shrink", TILE)
+    shadow = x.array("shadow", 4 * wide) if causal else None
     where = Where(b, h, first, count, start, keys)
+    value_block, copied = x.direct(v, (b, kh), start), ()
+    if value_block is None:
+        values = x.array("values", KEYS * wide)
+        copied = tuple(x.copy(values, v, (b, kh), start, keys, KEYS))
+        value_block = lambda j, e: load(values, j * wide + e)  # noqa: E731
+    mask = x.mask_tile(masks, where, n0)
+
+    def put_scores(r0: Expr, lane: Expr, totals: list[Expr]) -> list[Stmt]:
+        """Scores of keys that do not exist, or that causality hides, are -inf. A NaN is left out of the maximum: the
+        weights carry it into every result."""
+        done: list[Stmt] = [Assign(t, x.score(t, factor, mask, r0 + i, lane)) for i, t in enumerate(totals)]
+        edge, near = r0 + len(totals) > keys, keys - r0
+        if causal:
+            edge = edge | (start + r0 + (len(totals) - 1) > first + n0)
+            near = x.least(near, first + n0 + lane + 1 - start - r0)
+        # In 32 bits a vector of lanes is one register.
+        limit = x.name("limit", I32)
+        hide = (Assign(t, select(limit > i, t, lowest)) for i, t in enumerate(totals))
+        done.append(If(edge, (Let(limit, cast(near, I32)), *hide)))
+        chains = [load(running, lane), *(lowest for _ in range(min(4, len(totals)) - 1))]
+        for i, t in enumerate(totals):
+            chain = chains[i % len(chains)]
+            chains[i % len(chains)] = select(t > chain, t, chain)
+        while len(chains) > 1:
+            chains = [select(c > d, c, d) for c, d in zip(chains[::2], chains[1::2], strict=True)]
+        return [*done, Store(running, lane, chains[0]), *(Store(scores, (r0 + i) * TILE + lane, t) for i, t in enumerate(totals))]
 
     def weigh(lane: Expr) -> list[Stmt]:
-        """Scores become weights. A NaN is left out of the maximum: the weights carry it into every result."""
-        running, z, j, j2 = x.name("running", x.wide), x.name("z", x.wide), x.name("j"), x.name("j")
-        here, there = load(scores, j * lanes + lane), load(scores, j2 * lanes + lane)
+        """Scores become weights, and their sum is added."""
+        z, j, s = x.name("z", x.wide), x.name("j"), x.name("s")
+        highest = load(running, lane)
+        parts = [x.name("part", x.wide) for _ in range(TILE)]
+        some = 2
+        each = [Store(scores, (j + i) * TILE + lane, exp(load(scores, (j + i) * TILE + lane) - z)) for i in range(some)]
         return [
-            Declare(running, load(top, lane)),
-            For(j, index(0), index(KEYS), (Assign(running, select(here > running, here, running)),), index(1)),
-            Let(z, select(equal(running, float("-inf")), zero, running)),
-            Store(shrink, lane, exp(load(top, lane) - z)),
-            Store(top, lane, running),
-            For(j2, index(0), index(KEYS), (Store(scores, j2 * lanes + lane, exp(there - z)),), index(1)),
-        ]
+            Declare(z, select(equal(highest, float("-inf")), zero, highest)),
+            Store(shrink, lane, exp(load(top, n0 + lane) - z)),
+            Store(top, n0 + lane, highest),
+            For(j, index(0), rows_seen, tuple(each), index(some)),
+            *(Declare(p, load(scores, index(i * TILE) + lane)) for i, p in enumerate(parts)),
+            For(s, index(TILE), rows_seen, tuple(
+                Assign(p, p + load(scores, (s + i) * TILE + lane)) for i, p in enumerate(parts)
+            ), index(TILE)),
+            Store(total, n0 + lane, fma(load(total, n0 + lane), load(shrink, lane), x.halved(parts))),
+        ]  # fmt: skip
 
-    def add_up(lane: Expr) -> list[Stmt]:
-        return [Store(total, lane, fma(load(total, lane), load(shrink, lane), x.block_sum(scores, lane)))]
+    def put_sums(r0: Expr, lane: Expr, totals: list[Expr]) -> list[Stmt]:
+        done: list[Stmt] = []
+        if shadow is not None:
+            # The keys that causality hides from the whole tile have weights 0, which as a rule change nothing.
+            line = (first + n0 + TILE - start) // TILE * wide
+            hidden = tuple(Assign(t, fma(zero, load(shadow, line + r0 + i), t)) for i, t in enumerate(totals))
+            done.append(If(seen < keys, hidden))
+        return [*done, *(Store(sums, n0 * wide + (r0 + i) * TILE + lane, t) for i, t in enumerate(totals))]
 
-    def divide(lane: Expr) -> list[Stmt]:
-        at = e2 * lanes + lane
-        return [Store(sums, at, select(equal(load(total, lane), 0.0), zero, load(sums, at) / load(total, lane)))]
+    visible = x.least(keys, first + n0 + TILE - start) if causal else keys
+    tile: list[Stmt] = [
+        Let(seen, visible),
+        Let(rows_seen, x.whole_tiles(seen)),
+        *x.fill_mask(mask, masks, where, n0, rows_seen),
+        *x.lanes(TILE, lambda lane: [Store(running, lane, load(top, n0 + lane))]),
+        x.strip(
+            x.most_rows, index(0), rows_seen, index(depth),
+            lambda j, d: load(key_block, j * deep + d),
+            lambda lane, d: load(columns, n0 * deep + d * TILE + lane),
+            lambda j, lane: zero,
+            put_scores,
+        ),
+        *x.lanes(TILE, weigh),
+        x.strip(
+            x.tile_rows_of(wide), index(0), index(wide), seen,
+            lambda r, at: value_block(at, r),
+            lambda lane, at: load(scores, at * TILE + lane),
+            lambda r, lane: load(sums, n0 * wide + r * TILE + lane) * load(shrink, lane),
+            put_sums,
+        ),
+    ]  # fmt: skip
+    inside: list[Stmt] = [
+        Let(keys, x.least(total_keys - start, index(KEYS))),
+        *x.copy(key_block, k, (b, kh), start, keys, KEYS),
+        *copied,
+    ]
+    if shadow is not None:
+        inside.append(If(start + KEYS > first, tuple(x.shadows(shadow, value_block, width, keys))))
+    # Queries before the block do not meet it.
+    earliest = x.greatest(start - first, index(0)) if causal and lanes > KEYS else index(0)
+    inside.append(For(n0, earliest, count, tuple(tile), index(TILE)))
+
+    def divide(n: Expr, e: Expr, lane: Expr) -> list[Stmt]:
+        at = n * wide + e * TILE + lane
+        return [Store(sums, at, select(equal(load(total, n + lane), 0.0), zero, load(sums, at) / load(total, n + lane)))]
+
+    def begin(n: Expr, e: Expr, lane: Expr) -> list[Stmt]:
+        return [Store(sums, n * wide + e * TILE + lane, zero)]
+
+    def every(body: Callable[[Expr, Expr, Expr], list[Stmt]]) -> Stmt:
+        """body(first lane, e, lane) for all sums."""
+        n, e, lane = x.name("n"), x.name("e"), x.name("lane")
+        one = For(e, index(0), index(wide), (Vector(lane, TILE, tuple(body(n, e, lane))),), index(1))
+        return For(n, index(0), count, (one,), index(TILE))
 
     def put_logsumexp(lane: Expr) -> list[Stmt]:
         at = Position(logsumexp.type.shape, (b, h, first + lane))
         return [If(lane < count, (Store(targets[logsumexp], at.flat, load(top, lane) + log(load(total, lane))),))]
 
-    inside: list[Stmt] = [
-        Let(keys, x.least(total_keys - start, index(KEYS))),
-        *x.copy(key_block, k, (b, kh), start, keys, KEYS),
-        *x.copy(value_block, v, (b, kh), start, keys, KEYS),
-        *x.scores(scores, key_block, columns, depth, factor, masks, where),
-        *x.hide(scores, where),
-        *x.lanes(lanes, weigh),
-        *x.lanes(lanes, add_up, x.vector),
-        *x.product(
-            x.padded(width), lanes, index(KEYS),
-            lambda r, at: load(value_block, at * x.padded(width) + r),
-            lambda lane, at: load(scores, at * lanes + lane),
-            lambda r, lane: load(sums, r * lanes + lane) * load(shrink, lane),
-            lambda r, lane, value: [Store(sums, r * lanes + lane, value)],
-        ),
-    ]  # fmt: skip
     stop = x.least(total_keys, first + count) if x.op.attrs["causal"] else total_keys
     body: list[Stmt] = [
         Let(h, (item // blocks) % dim_expr(heads)),
         Let(b, item // blocks // dim_expr(heads)),
-        Let(first, (item % blocks) * lanes),
+        Let(first, x.paired(item % blocks, blocks) * lanes),
         Let(count, x.least(dim_expr(length) - first, index(lanes))),
         Let(factor, x.pull.at(scale, Position(()))),
         *x.copy(rows, q, (b, h), first, count, lanes),
-        *x.turn(columns, rows, lanes, x.padded(depth)),
-        *x.lanes(lanes, lambda lane: [Store(top, lane, const(x.wide, float("-inf"))), Store(total, lane, zero)]),
-        For(e, index(0), index(x.padded(width)), tuple(
-            x.lanes(lanes, lambda lane: [Store(sums, e * lanes + lane, zero)])
-        ), index(1)),
+        *x.turn_in(columns, rows, count, deep),
+        *x.lanes(lanes, lambda lane: [Store(top, lane, lowest), Store(total, lane, zero)]),
+        every(begin),
         For(start, index(0), stop, tuple(inside), index(KEYS)),
-        For(e2, index(0), index(x.padded(width)), tuple(x.lanes(lanes, divide)), index(1)),
+        every(divide),
     ]  # fmt: skip
     if out in targets:
-        body += x.turn(rows, sums, x.padded(width), lanes)
+        body += x.turn_out(rows, sums, count, wide)
         body += x.put(targets[out], out.type.shape, rows, (b, h), first, count)
     if logsumexp in targets:
         body += x.lanes(lanes, put_logsumexp)

@@ -9,9 +9,22 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from graphc.codegen.elementwise import convert
-from graphc.codegen.expr import Expr, cast, const, fma, index, load, select, var
+from graphc.codegen.expr import (
+    Expr,
+    bitcast,
+    cast,
+    const,
+    equal,
+    float_bits,
+    fma,
+    index,
+    load,
+    select,
+    to_bits,
+    var,
+)
 from graphc.codegen.loops import Alloc, Assign, Buffer, Declare, For, If, Stmt, Store, Transpose, Vector
-from graphc.codegen.lower.affine import least_of, tidy
+from graphc.codegen.lower.affine import Levels, greatest_of, least_of, linear, tidy
 from graphc.codegen.lower.index import Position, dim_expr
 from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Operation, Value
@@ -19,6 +32,7 @@ from graphc.ir.ops.attention import KEYS, LANES, accumulator
 from graphc.ir.types import BOOL, I64, Dim, DType, Shape, size_of
 
 Lane = Callable[[Expr], list[Stmt]]
+TILE = 16  # lanes of a tile
 
 
 class Where(NamedTuple):
@@ -43,6 +57,8 @@ class Blocks:
         self.tile_rows = 8 if vector_bits >= 512 else 4
         self.tile_lanes = 2 * self.vector
         self.turned = 8  # side of the squares that are transposed
+        # Sums in registers of a tile of `TILE` lanes.
+        self.most_rows = max(2, (16 if vector_bits >= 512 else 8) * min(self.vector, TILE) // TILE)
         self.allocations: list[Stmt] = []
         self._count = 0
 
@@ -72,6 +88,10 @@ class Blocks:
         return least_of(a, b)
 
     @staticmethod
+    def greatest(a: Expr, b: Expr) -> Expr:
+        return greatest_of(a, b)
+
+    @staticmethod
     def padded(size: int) -> int:
         """A head size as arrays have it: a multiple of every tile."""
         return -(-size // 8) * 8
@@ -93,7 +113,7 @@ class Blocks:
         assert isinstance(size, int)
         step = self.padded(size)
         r, r2, d, d2 = (self.name(s) for s in ("r", "r", "d", "d"))
-        width = min(16, step)
+        width = min(64, size & -size) if size % 16 == 0 else min(16, step)
         lane, lane2 = self.name("lane"), self.name("lane")
         empty = const(self.wide, -0.0)
 
@@ -118,6 +138,24 @@ class Blocks:
             For(r, index(0), count, tuple(line), index(1)),
             For(r2, count, index(rows), (clear,), index(1)),
         ]
+
+    def direct(self, x: Value, outer: tuple[Expr, Expr], first: Expr) -> Callable[[Expr, Expr], Expr] | None:
+        """x[.., first + r, d] by (r, d), where it is as it lies in memory, d without gaps, and no rows need filling; or None."""
+        size = x.type.shape[3]
+        assert isinstance(size, int)
+        if size % 8 or x.type.dtype is not self.wide:
+            return None
+        r, d = self.name("r"), self.name("d")
+        found = self.pull.at(x, Position(x.type.shape, (*outer, first + r, d)))
+        if found.op != "load" or len(found.args) != 1:
+            return None
+        levels = Levels((*outer, first, r, d))
+        by_row = linear(found.args[0], r, levels)
+        by_element = None if by_row is None else linear(by_row[1], d, levels)
+        if by_row is None or by_element is None or by_element[0] is not index(1):
+            return None
+        base, step, buffer = by_element[1], by_row[0], found.data
+        return lambda row, element: load(buffer, base + row * step + element)
 
     def turn(self, target: Buffer, source: Buffer, rows: int, columns: int) -> list[Stmt]:
         """target[columns][rows] = source[rows][columns]."""
@@ -147,6 +185,71 @@ class Blocks:
             line.append(Vector(tail, 16, (If(tail < size - whole, (store(index(whole), tail),)),)))
         return [For(r, index(0), count, tuple(line), index(1))]
 
+    # Tiles: strips of 16 lanes, each [rows][16]
+
+    def whole_tiles(self, count: Expr) -> Expr:
+        """`count` up to a multiple of a tile."""
+        return (count + (TILE - 1)) // TILE * TILE
+
+    def turn_in(self, target: Buffer, source: Buffer, count: Expr, columns: int) -> list[Stmt]:
+        """Rows source[count][columns] to tiles of target, each [columns][16]."""
+        n0, i, j, n = self.name("n"), self.name("i"), self.name("j"), self.turned
+        square = Transpose(target, n0 * columns + j * TILE + i, index(TILE), source, (n0 + i) * columns + j, index(columns), n)
+        inner = For(j, index(0), index(columns), (square,), index(n))
+        return [For(n0, index(0), count, (For(i, index(0), index(TILE), (inner,), index(n)),), index(TILE))]
+
+    def turn_out(self, target: Buffer, source: Buffer, count: Expr, columns: int) -> list[Stmt]:
+        """Tiles of source, each [columns][16], to rows target[count][columns]."""
+        n0, i, j, n = self.name("n"), self.name("i"), self.name("j"), self.turned
+        square = Transpose(target, (n0 + i) * columns + j, index(columns), source, n0 * columns + j * TILE + i, index(TILE), n)
+        inner = For(j, index(0), index(columns), (square,), index(n))
+        return [For(n0, index(0), count, (For(i, index(0), index(TILE), (inner,), index(n)),), index(TILE))]
+
+    def tile_rows_of(self, rows: int) -> int:
+        """Rows of a register tile where there is a multiple of `rows` of them."""
+        return min(self.most_rows, rows & -rows)
+
+    def strip(
+        self,
+        height: int,
+        first: Expr,
+        stop: Expr,
+        depth: Expr,
+        row: Callable[[Expr, Expr], Expr],
+        lane_of: Callable[[Expr, Expr], Expr],
+        start: Callable[[Expr, Expr], Expr],
+        finish: Callable[[Expr, Expr, list[Expr]], list[Stmt]],
+        depth_first: Expr | None = None,
+    ) -> Stmt:
+        """For 16 lanes and every row from `first` below `stop`, `height` at a time, the chain of fma(row(r, k),
+        lane_of(lane, k), .) over ascending k from start(r, lane); finish gets the first row and the sums."""
+        r0, k, lane = (self.name(s) for s in ("r", "k", "lane"))
+        sums = [self.name("sum", self.wide) for _ in range(height)]
+        body: list[Stmt] = [Declare(s, start(r0 + i, lane)) for i, s in enumerate(sums)]
+        step = [Assign(s, fma(row(r0 + i, k), lane_of(lane, k), s)) for i, s in enumerate(sums)]
+        body.append(For(k, index(0) if depth_first is None else depth_first, depth, tuple(step), index(1)))
+        body += finish(r0, lane, sums)
+        return For(r0, first, stop, (Vector(lane, TILE, tuple(body)),), index(height))
+
+    def shadows(self, target: Buffer, block: Callable[[Expr, Expr], Expr], size: int, keys: Expr) -> list[Stmt]:
+        """target[g][e], g = 1, 2, 3: what a chain of products of 0 with block(16 g .. keys - 1, e) does to a sum, as one
+        factor w of 0: fma(0, w, .). NaN if one is not finite, else of the sign + if one has it (then -0.0 becomes +0.0)."""
+        step, width = self.padded(size), 8
+        e, lane = self.name("e"), self.name("lane")
+        unsigned = to_bits(const(self.wide, 0.0)).dtype
+        ones = (1 << self.wide.bits) - 1
+        signs, bad = self.name("signs", unsigned), self.name("bad", self.wide)
+        body: list[Stmt] = [Declare(signs, const(unsigned, ones)), Declare(bad, const(self.wide, -0.0))]
+        for g in (3, 2, 1):
+            r = self.name("r")
+            value = block(r, e + lane)
+            taken = (Assign(signs, signs & to_bits(value)), Assign(bad, bad - (value - value)))
+            body.append(For(r, index(TILE * g), self.least(keys, index(TILE * (g + 1))), taken, index(1)))
+            sign = signs & const(unsigned, 1 << (self.wide.bits - 1))
+            factor = bitcast(sign | const(unsigned, float_bits(self.wide, 1.0)), self.wide) + bad
+            body.append(Store(target, index(g * step) + e + lane, factor))
+        return [For(e, index(0), index(step), (Vector(lane, width, tuple(body)),), index(width))]
+
     # Arithmetic
 
     def product(
@@ -171,6 +274,66 @@ class Blocks:
             body += finish(r0 + i, n0 + lane, s)
         tile = For(r0, index(0), index(rows), (Vector(lane, width, tuple(body)),), index(height))
         return [For(n0, index(0), index(lanes), (tile,), index(width))]
+
+    @staticmethod
+    def halved(parts: Sequence[Expr]) -> Expr:
+        """The sum by halving: r with r + half."""
+        while len(parts) > 1:
+            half = len(parts) // 2
+            parts = [a + b for a, b in zip(parts[:half], parts[half:], strict=True)]
+        return parts[0]
+
+    def paired(self, block: Expr, blocks: Expr) -> Expr:
+        """Under causality blocks grow longer: first, last, second, last but one, .. so that every run of them is as long."""
+        if not self.op.attrs["causal"]:
+            return block
+        return select(equal(block % 2, 0), block // 2, blocks - 1 - block // 2)
+
+    def mask_tile(self, masks: Sequence[Value], at: Where, n0: Expr) -> Callable[[Expr, Expr], Expr] | None:
+        """The mask's element by key and lane of the tile at `n0`: of an array that `fill_mask` fills, or in its place."""
+        if not masks:
+            return None
+        (mask,) = masks
+        if mask.type.shape[2] != 1 and mask.type.shape[3] != 1:
+            lines, self.mask_rows = self.array("mask", KEYS * TILE), self.array("mask_rows", TILE * KEYS)
+            self.mask_lines = lines
+            return lambda j, lane: load(lines, j * TILE + lane)
+
+        def element(j: Expr, lane: Expr) -> Expr:
+            inside = (n0 + lane < at.queries) & (j < at.keys)
+            return self.mask_element(mask, (at.b, at.h, at.first + n0 + lane, at.start + j), inside)
+
+        return element
+
+    def mask_element(self, mask: Value, at: tuple[Expr, Expr, Expr, Expr], inside: Expr) -> Expr:
+        """An element of the mask, of a bool one 1 or 0; read only where `inside`."""
+        place = Position(mask.type.shape, [index(0) if d == 1 else c for d, c in zip(mask.type.shape, at, strict=True)])
+        return cast(self.pull.at_if(mask, place, inside), self.wide)
+
+    def fill_mask(
+        self, tile: Callable[[Expr, Expr], Expr] | None, masks: Sequence[Value], at: Where, n0: Expr, rows: Expr
+    ) -> list[Stmt]:
+        """A mask is read along the keys, its lines, and then turned."""
+        if tile is None or masks[0].type.shape[2] == 1 or masks[0].type.shape[3] == 1:
+            return []
+        r, j, i, j2, lane = (self.name(s) for s in ("r", "j", "i", "j", "lane"))
+        inside = (n0 + r < at.queries) & (j + lane < at.keys)
+        value = self.mask_element(masks[0], (at.b, at.h, at.first + n0 + r, at.start + j + lane), inside)
+        line = For(j, index(0), rows, (Vector(lane, TILE, (Store(self.mask_rows, r * KEYS + j + lane, value),)),), index(TILE))
+        side = self.turned
+        square = Transpose(self.mask_lines, j2 * TILE + i, index(TILE), self.mask_rows, i * KEYS + j2, index(KEYS), side)
+        return [
+            For(r, index(0), index(TILE), (line,), index(1)),
+            For(i, index(0), index(TILE), (For(j2, index(0), rows, (square,), index(side)),), index(side)),
+        ]
+
+    def score(self, total: Expr, scale: Expr, mask: Callable[[Expr, Expr], Expr] | None, j: Expr, lane: Expr) -> Expr:
+        """A score from its product."""
+        if mask is None:
+            return total * scale
+        if self.op.operands[-1].type.dtype is BOOL:
+            return select(equal(mask(j, lane), 0.0), const(self.wide, float("-inf")), total * scale)
+        return fma(total, scale, mask(j, lane))
 
     def block_sum(self, p: Buffer, lane: Expr) -> Expr:
         """The sum over the rows of p[64][queries]: 16 lanes of rows, then halving."""
@@ -244,4 +407,4 @@ def work_of(op: Operation, sizes: int) -> Dim:
     return total if op.attrs["causal"] else total * 2
 
 
-__all__ = ["KEYS", "Blocks", "Where", "work_of"]
+__all__ = ["KEYS", "TILE", "Blocks", "Where", "work_of"]

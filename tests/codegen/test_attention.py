@@ -90,6 +90,61 @@ def test_infinities_and_nan(gradient: bool) -> None:
             assert_equal_bits(a, b)
 
 
+CAUSAL = [
+    Case((1, 2, 2, 128, 128, 16, 16), causal=True),
+    Case((1, 4, 1, 150, 150, 8, 24), causal=True),
+    Case((1, 1, 1, 200, 90, 3, 5), causal=True),
+    Case((1, 2, 1, 40, 131, 32, 16), causal=True),
+    Case((1, 1, 1, 129, 64, 8, 8), causal=True, kind="float64"),
+    Case((1, 2, 2, 100, 129, 16, 8), causal=True, mask=("added", (1, 2, 100, 129))),
+    Case((2, 2, 2, 70, 70, 8, 8), causal=True, mask=("bool", (2, 1, 70, 70)), kind="bfloat16"),
+]
+
+
+def edged(case: Case, gradient: bool, how: str) -> list[Array]:
+    """Operands where a sum that leaves out a product of zero would be seen. "zeros": weights and products underflow, so
+    that sums become -0.0. "infinite": elements that are not finite, in places that causality hides from some queries."""
+    args = case.args(gradient)
+    with np.errstate(over="ignore", under="ignore"):
+        if how == "zeros":
+            args[0] = (args[0] * 12).astype(args[0].dtype)
+            for i in (2, 6)[: 1 + gradient]:
+                # About the least numbers there are.
+                least = {"float64": 5e-324, "bfloat16": 9e-41}.get(case.kind, 1.4e-45)
+                args[i] = (args[i].astype(np.float32).astype(np.float64) * least).astype(args[i].dtype)
+                args[i][..., ::2] = -np.abs(args[i][..., ::2])
+            if gradient:
+                args[1][..., 1::2], args[5][...] = -np.abs(args[1][..., 1::2]), 0
+                args[4] = interpret(case.function(False), [*args[:4], *args[7:]])[1]
+        if how == "infinite":
+            for i, value in ((2, np.inf), (2, np.nan), (1, -np.inf), (0, np.nan), *(((6, np.nan), (6, -np.inf)) if gradient else ())):
+                x = args[i]
+                x[0, -1, x.shape[2] * 3 // 4 - int(value == np.inf), x.shape[3] // 2] = value
+    return args
+
+
+@pytest.mark.parametrize("how", ["", "zeros", "infinite"])
+@pytest.mark.parametrize("case", CAUSAL, ids=str)
+def test_tiles_that_causality_hides_are_skipped_without_a_trace(case: Case, how: str) -> None:
+    f, args = case.function(False), edged(case, False, how)
+    want = interpret(f, args)
+    if how == "zeros" and case.mask is None:
+        assert (np.signbit(want[0]) & (want[0] == 0)).any()
+    for choice in ("attention 16", "attention 64", "attention 128"):
+        for a, b in zip(native(f, args, 2, choice=choice), want, strict=True):
+            assert_equal_bits(a, b)
+
+
+@pytest.mark.parametrize("how", ["", "zeros", "infinite"])
+@pytest.mark.parametrize("case", CAUSAL, ids=str)
+def test_gradients_skip_hidden_tiles_without_a_trace(case: Case, how: str) -> None:
+    f, args = case.function(True), edged(case, True, how)
+    want = interpret(f, args)
+    for choice in ("attention_grad 16", "attention_grad 64", "attention_grad 64 whole"):
+        for a, b in zip(native(f, args, 2, choice=choice), want, strict=True):
+            assert_equal_bits(a, b)
+
+
 def test_narrow_vectors_give_the_same_bits() -> None:
     """The tiles of a processor with vectors of 256 bits."""
     host = host_target()
