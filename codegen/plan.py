@@ -15,6 +15,10 @@ from graphc.codegen.kernels import BoundGroup, Launch, Site, Wanted, bind_groups
 from graphc.ir.function import Function, Loc, Module, Operation, Value
 
 ALIGN = 64
+# To keep operations apart an arena may grow by this fraction of it and so many bytes; operations further apart do not overlap.
+SPARE = 8
+SPARE_BYTES = 256 << 10
+OVERLAP = 12
 
 # Where a buffer is: ("in", i), ("out", i) or ("arena", byte offset).
 Place = tuple[str, int]
@@ -91,6 +95,10 @@ class Arena:
         self.size += size
         return o
 
+    def fits(self, size: int) -> bool:
+        """Whether `take` would find room without growing."""
+        return any(s >= size for _, s in self.free)
+
     def give(self, offset: int, size: int) -> None:
         self._insert(offset, max(ALIGN, -(-size // ALIGN) * ALIGN))
 
@@ -120,43 +128,121 @@ def lay_out(
     scratch: Callable[[int, Operation], Sequence[int]],
     reserved: int = 0,
     order: Sequence[Sequence[int]] | None = None,
+    apart: bool = False,
 ) -> Layout:
     """Places by lifetime, for calls that run in order.
 
     scratch: the bytes of each scratch buffer of the entry's operation i; asked once, in order, for every
     operation that computes something. reserved: bytes at the start of the arena that are not given out.
     order: the operations as they run, those of a run at the same time; one after the other if not given.
+    apart: operations that do not depend on each other should not share memory where that costs little (`SPARE`), so
+    that they may overlap in time.
     """
-    place: dict[Value, Place] = {p: ("in", i) for i, p in enumerate(entry.params)}
-    place.update({r: ("out", i) for i, r in enumerate(entry.results)})
     steps = [[i] for i in range(len(entry.ops))] if order is None else order
-    last: dict[Value, int] = {}
-    for n, step in enumerate(steps):
-        for i in step:
-            for v in entry.ops[i].operands:
-                last[v] = n
-    arena = Arena()
-    if reserved:
-        arena.take(reserved)
-    offsets: dict[int, list[int]] = {}
-    for n, step in enumerate(steps):
-        ops = [entry.ops[i] for i in step]
-        for r in (r for op in ops for r in op.results):
-            if r not in place:
-                place[r] = ("arena", arena.take(_bytes(r)))
-        taken: list[tuple[int, int]] = []
-        for i, op in zip(step, ops, strict=True):
-            if any(map(_bytes, op.results)):  # else there is nothing to compute
-                needs = scratch(i, op)
-                offsets[i] = [arena.take(size) for size in needs]
-                taken += zip(offsets[i], needs, strict=True)
-        for offset, size in taken:
-            arena.give(offset, size)
-        for v in dict.fromkeys(v for op in ops for v in (*op.operands, *op.results)):
-            kind, offset = place[v]
-            if kind == "arena" and last.get(v, n) == n:
-                arena.give(offset, _bytes(v))
-    return Layout(place, offsets, arena.size)
+    needs: dict[int, Sequence[int]] = {}
+    for i in (i for step in steps for i in step):
+        if any(map(_bytes, entry.ops[i].results)):  # else there is nothing to compute
+            needs[i] = scratch(i, entry.ops[i])
+    tight = _Placing(entry, needs, reserved, steps).all()
+    if not apart:
+        return tight
+    limit = tight.size + tight.size // SPARE + SPARE_BYTES
+    loose = _Placing(entry, needs, reserved, steps, limit).all()
+    return loose if loose.size <= limit else tight
+
+
+class _Placing:
+    """One pass over the operations.
+
+    limit: the size up to which the arena may grow so that a range is not given at once to an operation that
+    does not depend on those that used it last; 0: ranges are given at once.
+    """
+
+    def __init__(
+        self,
+        entry: Function,
+        needs: dict[int, Sequence[int]],
+        reserved: int,
+        steps: Sequence[Sequence[int]],
+        limit: int = 0,
+    ) -> None:
+        self.entry, self.needs, self.steps, self.limit = entry, needs, steps, limit
+        self.arena = Arena()
+        if reserved:
+            self.arena.take(reserved)
+        self.above = _ancestors(entry) if limit else []
+        self.held: list[tuple[int, int, int]] = []  # ranges that wait: (operations that used them, a bit each; offset; size)
+
+    def all(self) -> Layout:
+        entry = self.entry
+        place: dict[Value, Place] = {p: ("in", i) for i, p in enumerate(entry.params)}
+        place.update({r: ("out", i) for i, r in enumerate(entry.results)})
+        last: dict[Value, int] = {}
+        users: dict[Value, int] = {}
+        for n, step in enumerate(self.steps):
+            for i in step:
+                for v in entry.ops[i].operands:
+                    last[v] = n
+                if self.limit:
+                    for v in (*entry.ops[i].operands, *entry.ops[i].results):
+                        users[v] = users.get(v, 0) | 1 << i
+        offsets: dict[int, list[int]] = {}
+        for n, step in enumerate(self.steps):
+            ops = [entry.ops[i] for i in step]
+            self._let_go(step)
+            for r in (r for op in ops for r in op.results):
+                if r not in place:
+                    place[r] = ("arena", self._take(_bytes(r)))
+            taken: list[tuple[int, int, int]] = []
+            for i in step:
+                if i in self.needs:
+                    offsets[i] = [self._take(size) for size in self.needs[i]]
+                    taken += [(1 << i, o, size) for o, size in zip(offsets[i], self.needs[i], strict=True)]
+            for v in dict.fromkeys(v for op in ops for v in (*op.operands, *op.results)):
+                kind, offset = place[v]
+                if kind == "arena" and last.get(v, n) == n:
+                    taken.append((users.get(v, 0), offset, _bytes(v)))
+            for by, offset, size in taken:
+                if self.limit:
+                    self.held.append((by, offset, size))
+                else:
+                    self.arena.give(offset, size)
+        return Layout(place, offsets, self.arena.size)
+
+    def _take(self, size: int) -> int:
+        if self.held and not self.arena.fits(size) and self.arena.size + size > self.limit:
+            self._give(lambda by: True)
+        return self.arena.take(size)
+
+    def _let_go(self, step: Sequence[int]) -> None:
+        """What was last used by operations that those of this step wait for anyway, or that are long past."""
+        if self.held:
+            first = min(step)
+            done = (1 << max(0, first - OVERLAP)) - 1
+            for i in step:
+                done |= self.above[i]
+            self._give(lambda by: not by & ~done)
+
+    def _give(self, which: Callable[[int], bool]) -> None:
+        held, self.held = self.held, []
+        for by, offset, size in held:
+            if which(by):
+                self.arena.give(offset, size)
+            else:
+                self.held.append((by, offset, size))
+
+
+def _ancestors(entry: Function) -> list[int]:
+    """For each operation those whose results it needs, directly or not, a bit each."""
+    of: dict[Value, int] = {}
+    above: list[int] = []
+    for i, op in enumerate(entry.ops):
+        mask = 0
+        for v in op.operands:
+            mask |= of.get(v, 0)
+        above.append(mask)
+        of.update((r, mask | 1 << i) for r in op.results)
+    return above
 
 
 def make_plan(
@@ -168,13 +254,14 @@ def make_plan(
     """
     entry = module.entry
     calls = [i for i, op in enumerate(entry.ops) if any(map(_bytes, op.results))]
-    wanted = [Wanted(entry.ops[i].attrs["function"], stream, in_place(module, donated, i)) for i in calls]
+    shared = in_place(module, donated)
+    wanted = [Wanted(entry.ops[i].attrs["function"], stream, shared[i]) for i in calls]
     bound = dict(zip(calls, bind_groups(wanted), strict=True))
 
     def scratch(i: int, op: Operation) -> list[int]:
         return bound[i].compiled.scratch_bytes(bound[i].concrete())
 
-    layout = lay_out(entry, scratch)
+    layout = lay_out(entry, scratch, apart=True)
     memory = _Memory(layout.place, {("in", i): ("out", j) for i, j in donated})
     launches: list[PlannedLaunch] = []
     for i, group in bound.items():

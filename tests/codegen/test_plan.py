@@ -13,7 +13,7 @@ from graphc.codegen import program as programs
 from graphc.codegen.fuse import fuse
 from graphc.codegen.groups import separate
 from graphc.codegen.kernels import BoundGroup, CompiledGroup, Launch, Wanted
-from graphc.codegen.plan import ALIGN, Arena, Plan, make_plan
+from graphc.codegen.plan import ALIGN, Arena, Plan, lay_out, make_plan
 from graphc.codegen.prepare import prepare
 from graphc.codegen.program import compile_function
 from graphc.ir.function import Builder, Function, Loc, Module, Value
@@ -212,3 +212,45 @@ def test_programs_of_all_sizes_share_one_arena() -> None:
             (expected,) = exact_interpret(p.function, a)
             assert not difference(expected, execute(p, a)[0])
     assert np.isfinite(execute(small, args[0])[0]).all()
+
+
+# --------------------------------------------------------------- memory of operations that may overlap
+
+
+def branches(count: int, size: int = 64) -> Function:
+    """Products of one input with weights of their own, each through two kernels: independent of each other."""
+    b = Builder("branches")
+    x = b.param(TensorType(F32, (size, size)))
+    out = []
+    for _ in range(count):
+        w = b.param(TensorType(F32, (size, size)))
+        y = b.dot(x, w, lhs_contract=(1,), rhs_contract=(0,))
+        out.append(b.dot(y, w, lhs_contract=(1,), rhs_contract=(0,)))
+    return b.build(out)
+
+
+def test_independent_operations_share_no_memory_where_that_costs_little() -> None:
+    module, _ = planned(branches(6))
+    tight = lay_out(module.entry, lambda i, op: [16384])
+    loose = lay_out(module.entry, lambda i, op: [16384], apart=True)
+    assert tight.size < loose.size <= tight.size + tight.size // plans.SPARE + plans.SPARE_BYTES
+    firsts = [i for i in range(len(module.entry.ops)) if not _needs(module.entry, i)]
+    assert len(firsts) == 6
+    assert len({loose.scratch[i][0] for i in firsts}) == 6 > len({tight.scratch[i][0] for i in firsts})
+    # Where it would cost much, they do.
+    large = lay_out(module.entry, lambda i, op: [1 << 24], apart=True)
+    assert large.size <= lay_out(module.entry, lambda i, op: [1 << 24]).size * (1 + 1 / plans.SPARE) + plans.SPARE_BYTES
+    assert len({large.scratch[i][0] for i in firsts}) < 6
+
+
+def _needs(entry: Function, i: int) -> set[Value]:
+    made = {r for op in entry.ops for r in op.results}
+    return made & set(entry.ops[i].operands)
+
+
+@pytest.mark.parametrize("depth", [4, 16, 64])
+def test_a_chain_is_kept_apart_from_nothing(depth: int) -> None:
+    """The arena of a chain does not grow with it, whether operations are kept apart or not."""
+    module, _ = planned(chain(depth))
+    sizes = {apart: lay_out(module.entry, lambda i, op: [4096], apart=apart).size for apart in (False, True)}
+    assert sizes[False] == sizes[True] <= 2 * 16 * 24 * 4 + 4096 + 2 * ALIGN
