@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphc.codegen.expr import Expr, index, load, select, var
-from graphc.codegen.loops import Alloc, Buffer, For, If, Kernel, Let, Stmt, Store
+from graphc.codegen.loops import Buffer, For, If, Kernel, Let, Stmt, Store
 from graphc.codegen.lower.affine import ceil_div, greatest_of, least_of
 from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.microkernel import BLOCK, Tile, clear, equal_zero, region
+from graphc.codegen.lower.tiles import power_of_two
 from graphc.ir.types import Dim, Shape, size_of
 
 if TYPE_CHECKING:
@@ -125,12 +126,17 @@ class Blocks:
         if s.split:
             return self.partial(kb, number)
         if self.one_chunk:
-            return Tile(Buffer("tile", k.dtype, "local"), index(0), s.rows, s.lanes), []
+            return self.own_tile(), []
         # Totals wait in memory between chunks. Where there is one chunk, a place in the cache will do.
         size, base = s.rows * s.lanes, k.name("total")
         buffer = k.new_scratch("totals", self.tiles() * size)
         place = select(k.depth <= s.chunk, var("begin"), number) * size
         return Tile(buffer, base, s.rows, s.lanes), [Let(base, place)]
+
+    def own_tile(self) -> Tile:
+        """A tile in memory of the task's own."""
+        s = self.s
+        return Tile(self.k.new_local("tile", power_of_two(s.rows) * s.lanes), index(0), s.rows, s.lanes)
 
     def partial(self, kb: Expr, number: Expr) -> tuple[Tile, Body]:
         """Where the sum of a block of k of a tile goes."""
@@ -150,8 +156,8 @@ class Blocks:
         batch, batch_lets = k.batch_coords(b, k.c.batch, range(len(k.c.batch)))
         block = self.block(number)
         size = s.rows * s.lanes
-        local = Buffer("tile", k.dtype, "local")
-        tile = Tile(local, index(0), s.rows, s.lanes)
+        tile = self.own_tile()
+        local = tile.buffer
         tiles = self.batches * self.blocks * self.strips * self.per
         kb, i = k.name("kb"), k.name("i")
         lane = k.name("lane") if s.lanes > 1 else index(0)
@@ -181,5 +187,5 @@ class Blocks:
         loops = [t, q, j, unit, strip, b, *batch, number, *block.names, m0]
         finish = k.epilogue(tile, batch, m0, block.first + j, block.first + block.count, loops)
         turn: Body = [*lets, If(j < block.count, (*add_up, *finish))]
-        body: Body = [Alloc(local, size), For(t, var("begin"), var("end"), tuple(turn), index(1))]
+        body: Body = [For(t, var("begin"), var("end"), tuple(turn), index(1))]
         return k.kernel("finish", tiles, tiles * size * ceil_div(k.depth, BLOCK), body)

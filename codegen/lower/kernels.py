@@ -78,6 +78,7 @@ class ContractionKernels:
         self.count_rows, self.count_lanes = dim_expr(self.rows.size), dim_expr(self.lanes.size)
         self.depth = dim_expr(size_of(c.depth))
         self.scratch: list[Scratch] = []
+        self._locals: list[Stmt] = []
         self._names = itertools.count()
 
     def build(self) -> tuple[tuple[Kernel, ...], tuple[Scratch, ...]]:
@@ -118,8 +119,14 @@ class ContractionKernels:
 
     def kernel(self, name: str, parallel: Expr, work: Expr, body: Body) -> Kernel:
         buffers = [*self.c.pull.buffers.values(), *(b for _, _, b in self.results), *(s.buffer for s in self.scratch)]
-        used = buffers_used(body)
+        used, body, self._locals = buffers_used(body), [*self._locals, *body], []
         return Kernel(name, tuple(b for b in buffers if b in used), group_extents(self.c.group), parallel, work, tuple(body))
+
+    def new_local(self, name: str, size: int) -> Buffer:
+        """Memory of a thread's own in the next kernel."""
+        buffer = Buffer(name, self.dtype, "local")
+        self._locals.append(Alloc(buffer, size))
+        return buffer
 
     def choose(self, whole: Expr, body: Callable[[bool], Body], hot: bool = False) -> Body:
         """`body(masked)`, without a mask where `whole` holds and that is worth code of its own."""
@@ -253,8 +260,6 @@ class ContractionKernels:
         body: Body = [For(u, begin // safe, (end + (safe - 1)) // safe, tuple(in_unit), index(1))]
         if not blocks.one_chunk:
             body = [blocks.chunks(start, [Let(stop, least_of(start + s.chunk, self.depth)), *body])]
-        if tile.buffer.kind == "local":
-            body.insert(0, Alloc(tile.buffer, s.rows * s.lanes))
         kernel = self.kernel("contract", blocks.units * strips, self.work(), body)
         return [kernel, blocks.finish(tile.buffer)] if s.split else [kernel]
 
@@ -290,12 +295,13 @@ class ContractionKernels:
             # The results' neighbours in memory are the rows.
             width = power_of_two(tile.rows)
             lane, j = self.name("lane"), self.name("j")
-            inner = self._finished(tile, batch, m0, lane, n0, j, [*loops, j, lane])
+            turn, read = self._turned_tile(tile, width)
+            inner = self._finished(read(lane, j), batch, m0, lane, n0, j, [*loops, j, lane])
             lanes = least_of(index(tile.lanes), stop - n0) if tile.lanes > 1 else index(1)
-            turn = self.choose(rows >= width, lambda masked: region(lane, width, where(lane < rows, inner, masked)))
-            return [For(j, index(0), lanes, tuple(turn), index(1))]
+            whole = self.choose(rows >= width, lambda masked: region(lane, width, where(lane < rows, inner, masked)))
+            return [*turn, For(j, index(0), lanes, tuple(whole), index(1))]
         lane, i = (self.name("lane") if tile.lanes > 1 else index(0)), self.name("i")
-        inner = self._finished(tile, batch, m0, i, n0, lane, [*loops, i, lane])
+        inner = self._finished(tile.read(i, lane), batch, m0, i, n0, lane, [*loops, i, lane])
         body: Body
         if tile.lanes == 1:
             body = inner
@@ -306,19 +312,36 @@ class ContractionKernels:
             )
         return [For(i, index(0), rows, tuple(body), index(1))]
 
+    def _turned_tile(self, tile: Tile, width: int) -> tuple[Body, Callable[[Expr, Expr], Expr]]:
+        """What turns a tile, so that neighbours are rows, and the sum at a row and a lane after it."""
+        n = min(width, tile.lanes, max(4, self.vector_bits // self.dtype.bits))
+        if n < 2 or not self._holds(tile, width):
+            return [], tile.read
+        turned, i, j = self.new_local("turned", width * tile.lanes), self.name("i"), self.name("j")
+        square = Transpose(
+            turned, j * width + i, index(width), tile.buffer, tile.base + i * tile.lanes + j, index(tile.lanes), n
+        )
+        across = For(j, index(0), index(tile.lanes), (square,), index(n))
+        return [For(i, index(0), index(width), (across,), index(n))], lambda row, lane: load(turned, lane * width + row)
+
+    def _holds(self, tile: Tile, rows: int) -> bool:
+        """Whether so many rows of a tile lie in its buffer: memory of a task's own has room for a power of two."""
+        return tile.rows == rows or tile.buffer.kind == "local"
+
     def _finished(
-        self, tile: Tile, batch: list[Expr], m0: Expr, i: Expr, n0: Expr, j: Expr, loops: list[Expr]
+        self, read: Expr, batch: list[Expr], m0: Expr, i: Expr, n0: Expr, j: Expr, loops: list[Expr]
     ) -> Body:
-        c = self.c
+        """The results of the element whose sum is `read`: row m0 + i, lane n0 + j."""
+        c, tile_rows, tile_lanes = self.c, self.s.rows, self.s.lanes
         row = delinearise(m0 + i, self.rows.free)
         # Where blocks are runs, a tile's first lane is no multiple of anything.
-        aligned = j if tile.lanes > 1 and not self.s.run and not self.s.swap else None
-        lane = lane_coords(self.lanes, n0, j, tile.lanes) if aligned is not None else delinearise(n0 + j, self.lanes.free)
+        aligned = j if tile_lanes > 1 and not self.s.run and not self.s.swap else None
+        lane = lane_coords(self.lanes, n0, j, tile_lanes) if aligned is not None else delinearise(n0 + j, self.lanes.free)
         left, right = (lane, row) if self.s.swap else (row, lane)
         at = Position(c.result.type.shape, c.place(batch, left, right))
-        total = cast(tile.read(i, j), c.result.type.dtype)
-        vector = m0 + i if self.s.swap and tile.rows > 1 else n0 + j
-        small = small_index(self.rows if self.s.swap and tile.rows > 1 else self.lanes, vector)
+        total = cast(read, c.result.type.dtype)
+        vector = m0 + i if self.s.swap and tile_rows > 1 else n0 + j
+        small = small_index(self.rows if self.s.swap and tile_rows > 1 else self.lanes, vector)
         c.pull.bind(c.result, lambda _: total)
         out: Body = []
         stores: Body = []

@@ -71,8 +71,6 @@ class LocalKernels:
         else:
             in_task = [*lets, self.blocks.chunks(start, in_chunk)]
         whole: Body = [Alloc(local, s.chunk * s.block)]
-        if tile.buffer.kind == "local":
-            whole.append(Alloc(tile.buffer, s.rows * s.lanes))
         whole.append(For(task, var("begin"), var("end"), tuple(in_task), index(1)))
         kernels = [k.kernel("contract", self.blocks.units, k.work(), whole)]
         return [*kernels, self.blocks.finish(tile.buffer)] if s.split else kernels

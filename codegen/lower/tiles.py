@@ -184,10 +184,10 @@ def _cost(
     if lane_mode == "turned":
         cost += tiles * (s.depth % lanes) * 25
     elif lane_mode == "direct":
-        # Rows of the operand lie far apart: pages and cache sets are used badly when it is large.
-        far = n * itemsize >= 2048 and s.depth >= 64
-        cost += tiles * s.depth * vectors * (0.5 if far and strips > 4 else 0.1 if lanes_of.direct else 4.0)
-        cost += tiles * s.depth * (2.0 if far else 0.0)
+        # Rows of the operand lie far apart: pages and cache sets are used badly, worst at powers of two.
+        far = n * itemsize if s.depth >= 64 and strips > 1 else 0
+        apart = 0.1 if far < 2048 else 0.3 if far % 4096 else 0.85
+        cost += tiles * s.depth * vectors * (apart if lanes_of.direct else 4.0)
     elif lane_mode == "packed":
         copied = lb * s.depth * panels * lanes
         cost += copied * _copy_cost(lanes_of, run, per_vector, False) + 600
@@ -205,7 +205,7 @@ def _cost(
         cost += tiles * s.depth * rows * (_clash(s.depth * itemsize, rows) if rows > 1 else 0.01)
     else:
         # Every k is on a cache line of its own.
-        cost += tiles * s.depth * (2.0 + 4.0 * (s.depth >= 512) if rows_of.unit_free else 1.0 * rows)
+        cost += tiles * s.depth * (0.4 if rows_of.unit_free else 1.0 * rows)
     # Results are written one lane at a time where lanes are not neighbours in memory.
     scattered = swap and lanes > 1
     return cost + s.batch * r * n * (1.5 if scattered else 0.1)
