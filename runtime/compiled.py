@@ -21,7 +21,7 @@ from graphc.runtime.core import Tensor
 from graphc.runtime.device import CPU
 from graphc.runtime.errors import here
 from graphc.runtime.grad_mode import local, state
-from graphc.runtime.guards import SCALARS, Slot
+from graphc.runtime.guards import SCALARS, Slot, State
 from graphc.runtime.interop import asarray
 from graphc.runtime.precision import setting
 from graphc.runtime.recorder import record
@@ -60,6 +60,7 @@ class Compiled:
     def __init__(self, f: Callable[..., Any]) -> None:
         self._f = f
         self._families: dict[Any, Family] = {}
+        self._state = State()
         # What served the last call.
         self._last: Replay = _nobody
         # Objects that belong to a signature by their identity, and how many new ones came in a row.
@@ -159,7 +160,7 @@ class Compiled:
             return self._f(*args, **kwargs)
 
         with collect(_title(self._f)) as report:
-            result, recording, reason = record(self._f, call, arguments, leaves, family.promoted)
+            result, recording, reason = record(self._f, call, arguments, leaves, family.promoted, self._state)
         self._reports = [*self._reports[1 - PATHS :], report]
         if recording is not None:
             family.recordings.insert(0, recording)

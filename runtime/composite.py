@@ -67,8 +67,10 @@ class Composite:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if state.active and local.tracer is not None and local.tracer.execute:
             # An integer of Python that is being recorded is fixed, as it is without a recording.
-            args = _mapped(args, _integer)
-            kwargs = _mapped(kwargs, _integer)
+            if any(map(_may_hold_integer, args)):
+                args = _mapped(args, _integer)
+            if kwargs and any(map(_may_hold_integer, kwargs.values())):
+                kwargs = _mapped(kwargs, _integer)
         try:
             return self._apply(args, kwargs)
         except _Arrays:
@@ -225,6 +227,13 @@ def _mapped(x: Any, change: Callable[[Any], Any]) -> Any:
     if x.__class__ is dict:
         return {k: _mapped(v, change) for k, v in x.items()}
     return change(x)
+
+
+def _may_hold_integer(x: Any) -> bool:
+    return x._spec.weak if isinstance(x, Tensor) else x.__class__ in _NESTED
+
+
+_NESTED = {tuple, list, dict}
 
 
 def _integer(x: Any) -> Any:

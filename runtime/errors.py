@@ -52,14 +52,19 @@ def internal_error(function: Function, error: Exception) -> InternalError:
     )
 
 
-_inside: dict[CodeType, bool] = {}
+# File -> whether it belongs to graphc. A code object costs too much to hash.
+_inside: dict[str, bool] = {}
 _frame = sys._getframe
 
 
 def _is_inside(frame: FrameType) -> bool:
+    file = frame.f_code.co_filename
     name = frame.f_globals.get("__name__", "")
-    inside = _inside[frame.f_code] = name == "graphc" or name.startswith("graphc.")
-    return inside
+    inside = name == "graphc" or name.startswith("graphc.")
+    # Code without a file ("<string>") may be anybody's.
+    if file[:1] != "<":
+        _inside[file] = inside
+    return bool(inside)
 
 
 def user_frame(depth: int = 2) -> tuple[CodeType, int]:
@@ -67,7 +72,7 @@ def user_frame(depth: int = 2) -> tuple[CodeType, int]:
     frame: FrameType | None = _frame(depth)
     while frame is not None:
         code = frame.f_code
-        inside = _inside.get(code)
+        inside = _inside.get(code.co_filename)
         if inside is None:
             inside = _is_inside(frame)
         if not inside:
@@ -84,10 +89,21 @@ def line_of(code: CodeType, offset: int) -> int:
     return code.co_firstlineno
 
 
+_locs: dict[tuple[str, str, int, int], Loc] = {}
+
+
 def loc_of(place: tuple[CodeType, int]) -> Loc:
     """The place as a `Loc`; files below the working directory are named relative to it."""
     code, offset = place
-    return Loc(_short(code.co_filename), line_of(code, offset))
+    key = (code.co_filename, code.co_qualname, code.co_firstlineno, offset)
+    known = _locs.get(key)
+    if known is None:
+        known = Loc(_short(code.co_filename), line_of(code, offset))
+        if code.co_filename[:1] != "<":
+            if len(_locs) > 4096:
+                _locs.clear()
+            _locs[key] = known
+    return known
 
 
 def _short(file: str) -> str:
@@ -119,7 +135,7 @@ def called() -> str:
 
     frame: FrameType | None = _frame(1)
     found = ""
-    while frame is not None and (_inside[frame.f_code] if frame.f_code in _inside else _is_inside(frame)):
+    while frame is not None and _is_inside(frame):
         code, values = frame.f_code, frame.f_locals
         name = getattr(values.get("self"), "_name", "") if code.co_name in ("__call__", "_apply") else code.co_name
         if isinstance(name, str) and name.isidentifier() and not name.startswith("_") and name not in _WRAPPERS:

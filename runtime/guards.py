@@ -124,6 +124,9 @@ class Snapshot:
     everything else. sizes: (container, number of items). random: the states of Python's and NumPy's generators.
     """
 
+    # Whether `unchanged` sees all that another snapshot would.
+    complete = True
+
     def __init__(
         self, roots: Iterable[Any], free: frozenset[tuple[int, Any]] = frozenset(), before: Snapshot | None = None
     ) -> None:
@@ -134,10 +137,44 @@ class Snapshot:
         self._seen: dict[int, Any] = {}
         # One view for each cell, class or object, also in the snapshot that this one is compared with.
         self._views: dict[int, Any] = {} if before is None else before._views
-        self.random = _shared_generators()
-        pending = list(roots)
+        self._generators: list[Any] = []
+        # Where more could be found later: functions, classes and sets as they are, names that a namespace lacks, tensors without hooks.
+        self._functions: list[tuple[types.FunctionType, Any, Any]] = []
+        self._classes: list[tuple[type, int]] = []
+        self._sets: list[tuple[set[Any], frozenset[Any]]] = []
+        self._absent: list[tuple[dict[str, Any], list[str]]] = []
+        self._tensors: list[Tensor] = []
+        self._roots = list(roots)
+        self._checks: list[Check] | None = None
+        self._holds: Callable[[], bool] | None = None
+        pending = self._roots.copy()
         while pending and len(self._seen) < MANY:
             pending += self._visit(pending.pop())
+        self.complete = self.complete and not pending
+        self.random = self._states()
+
+    def _states(self) -> list[tuple[str, Any]]:
+        """The states of all generators."""
+        return _shared_generators() + [("a NumPy generator", pickle.dumps(g.bit_generator.state)) for g in self._generators]
+
+    def unchanged(self) -> bool:
+        """Whether a snapshot now would be this one, generators apart."""
+        if not self.complete:
+            return False
+        if self._holds is None:
+            self._holds = guard_of(self.checks(set()))
+        return (
+            self._holds()
+            and all(f.__code__ is code and f.__defaults__ is defaults for f, code, defaults in self._functions)
+            and all(len(vars(c)) == n for c, n in self._classes)
+            and all(x == kept for x, kept in self._sets)
+            and all(space.keys().isdisjoint(names) for space, names in self._absent)
+            and not any(t._meta is not None and t._meta.hooks for t in self._tensors)
+        )
+
+    def same_generators(self) -> bool:
+        """Whether no random number was drawn since."""
+        return self._states() == self.random
 
     def _visit(self, x: Any) -> list[Any]:
         if id(x) in self._seen or isinstance(x, (_OPAQUE, SCALARS)):
@@ -145,7 +182,10 @@ class Snapshot:
         self._seen[id(x)] = x
         if isinstance(x, Tensor):
             hooks = None if x._meta is None else x._meta.hooks
-            return self._container(hooks, list(hooks), True) if hooks else []
+            if hooks:
+                return self._container(hooks, list(hooks), True)
+            self._tensors.append(x)
+            return []
         if isinstance(x, types.MethodType):
             return [x.__self__, x.__func__]
         if isinstance(x, types.FunctionType):
@@ -155,11 +195,13 @@ class Snapshot:
         if isinstance(x, (list, deque)):
             return self._container(x, range(len(x)) if len(x) <= LONG else (), True)
         if isinstance(x, (tuple, set, frozenset)):
+            if isinstance(x, set):
+                self._sets.append((x, frozenset(x)))
             return list(x) if len(x) <= LONG else []
         if isinstance(x, type):
             return self._class(x)
         if hasattr(x, "bit_generator") and type(x).__module__.startswith("numpy.random"):
-            self.random.append(("a NumPy generator", pickle.dumps(x.bit_generator.state)))
+            self._generators.append(x)
             return []
         inside: list[Any] = []
         if _is_state(x):
@@ -167,12 +209,15 @@ class Snapshot:
         names = _slots(type(x))
         if names:
             view = self._views.setdefault(id(x), Attributes(x))
-            inside += self._container(view, [n for n in names if hasattr(x, n)], False)
+            given = [n for n in names if hasattr(x, n)]
+            self.complete = self.complete and len(given) == len(names)
+            inside += self._container(view, given, False)
         return [*inside, *type(x).__mro__] if inside else []
 
     def _class(self, x: type) -> list[Any]:
         if _is_library(sys.modules.get(x.__module__)) or issubclass(x, enum.Enum):
             return []
+        self._classes.append((x, len(vars(x))))
         names = [n for n, v in vars(x).items() if not n.startswith("__") and not isinstance(v, _DESCRIPTORS)]
         functions = [f for f in vars(x).values() if isinstance(f, types.FunctionType)]
         return [*self._container(self._views.setdefault(id(x), Attributes(x)), names, False), *functions]
@@ -180,11 +225,13 @@ class Snapshot:
     def _function(self, f: types.FunctionType) -> list[Any]:
         if f.__module__ is not None and f.__module__.startswith("graphc."):
             return []
+        self._functions.append((f, f.__code__, f.__defaults__))
         reached: list[Any] = [*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()]
         for cell in f.__closure__ or ():
             try:
                 content = cell.cell_contents
             except ValueError:
+                self.complete = False
                 continue
             view = self._views.setdefault(id(cell), Cell(cell))
             reached += self._container(view, (0,), False) or [content]
@@ -194,6 +241,7 @@ class Snapshot:
         """What code that uses `names` finds in the namespace of a Python module, and in the modules named there."""
         seen.add(id(namespace))
         known = [n for n in names if n in namespace]
+        self._absent.append((namespace, [n for n in names if n not in namespace]))
         reached = self._container(namespace, known, False)
         for n in known:
             module = namespace[n]
@@ -222,6 +270,8 @@ class Snapshot:
 
     def checks(self, rebound: set[tuple[int, Any]]) -> list[Check]:
         """What must be as it was, container by container, but for the slots in `rebound`."""
+        if not rebound and self._checks is not None:
+            return self._checks
         found: dict[int, tuple[Any, list[Any], list[Any]]] = {}
         sizes = {id(c): n for c, n in self.sizes}
         for c, _ in self.sizes:
@@ -235,7 +285,10 @@ class Snapshot:
             if (id(c), k) not in rebound:
                 ks.append(k)
                 vs.append(v)
-        return [Check(c, tuple(ks), tuple(vs), sizes.get(id(c))) for c, ks, vs in found.values()]
+        found_now = [Check(c, tuple(ks), tuple(vs), sizes.get(id(c))) for c, ks, vs in found.values()]
+        if not rebound:
+            self._checks = found_now
+        return found_now
 
     def restore(self) -> None:
         """Put back every number and object that was found, and remove what was added to dicts and lists since."""
@@ -273,17 +326,43 @@ class Snapshot:
         return found
 
 
+class State:
+    """The Python state that one function reaches, snapshot after snapshot; one that still holds is taken again."""
+
+    def __init__(self) -> None:
+        self._last: Snapshot | None = None
+
+    def snapshot(self, roots: Sequence[Any], free: frozenset[tuple[int, Any]]) -> Snapshot:
+        """The state that is reached from `roots` now, but for the slots in `free`."""
+        last = self._last
+        reaching = [x for x in roots if not isinstance(x, SCALARS)]
+        if (
+            last is not None
+            and last.free == free
+            and len(reaching) == len(last._roots)
+            and all(map(operator.is_, reaching, last._roots))
+            and last.unchanged()
+        ):
+            last.random = last._states()
+            return last
+        self._last = Snapshot(reaching, free)
+        return self._last
+
+
 class Difference:
-    """How the state after a call differs from before.
+    """How the state differs from what it was before a call.
 
     numbers: slots whose number changed. tensors: slots that hold another tensor. broken: why the call
     cannot be replayed, or None.
     """
 
-    def __init__(self, before: Snapshot, after: Snapshot) -> None:
+    def __init__(self, before: Snapshot) -> None:
         self.numbers: list[Slot] = []
         self.tensors: list[tuple[Any, Any, Any, Any]] = []
         self.broken: str | None = None
+        if before.unchanged() and before.same_generators():
+            return
+        after = Snapshot(before._roots, before.free, before)
         then = {(id(c), k): (c, v) for c, keys, values in before.scalars for k, v in zip(keys, values)}
         now = {(id(c), k): v for c, keys, values in after.scalars for k, v in zip(keys, values)}
         for slot, (c, v) in then.items():

@@ -11,7 +11,7 @@ from graphc.runtime.autograd import Graph, Plan, _target
 from graphc.runtime.core import ABSTRACT, Meta, Tensor, abstract, alias, make
 from graphc.runtime.device import CPU
 from graphc.runtime.dispatch import Entry, device_of, number
-from graphc.runtime.guards import Difference, Slot, Snapshot
+from graphc.runtime.guards import Difference, Slot, Snapshot, State
 from graphc.runtime.interop import item
 from graphc.runtime.node import Backward
 from graphc.runtime.recording import History, Made, Recording, Source, flags_of
@@ -24,7 +24,7 @@ Promoted = dict[tuple[int, Any], Slot]
 
 
 def record(
-    f: Any, call: Callable[[Sequence[Any]], Any], arguments: Arguments, leaves: list[Any], promoted: Promoted
+    f: Any, call: Callable[[Sequence[Any]], Any], arguments: Arguments, leaves: list[Any], promoted: Promoted, state: State
 ) -> tuple[Any, Recording | None, str | None]:
     """Run a call while a tracer listens; its operations run as one program in the end, or when Python looks at a value.
 
@@ -33,8 +33,7 @@ def record(
     (an index out of range), Python was already past it: all state is put back, as if there had been no call.
     """
     roots = [f, *(x for x in leaves if not isinstance(x, Tensor))]
-    free = frozenset(promoted)
-    before = Snapshot(roots, free)
+    before = state.snapshot(roots, frozenset(promoted))
     tracer = Tracer(_name(f), execute=True)
     given: list[Any] = list(leaves)
     recording: Recording | None = None
@@ -45,7 +44,7 @@ def record(
                 if x.__class__ is float or x.__class__ is int:
                     given[i] = _variable(x)
             result = call(given)
-            difference = Difference(before, Snapshot(roots, free, before))
+            difference = Difference(before)
             for c, k in difference.numbers:
                 promoted[(id(c), k)] = (c, k)
             if tracer.impure is not None:
@@ -249,8 +248,10 @@ class _Maker:
             # A leaf that the call itself made is gone with it.
             if owner is not None and not self._is_made(owner):
                 new = meta.grad
-                now: Any = "kept" if new is old else None if new is None else self._make(new)
-                was_none = None if meta in self.tracer.unread and now != "kept" else old is None
+                unread = meta in self.tracer.unread
+                # What was set to None before anybody read it is None whatever it was.
+                now: Any = None if new is None and unread else "kept" if new is old else None if new is None else self._make(new)
+                was_none = None if unread and now != "kept" else old is None
                 found.append((self._source(owner), was_none, None if old is None else old._spec, now))
         return found
 
