@@ -7,7 +7,8 @@ report an error: a program that fails must not have changed its inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 from graphc.codegen.positions import UNKNOWN, Positions, Tokens, squeezed, step, units_out
 from graphc.ir.function import Function, Module, Value
@@ -46,15 +47,18 @@ def accepted(module: Module, donate: Sequence[tuple[int, int]]) -> frozenset[tup
     return frozenset(found)
 
 
-def in_place(module: Module, donated: frozenset[tuple[int, int]], call: int) -> InPlace:
-    """The parameters and results of the entry's operation `call` that are one buffer."""
-    op = module.entry.ops[call]
-    pairs = []
+def in_place(module: Module, donated: frozenset[tuple[int, int]]) -> Mapping[int, InPlace]:
+    """The parameters and results that are one buffer, for each of the entry's operations; () where there are none."""
+    entry = module.entry
+    writer = {r: i for i, op in enumerate(entry.ops) for r in op.results} if donated else {}
+    found: defaultdict[int, InPlace] = defaultdict(tuple)
     for source, target in sorted(donated):
-        x, y = module.entry.params[source], module.entry.results[target]
-        if y in op.results and x in op.operands:
-            pairs.append((op.operands.index(x), op.results.index(y)))
-    return tuple(pairs)
+        x, y = entry.params[source], entry.results[target]
+        call = writer[y]
+        op = entry.ops[call]
+        if x in op.operands:
+            found[call] += ((op.operands.index(x), op.results.index(y)),)
+    return found
 
 
 def _at_own_element(group: Function, param: int, result: int) -> bool:

@@ -14,8 +14,10 @@ constants and iotas cost nothing inside a kernel: they are repeated in every gro
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+
 from graphc.codegen.groups import Group, module_of, own_results, without
-from graphc.codegen.positions import Positions, Tokens, squeezed, step, tokens_of, units_out, with_units
+from graphc.codegen.positions import Positions, Tokens, in_place, squeezed, step, tokens_of, units_out, with_units
 from graphc.ir.function import Function, Module, Operation, Value
 from graphc.ir.registry import lookup
 from graphc.ir.types import Dim, size_of
@@ -70,10 +72,11 @@ class _Fuser:
         self.groups: list[Group] = []
         self._reading: dict[Value, dict[Group, list[Operation]]] = {}
         self.positions = Positions()
-        self._read_at: dict[Value, dict[Group, set[Tokens]]] = {}
+        self._read_at: dict[Value, dict[Group, AbstractSet[Tokens]]] = {}
+        self._free = {op for op in f.ops if op.name in FREE and self.wanted.isdisjoint(op.results)}
 
     def free(self, op: Operation) -> bool:
-        return op.name in FREE and not any(r in self.wanted for r in op.results)
+        return op in self._free
 
     def reading(self, value: Value) -> dict[Group, list[Operation]]:
         """The groups that read `value`, each with the operations in it that do, through free ones."""
@@ -89,23 +92,35 @@ class _Fuser:
             self._reading[value] = found
         return found
 
-    def read_at(self, value: Value) -> dict[Group, set[Tokens]]:
+    def read_at(self, value: Value) -> dict[Group, AbstractSet[Tokens]]:
         """The positions of `value`, seen from the current element, at which each group reads it."""
         found = self._read_at.get(value)
         if found is None:
             found = {}
             for op in dict.fromkeys(self.users.get(value, ())):
-                if self.free(op):
+                at: dict[Group, AbstractSet[Tokens]]
+                if op in self._free:
                     at = self.read_at(op.result)
                 elif op in self.group_of:
-                    own = {self.positions.of_result(r) for r in op.results if r in self.group_of[op].results}
-                    at = {self.group_of[op]: own.union(*(self.read_at(r).get(self.group_of[op], ()) for r in op.results))}
+                    at = {self.group_of[op]: self._own_positions(op)}
                 else:
                     continue
+                same = in_place(op.name)
                 for group, positions in at.items():
-                    reads = (self.positions.step(op, p) for p in positions)
-                    found.setdefault(group, set()).update(p for read in reads for v, p in read if v is value)
+                    if not same:
+                        positions = {p for q in positions for v, p in self.positions.step(op, q) if v is value}
+                    found[group] = found[group] | positions if group in found else positions
             self._read_at[value] = found
+        return found
+
+    def _own_positions(self, op: Operation) -> AbstractSet[Tokens]:
+        """The positions at which the group of `op` asks for its results."""
+        group = self.group_of[op]
+        found: AbstractSet[Tokens] = frozenset()
+        for r in op.results:
+            found |= self.read_at(r).get(group, frozenset())
+            if r in group.results:
+                found |= {self.positions.of_result(r)}
         return found
 
     def run(self) -> list[Group]:
@@ -130,6 +145,8 @@ class _Fuser:
                     group.results.append(r)
                 if others:
                     group.feed(others)
+        for group in self.groups:
+            group.fed_by.clear()  # or they would be a cycle, left to Python's collector
         return self.groups
 
     def choose(self, op: Operation, readers: dict[Group, list[Operation]], wanted: bool) -> Group:

@@ -7,6 +7,7 @@ computed from it. Equal tokens are equal coordinates.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from itertools import count
 
 from graphc.ir.function import Operation, Value
@@ -18,7 +19,7 @@ UNIT, UNKNOWN = "unit", "unknown"
 
 
 def squeezed(shape: Shape) -> Shape:
-    return tuple(d for d in shape if d != 1)
+    return tuple([d for d in shape if d != 1])
 
 
 def tokens_of(shape: Shape) -> Tokens:
@@ -34,9 +35,17 @@ def with_units(tokens: Tokens, shape: Shape, target: Shape) -> Tokens:
     return tuple(UNIT if d == 1 else next(rest) for d in target)
 
 
+@cache
+def in_place(name: str) -> bool:
+    """Whether an operation reads its operands where its result is read."""
+    return name == "stop_gradient" or lookup(name).family in ("elementwise", "compare")
+
+
 def step(op: Operation, at: Tokens) -> Iterable[tuple[Value, Tokens]]:
     """Where `op`, read at `at`, reads its operands; `UNKNOWN` in every dimension that is no longer followed."""
     name = op.name
+    if in_place(name):
+        return [(v, at) for v in op.operands]
     if name == "reshape":
         source = op.operands[0].type.shape
         if squeezed(source) == squeezed(op.result.type.shape):
@@ -54,8 +63,6 @@ def step(op: Operation, at: Tokens) -> Iterable[tuple[Value, Tokens]]:
         ]
     if name == "full":
         return [(op.operands[0], ())]
-    if lookup(name).family in ("elementwise", "compare") or name == "stop_gradient":
-        return [(v, at) for v in op.operands]
     return [(v, (UNKNOWN,) * v.type.rank) for v in op.operands]
 
 
@@ -76,6 +83,8 @@ class Positions:
     def step(self, op: Operation, at: Tokens) -> Iterable[tuple[Value, Tokens]]:
         """Where `op`, read at `at`, reads its operands."""
         name, attrs = op.name, op.attrs
+        if in_place(name):
+            return [(v, at) for v in op.operands]
         if lookup(name).family == "reduce":
             return [(v, self.of_result(v)) for v in op.operands]
         if name == "slice":

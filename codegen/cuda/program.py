@@ -136,8 +136,9 @@ def compile_function(
     module = fuse_for_device(prepared) if fused else separate(prepared)
     donated = accepted(module, [pair for pair in donate if pair[0] not in host]) if donate else frozenset()
     entry = module.entry
+    shared = in_place(module, donated)
     bound = {
-        i: bind_group(op.attrs["function"], in_place(module, donated, i), target, builder)
+        i: bind_group(op.attrs["function"], shared[i], target, builder)
         for i, op in enumerate(entry.ops)
         if any(r.type.nbytes for r in op.results)
     }
