@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from graphc.codegen import pages
-from graphc.codegen.costs import costs
+from graphc.codegen.costs import costs, turned_off
 from graphc.codegen.donation import accepted
 from graphc.codegen.fuse import fuse
 from graphc.codegen.groups import separate
@@ -32,6 +32,14 @@ Run = Callable[[Sequence[int], Sequence[int]], None]
 # Elementary operations that make a part worth a thread of its own. None: what the costs of the machine say.
 GRAIN: int | None = None
 SHORT = 20.0  # microseconds of a program that keeps Python's lock
+
+
+def check_environment() -> None:
+    """Raises `ValueError` if a variable of the environment that programs depend on has no meaning."""
+    from graphc.codegen.llvm.runner import default_threads
+
+    default_threads()
+    turned_off()
 
 
 def parts_of(planned: PlannedLaunch) -> int:

@@ -84,8 +84,10 @@ def compile_function(
     if backend() == "interpret":
         return Interpreted(function, donate)
     if _compiler is None:
+        from graphc.codegen.program import check_environment
         from graphc.codegen.program import compile_function as compiler
 
+        check_environment()
         _compiler = compiler
     try:
         program: Program = _compiler(function, donate)

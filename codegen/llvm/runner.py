@@ -193,7 +193,7 @@ class Runner:
     with_pointers_short: tuple[Call, ...]
 
     def __init__(self) -> None:
-        threads = _default_threads()
+        threads = default_threads()
         addresses = _addresses()
         self._functions: dict[str, Call] = {}
         for name, arguments in _FUNCTIONS.items():
@@ -249,7 +249,7 @@ class Runner:
             )
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
     """What GRAPHC_THREADS says, else the cores that this process may use. Raises `ValueError` for what is no number of threads."""
     text = os.environ.get("GRAPHC_THREADS", "").strip()
     if text:
