@@ -21,7 +21,7 @@ import numpy as np
 from graphc.codegen.aot_entry import entry_text
 from graphc.codegen.aot_header import check_name, header
 from graphc.codegen.aot_plan import AheadPlan, plan_ahead
-from graphc.codegen.fuse import fuse
+from graphc.codegen.grouping import grouped
 from graphc.codegen.llvm.target import Target, host_target, make_target
 from graphc.codegen.prepare import prepare
 from graphc.codegen.stages import optimised
@@ -62,7 +62,7 @@ def plan_function(
             )
     prepared, arrays = prepare(optimised(f))
     held.update({len(f.params) + i: a for i, a in enumerate(arrays)})
-    return plan_ahead(fuse(prepared), name or f.name, held, target or host_target(), state)
+    return plan_ahead(grouped(prepared), name or f.name, held, target or host_target(), state)
 
 
 def compile_ahead(

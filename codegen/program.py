@@ -18,7 +18,7 @@ import numpy as np
 from graphc.codegen import pages
 from graphc.codegen.costs import costs, turned_off
 from graphc.codegen.donation import accepted
-from graphc.codegen.fuse import fuse
+from graphc.codegen.grouping import grouped
 from graphc.codegen.groups import separate
 from graphc.codegen.items import Table, make_items, worth
 from graphc.codegen.plan import ALIGN, Plan, PlannedLaunch, make_plan
@@ -226,7 +226,7 @@ def compile_function(
         with stage("prepare"):
             prepared, constants = prepare(optimised)
         with stage("fuse"):
-            module = fuse(prepared) if fused else separate(prepared)
+            module = grouped(prepared) if fused else separate(prepared)
         with stage("plan"):
             donated = accepted(module, donate) if donate else frozenset()
             plan = make_plan(module, donated=donated)

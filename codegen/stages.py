@@ -22,18 +22,18 @@ def optimised(f: Function) -> Function:
 
 def fused(f: Function) -> Module:
     """The module of groups; constants of several elements have become parameters."""
-    from graphc.codegen.fuse import fuse
+    from graphc.codegen.grouping import grouped
     from graphc.codegen.prepare import prepare
 
-    return fuse(prepare(optimised(f))[0])
+    return grouped(prepare(optimised(f))[0])
 
 
 def fused_for_device(f: Function) -> Module:
     """As `fused`, for a CUDA device."""
-    from graphc.codegen.cuda.program import fuse_for_device
+    from graphc.codegen.grouping import grouped
     from graphc.codegen.prepare import prepare
 
-    return fuse_for_device(prepare(optimised(f))[0])
+    return grouped(prepare(optimised(f))[0], device=True)
 
 
 def _each_group(

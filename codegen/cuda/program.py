@@ -19,13 +19,11 @@ from graphc.codegen.cuda.kernels import (
     build_kernels,
     joined_symbol,
 )
-from graphc.codegen.cuda.merge import merge
-from graphc.codegen.cuda.recompute import recompute
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.cuda.together import Launched, block_ends, runs
 from graphc.codegen.cuda.together import Place as Range
 from graphc.codegen.donation import accepted, in_place
-from graphc.codegen.fuse import fuse
+from graphc.codegen.grouping import grouped
 from graphc.codegen.groups import separate
 from graphc.codegen.kernels import BufferRef, Site, evaluate_size
 from graphc.codegen.plan import Layout, Place, lay_out
@@ -133,7 +131,7 @@ def compile_function(
 
     optimised = run_pipeline(f, DEFAULT if optimise else ("inline",))
     prepared, constants = prepare(optimised)
-    module = fuse_for_device(prepared) if fused else separate(prepared)
+    module = grouped(prepared, device=True) if fused else separate(prepared)
     donated = accepted(module, [pair for pair in donate if pair[0] not in host]) if donate else frozenset()
     entry = module.entry
     shared = in_place(module, donated)
@@ -154,12 +152,6 @@ def compile_function(
     return DeviceProgram(
         optimised, module, target, launches, layout.size, host_places, host_bytes, tuple(constants), donated
     )
-
-
-def fuse_for_device(prepared: Function) -> Module:
-    """The groups of a prepared function: as for the CPU, but what is cheap is computed again rather than stored, and
-    reductions of the same memory share a kernel."""
-    return merge(fuse(recompute(prepared)))
 
 
 def _host_places(f: Function, host: Collection[int]) -> tuple[tuple[tuple[int, int, int], ...], int]:

@@ -27,6 +27,30 @@ def accumulator(dtype: DType) -> DType:
     return F32 if dtype in (F16, BF16) else dtype
 
 
+def domain_of(group: Function) -> tuple[Shape, tuple[int, ...]]:
+    """The shape that is reduced, and the reduced axes."""
+    first = next(op for op in group.ops if op.name in REDUCE)
+    axes = first.attrs["axes"] if "axes" in first.attrs else (first.attrs["axis"],)
+    return first.operands[0].type.shape, tuple(axes)
+
+
+def levels_of(group: Function) -> dict[Value, int]:
+    """For every value, how many reductions lie in a row below it."""
+    level: dict[Value, int] = dict.fromkeys(group.params, 0)
+    for op in group.ops:
+        base = max((level[v] for v in op.operands), default=0)
+        for r in op.results:
+            level[r] = base + (op.name in REDUCE)
+    return level
+
+
+def single_pass(group: Function) -> bool:
+    """Whether one pass over the domain does it: no reduction needs another's result, nothing of full size a reduction's."""
+    shape, _ = domain_of(group)
+    level = levels_of(group)
+    return max(level.values()) == 1 and not any(level[r] for r in group.results if r.type.shape == shape)
+
+
 @dataclass
 class RowGroup:
     """One row group while it is being lowered."""
@@ -43,16 +67,7 @@ class RowGroup:
         self.kept_shape: Shape = tuple(self.shape[i] for i in self.kept_dims)
         self.length = dim_expr(size_of(self.shape[a] for a in self.axes))
         self.reductions = [op for op in self.group.ops if op.name in REDUCE]
-        self.levels = self._levels()
-
-    def _levels(self) -> dict[Value, int]:
-        """For every value, how many reductions lie in a row below it."""
-        level: dict[Value, int] = dict.fromkeys(self.group.params, 0)
-        for op in self.group.ops:
-            base = max((level[v] for v in op.operands), default=0)
-            for r in op.results:
-                level[r] = base + (op.name in REDUCE)
-        return level
+        self.levels = levels_of(self.group)
 
     def is_full(self, value: Value) -> bool:
         """Whether a result has the full shape (else the kept shape)."""

@@ -21,14 +21,14 @@ from graphc.codegen.cuda.rows.columns import Columns
 from graphc.codegen.cuda.rows.partials import lower_partials
 from graphc.codegen.cuda.rows.rows import WARP, Rows
 from graphc.codegen.cuda.rows.staged import Places, Staged
-from graphc.codegen.cuda.rows.sweeps import domain_of, held_values, most_live, single_pass
+from graphc.codegen.cuda.rows.sweeps import held_values, most_live
 from graphc.codegen.cuda.target import Target
 from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.map import work_of
 from graphc.codegen.lower.nest import Names, group_buffers, group_extents
 from graphc.codegen.lower.pull import Pull
-from graphc.codegen.lower.row_group import CHUNK, LANES, RowGroup, is_columns
+from graphc.codegen.lower.row_group import CHUNK, LANES, RowGroup, domain_of, is_columns, single_pass
 from graphc.ir.function import Function
 from graphc.ir.passes import run_pipeline
 from graphc.ir.types import Shape, dim_symbols, size_of, substitute

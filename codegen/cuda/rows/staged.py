@@ -22,9 +22,7 @@ from graphc.codegen.cuda.rows.sweeps import (
     Rewrite,
     Sweep,
     Sweeps,
-    domain_of,
     held_values,
-    levels_of,
 )
 from graphc.codegen.expr import Expr, equal, index, load, select, var
 from graphc.codegen.fuse import FREE
@@ -45,7 +43,7 @@ from graphc.codegen.loops import (
 )
 from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.nest import minimum, split_coords
-from graphc.codegen.lower.row_group import CHUNK, REDUCE, RowGroup, accumulator, combine
+from graphc.codegen.lower.row_group import CHUNK, REDUCE, RowGroup, accumulator, combine, domain_of, levels_of
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.types import I32, I64, DType, size_of
 

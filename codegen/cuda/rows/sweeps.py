@@ -16,9 +16,9 @@ from graphc.codegen.expr import Expr, const, index, load, logical_and
 from graphc.codegen.fuse import FREE
 from graphc.codegen.loops import Alloc, Buffer, If, Let, Stmt, Store
 from graphc.codegen.lower.index import Position
-from graphc.codegen.lower.row_group import REDUCE, RowGroup
+from graphc.codegen.lower.row_group import REDUCE, RowGroup, domain_of, levels_of
 from graphc.ir.function import Function, Operation, Value
-from graphc.ir.types import BOOL, DType, Shape, size_of
+from graphc.ir.types import BOOL, DType, size_of
 
 # Worth keeping rather than computing twice. Division and square root are sequences of ten instructions.
 HEAVY = frozenset(
@@ -48,30 +48,6 @@ class Sweep:
     ops: list[Operation] = field(default_factory=list)
     stores: list[tuple[Value, Buffer]] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)  # new in this sweep, operands before users
-
-
-def domain_of(group: Function) -> tuple[Shape, tuple[int, ...]]:
-    """The shape that is reduced, and the reduced axes."""
-    first = next(op for op in group.ops if op.name in REDUCE)
-    axes = first.attrs["axes"] if "axes" in first.attrs else (first.attrs["axis"],)
-    return first.operands[0].type.shape, tuple(axes)
-
-
-def levels_of(group: Function) -> dict[Value, int]:
-    """For every value, how many reductions lie in a row below it."""
-    level: dict[Value, int] = dict.fromkeys(group.params, 0)
-    for op in group.ops:
-        base = max((level[v] for v in op.operands), default=0)
-        for r in op.results:
-            level[r] = base + (op.name in REDUCE)
-    return level
-
-
-def single_pass(group: Function) -> bool:
-    """Whether one pass over the domain does it: no reduction needs another's result, nothing of full size a reduction's."""
-    shape, _ = domain_of(group)
-    level = levels_of(group)
-    return max(level.values()) == 1 and not any(level[r] for r in group.results if r.type.shape == shape)
 
 
 def held_values(group: Function, heavy: bool = True) -> list[Held]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphc.codegen.cuda.merge import merge
-from graphc.codegen.cuda.recompute import recompute
 from graphc.codegen.fuse import fuse
+from graphc.codegen.merge import merge
 from graphc.codegen.prepare import prepare
+from graphc.codegen.recompute import recompute
 from graphc.ir.autodiff import vjp
 from graphc.ir.function import Builder, Function
 from graphc.ir.interpret import interpret, specialize
@@ -61,7 +61,7 @@ def test_less_is_moved() -> None:
     for make, before, after in ((layer_norm, 11, 8.1), (cross_entropy, 4.5, 3.1)):
         f = prepared(vjp(make()))
         assert moved(f) >= before - 0.1
-        assert moved(recompute(f)) <= after
+        assert moved(recompute(f, device=True)) <= after
     f = prepared(vjp(feed_forward()))
     assert moved(recompute(f)) < moved(f)
     # Forwards alone nothing is stored that could be spared.

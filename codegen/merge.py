@@ -1,4 +1,4 @@
-"""After fusion for a device: reductions over the same dimensions that read the same memory share a kernel.
+"""After fusion: reductions over the same dimensions that read the same memory share a kernel.
 
 The gradients of a layer's gain and bias are two sums down the columns of one cotangent; neither reads the other, so fusion,
 which follows values to their readers, leaves them apart. Nothing changes a bit.
@@ -9,10 +9,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-from graphc.codegen.cuda.lower import kind
-from graphc.codegen.cuda.rows.sweeps import domain_of, single_pass
-from graphc.codegen.fuse import MOST_OPERATIONS
-from graphc.codegen.lower.row_group import is_columns
+from graphc.codegen.fuse import ALONE, CONTRACT, MOST_OPERATIONS, REDUCE
+from graphc.codegen.lower.row_group import domain_of, is_columns, single_pass
 from graphc.ir.function import Builder, Module, Operation, Value
 from graphc.ir.types import Shape
 
@@ -57,7 +55,8 @@ def merge(module: Module) -> Module:
 def _domain(op: Operation) -> Domain | None:
     """What a call reduces, if it is a row group."""
     group = op.attrs["function"]
-    return domain_of(group) if kind(group) == "row" else None
+    names = {o.name for o in group.ops}
+    return domain_of(group) if names & REDUCE and not names & (CONTRACT | ALONE) else None
 
 
 def _pair(calls: list[Operation], domains: dict[Operation, Domain | None], now: Now) -> tuple[int, int, int] | None:
@@ -70,13 +69,13 @@ def _pair(calls: list[Operation], domains: dict[Operation, Domain | None], now: 
         if domain is not None:
             alike.setdefault(domain, []).append(k)
     for (shape, axes), places in alike.items():
-        # Columns are spread over the device only where one pass does it: the others stay by themselves.
+        # Columns are spread over chunks only where one pass does it: the others stay by themselves.
         if is_columns(shape, axes):
             places = [k for k in places if single_pass(calls[k].attrs["function"])]
+        reads = {k: {now(v) for v in calls[k].operands if v.type.shape == shape} for k in places}
         for i, j in itertools.combinations(places, 2):
             first, second = calls[i], calls[j]
-            read = {now(v) for v in first.operands if v.type.shape == shape}
-            if not any(now(v) in read for v in second.operands) or not _fit(first, second):
+            if reads[i].isdisjoint(reads[j]) or not _fit(first, second):
                 continue
             if all(made_at.get(now(v), -1) < i for v in second.operands):
                 return i, j, i

@@ -1,0 +1,31 @@
+"""From a prepared function to the module of its groups: what is cheap is computed again rather than stored, operations that
+belong together share a kernel, and so do reductions of the same memory. Nothing changes a bit."""
+
+from __future__ import annotations
+
+from graphc.codegen.fuse import fuse
+from graphc.codegen.merge import merge
+from graphc.codegen.recompute import recompute
+from graphc.ir.function import Builder, Function, Module, Value
+from graphc.ir.passes.cse import cse
+
+
+def grouped(prepared: Function, device: bool = False) -> Module:
+    """The groups of a prepared function. device: for a GPU, which computes faster than it moves memory."""
+    again = recompute(prepared, device)
+    module = merge(fuse(again))
+    return module if again is prepared else _without_repetition(module)
+
+
+def _without_repetition(module: Module) -> Module:
+    """`module` where copies of a value that came into one group are one again: that much less to lower."""
+    b = Builder(module.entry.name)
+    env: dict[Value, Value] = {}
+    for p, name in zip(module.entry.params, module.entry.param_names, strict=True):
+        env[p] = b.param(p.type, name)
+    for op in module.entry.ops:
+        b.loc = op.loc
+        made = b.emit_op(op.name, *(env[v] for v in op.operands), function=cse(op.attrs["function"]))
+        env.update(zip(op.results, made.results, strict=True))
+    entry = b.build([env[r] for r in module.entry.results])
+    return Module([entry, *(op.attrs["function"] for op in entry.ops)])
