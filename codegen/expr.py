@@ -151,22 +151,37 @@ class Expr:
 
 
 Operand = Union[Expr, int, float, bool]
-_interned: weakref.WeakValueDictionary[Any, Expr] = weakref.WeakValueDictionary()
+_interned: dict[Any, _Held] = {}
 _lock = threading.RLock()
+
+
+class _Held(weakref.ref[Expr]):
+    """Where the node of a key is, as long as anyone uses it. A dictionary of weak values costs four times as much a look."""
+
+    __slots__ = ("key",)
+    key: Any
+
+
+def _forget(held: _Held) -> None:
+    if _interned.get(held.key) is held:
+        del _interned[held.key]
 
 
 def make(op: str, dtype: DType, args: tuple[Expr, ...] = (), data: Any = None) -> Expr:
     """The interned node, without any folding. Prefer the constructors below."""
-    key = (op, dtype, tuple(map(id, args)), type(data), data)
-    node = _interned.get(key)
+    key = (op, dtype, args, data.__class__, data)
+    held = _interned.get(key)
+    node = held() if held is not None else None
     if node is None:
         # Threads compile at the same time; none may keep a node that another replaced.
         with _lock:
-            node = _interned.get(key)
+            held = _interned.get(key)
+            node = held() if held is not None else None
             if node is None:
                 node = Expr.__new__(Expr)
                 node.op, node.dtype, node.args, node.data = op, dtype, args, data
-                _interned[key] = node
+                _interned[key] = held = _Held(node, _forget)
+                held.key = key
     return node
 
 
@@ -391,19 +406,20 @@ def logical_and(a: Expr, b: Expr) -> Expr:
 
 def children_first(roots: tuple[Expr, ...]) -> list[Expr]:
     """Every node reachable from `roots` once, operands before users."""
-    seen: set[int] = set()
+    seen: set[Expr] = set()
     order: list[Expr] = []
-    stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(roots)]
+    stack = list(reversed(roots))
     while stack:
-        node, done = stack.pop()
-        if done:
+        node = stack[-1]
+        if node not in seen:
+            first = [a for a in node.args if a not in seen]
+            if first:
+                first.reverse()
+                stack += first
+                continue
+            seen.add(node)
             order.append(node)
-            continue
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        stack.append((node, True))
-        stack.extend((a, False) for a in reversed(node.args) if id(a) not in seen)
+        stack.pop()
     return order
 
 
