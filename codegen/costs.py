@@ -4,7 +4,8 @@ A launch is estimated from the elementary operations that its kernel states (`Ke
 kind of kernel: an operation of a map is one lane of a vector instruction, of a contraction a multiplication or an addition, of a
 scatter a dependent load and store.
 
-The constants fit a present x86 core.
+The constants fit a present x86 core. `measured` scales them to this machine: once, in a few milliseconds, and stored beside the
+compiled kernels, under the CPU's name and the number of cores. `GRAPHC_COSTS=default` leaves them as they are.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import functools
 import json
 import os
 import platform
+import time
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 # Operations in a nanosecond, of one thread, by the kind of kernel (the first word of its name).
 RATES = {
@@ -24,6 +25,7 @@ RATES = {
 RATE = 50.0  # of any other kind
 # These move what the contraction reads; the operations they state are those of the contraction.
 MOVING = ("pack", "layout", "convert")
+PATIENCE = 5.0  # seconds of a process before it measures
 LATENCY = 0.1  # microseconds of a launch that does nothing
 
 
@@ -38,7 +40,7 @@ class Costs:
     """
 
     speed: float = 1.0
-    bandwidth: float = 20.0
+    bandwidth: float = 25.0
     part: float = 3.0
     wake: float = 25.0
 
@@ -48,10 +50,15 @@ class Costs:
         moving = moved / (self.bandwidth * 1000)
         if kind in MOVING:
             return LATENCY + 2 * moving
-        return LATENCY + max(work / (RATES.get(kind, RATE) * self.speed * 1000), moving)
+        return LATENCY + max(work / (rate_of(kind) * self.speed * 1000), moving)
 
 
 DEFAULT = Costs()
+
+
+def rate_of(kernel: str) -> float:
+    """Operations in a nanosecond, by a kernel's symbol or the first word of it."""
+    return RATES.get(kernel.partition("_")[0], RATE)
 
 
 def turned_off() -> bool:
@@ -92,6 +99,50 @@ def _stored() -> Costs | None:
         return None
 
 
-def describe(c: Costs) -> dict[str, Any]:
-    """The constants by name, for the command line."""
-    return asdict(c)
+def measured() -> Costs:
+    """Measure the costs of this machine (some 20 ms), store them, and use them from now on in this process."""
+    from graphc.codegen import cache
+    from graphc.codegen.measure import measure
+
+    if turned_off():
+        return DEFAULT
+    found = measure()
+    cache.put(_name(), json.dumps(asdict(found)).encode())
+    costs.cache_clear()
+    return found
+
+
+# When the first program of this process was compiled, and whether its costs need no measurement any more.
+_first: list[float] = []
+_settled: list[bool] = []
+
+
+def measure_in_time() -> None:
+    """Called after every compilation: measures once on a machine, in a process that has run for a while.
+
+    Short processes and the first programs of long ones use what there is, so that nobody waits for it.
+    """
+    if _settled:
+        return
+    now = time.monotonic()
+    if not _first:
+        _first.append(now)
+    if now - _first[0] < PATIENCE:
+        return
+    from graphc.codegen import cache
+
+    _settled.append(True)
+    if not turned_off() and cache.disk() is not None and _stored() is None:
+        measured()
+
+
+def state() -> str:
+    """The costs in use and where they come from, for people. Raises `ValueError` as `turned_off` does."""
+    if turned_off():
+        source = "the same on every machine, by GRAPHC_COSTS"
+    elif _stored() is None:
+        source = "those of a usual machine; measured once a process has compiled for some seconds"
+    else:
+        source = "measured on this machine"
+    c = costs()
+    return f"{source}: speed {c.speed:g}, {c.bandwidth:g} GB/s a thread, parts of {c.part:g} us"

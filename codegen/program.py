@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from graphc.codegen import pages
-from graphc.codegen.costs import costs, turned_off
+from graphc.codegen.costs import costs, measure_in_time, turned_off
 from graphc.codegen.donation import accepted
 from graphc.codegen.grouping import grouped
 from graphc.codegen.groups import separate
@@ -107,6 +107,7 @@ class Program:
         plan: Plan,
         constants: Sequence[Any],
         donated: frozenset[tuple[int, int]] = frozenset(),
+        grain: int | None = None,
     ) -> None:
         from graphc.codegen.llvm.runner import runner
 
@@ -119,6 +120,7 @@ class Program:
         self._constants = [np.ascontiguousarray(c) for c in constants]
         self._runner = runner()
         self.run: Run
+        self._grain = grain or GRAIN
         self._build()
 
     def _build(self) -> None:
@@ -136,7 +138,7 @@ class Program:
                 return None, constants[at - inputs]
             return at + (inputs if kind == "out" else 0), 0
 
-        self.items = make_items(self.plan, costs(), GRAIN)
+        self.items = make_items(self.plan, costs(), self._grain)
         self._table = Table(self.plan, self.items, pointer_of, given + 1, self._runner.forget)
         # A short program keeps Python's lock, which is cheaper; a long one lets other threads run.
         short = sum(item.microseconds for item in self.items.items) < SHORT
@@ -161,7 +163,7 @@ class Program:
                 return
             if not plain:
                 plan = make_plan(self.module, stream=False, donated=self.donated)
-                plain.append(Program(self.function, self.module, plan, self._constants, self.donated))
+                plain.append(Program(self.function, self.module, plan, self._constants, self.donated, self._grain))
             plain[0].run(inputs, outputs)
 
         return run
@@ -209,13 +211,17 @@ class Program:
 
 
 def compile_function(
-    f: Function, donate: Sequence[tuple[int, int]] = (), optimise: bool = True, fused: bool = True
+    f: Function,
+    donate: Sequence[tuple[int, int]] = (),
+    optimise: bool = True,
+    fused: bool = True,
+    grain: int | None = None,
 ) -> Program:
     """Compile a function with concrete dimensions.
 
     donate: pairs (input, output) that may share memory; `Program.donated` tells which do.
-    optimise: run the default passes first. fused: let operations share kernels. The results are
-    the same to the bit either way.
+    optimise: run the default passes first. fused: let operations share kernels. grain: elementary operations of
+    a part at least, instead of what the machine's costs say. The results are the same to the bit either way.
     """
     from graphc.ir.passes import DEFAULT, run_pipeline
 
@@ -231,7 +237,9 @@ def compile_function(
             donated = accepted(module, donate) if donate else frozenset()
             plan = make_plan(module, donated=donated)
         with stage("table"):
-            return Program(optimised, module, plan, constants, donated)
+            program = Program(optimised, module, plan, constants, donated, grain)
+    measure_in_time()
+    return program
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def _cpu() -> Iterator[Row]:
     yield "vectors", f"{target.vector_bits} bits, {target.vector_bits // 32} float32 lanes"
     features = [f[1:] for f in target.features.split(",") if f.startswith("+")]
     yield "features", " ".join(sorted(features)) or f"those of {target.cpu}"
-    yield "threads", str(_threads())
+    yield from _threads()
 
 
 def _memory() -> Iterator[Row]:
@@ -72,10 +72,19 @@ def _memory() -> Iterator[Row]:
     yield "memory kept for reuse", f"at most {pages.show_size(memory.get_cache_limit())}"
 
 
-def _threads() -> int:
+def _threads() -> Iterator[Row]:
+    from graphc.codegen.costs import state
     from graphc.codegen.llvm.runner import runner
 
-    return runner().get_threads()
+    try:
+        threads = str(runner().get_threads())
+        yield "threads", threads + (" by GRAPHC_THREADS" if os.environ.get("GRAPHC_THREADS") else "")
+    except ValueError as error:
+        yield "threads", f"cannot be used: {error}"
+    try:
+        yield "costs", state()
+    except ValueError as error:
+        yield "costs", f"cannot be used: {error}"
 
 
 def _devices() -> Iterator[Row]:

@@ -493,6 +493,7 @@ def test_doctor(capsys, monkeypatch, tmp_path):
         rf"CPU +│ {host_target().cpu} ",
         rf"vectors +│ {host_target().vector_bits} bits",
         r"threads +│ \d+ ",
+        r"costs +│ (those of a usual machine|measured on this machine|the same on every machine)",
         r"device cpu +│ ready",
         r"C compiler +│ \S+",
         rf"cache +│ {re.escape(str(tmp_path))}/cache ",
@@ -505,6 +506,8 @@ def test_doctor(capsys, monkeypatch, tmp_path):
     assert "not used: others may write to it (mode 777); chmod 700 mends that" in run(capsys, "doctor")
     monkeypatch.setenv("GRAPHC_CACHE", "0")
     assert "turned off on disk by GRAPHC_CACHE=0" in run(capsys, "doctor")
+    monkeypatch.setenv("GRAPHC_COSTS", "fast")
+    assert "cannot be used: GRAPHC_COSTS=fast: it may be 'default'" in " ".join(run(capsys, "doctor").split())
     monkeypatch.setenv("GRAPHC_CUDA", "simulate")
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert re.search(r"C\+\+ compiler +│ none: .* 'no-such-compiler'", run(capsys, "doctor"))
