@@ -41,6 +41,7 @@ class Blocks:
 
     def __init__(self, k: ContractionKernels) -> None:
         self.k, self.s = k, k.s
+        self.totals: Buffer | None = None
         self.free: Shape = (k.lanes.free or (1,)) if k.s.run else (k.lanes.size,)
         self.run, self.outer = dim_expr(self.free[-1]), dim_expr(size_of(self.free[:-1]))
         self.width = least_of(index(self.s.block), self.run)
@@ -120,23 +121,23 @@ class Blocks:
         """`body` after the last chunk."""
         return body if self.one_chunk else [If(stop >= self.k.depth, tuple(body))]
 
-    def tile(self, kb: Expr, number: Expr) -> tuple[Tile, Body]:
-        """Where a tile's total is kept."""
+    def tile(self, kb: Expr, number: Expr, lanes: int, at: Expr) -> tuple[Tile, Body]:
+        """Where the total of a tile, or of `lanes` of it from lane `at` on, is kept."""
         k, s = self.k, self.s
         if s.split:
             return self.partial(kb, number)
         if self.one_chunk:
-            return self.own_tile(), []
+            return self.own_tile(lanes), []
         # Totals wait in memory between chunks. Where there is one chunk, a place in the cache will do.
         size, base = s.rows * s.lanes, k.name("total")
-        buffer = k.new_scratch("totals", self.tiles() * size)
+        buffer = self.totals = self.totals or k.new_scratch("totals", self.tiles() * size)
         place = select(k.depth <= s.chunk, var("begin"), number) * size
-        return Tile(buffer, base, s.rows, s.lanes), [Let(base, place)]
+        return Tile(buffer, base, s.rows, lanes), [Let(base, place + at * s.rows if s.tail else place)]
 
-    def own_tile(self) -> Tile:
+    def own_tile(self, lanes: int) -> Tile:
         """A tile in memory of the task's own."""
-        s = self.s
-        return Tile(self.k.new_local("tile", power_of_two(s.rows) * s.lanes), index(0), s.rows, s.lanes)
+        rows = self.s.rows
+        return Tile(self.k.new_local("tile", power_of_two(rows) * lanes), index(0), rows, lanes)
 
     def partial(self, kb: Expr, number: Expr) -> tuple[Tile, Body]:
         """Where the sum of a block of k of a tile goes."""
@@ -156,7 +157,7 @@ class Blocks:
         batch, batch_lets = k.batch_coords(b, k.c.batch, range(len(k.c.batch)))
         block = self.block(number)
         size = s.rows * s.lanes
-        tile = self.own_tile()
+        tile = self.own_tile(s.lanes)
         local = tile.buffer
         tiles = self.batches * self.blocks * self.strips * self.per
         kb, i = k.name("kb"), k.name("i")

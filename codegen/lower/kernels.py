@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -194,9 +195,9 @@ class ContractionKernels:
             corners.append(corner)
         return (lambda i, k: load(copied, corners[i] + load(offsets, k))), lets
 
-    def _direct_lanes(self, batch: list[Expr], n0: Expr, loops: list[Expr], cond: bool) -> LaneLoad:
+    def _direct_lanes(self, batch: list[Expr], n0: Expr, loops: list[Expr], width: int, cond: bool) -> LaneLoad:
         def read(lane: Expr, k: Expr) -> Expr:
-            coords = lane_coords(self.lanes, n0, lane, self.s.lanes)
+            coords = lane_coords(self.lanes, n0, lane, width)
             e = widened(self.c, self.lanes.at(batch, coords, delinearise(k, self.c.depth)))
             if cond:
                 e = guard_loads(e, n0 + lane < self.count_lanes)
@@ -225,43 +226,65 @@ class ContractionKernels:
         begin, end = var("begin"), var("end")
         strips = blocks.strips
         safe = greatest_of(strips, index(1))
-        u, strip, m0, n0 = (self.name(n) for n in ("unit", "strip", "m", "n"))
+        u, strip, m0 = (self.name(n) for n in ("unit", "strip", "m"))
         kb, batch_flat, batch, number, lets, names = blocks.unit(u)
         first, start, stop = number * s.block, index(0), self.depth
         if not blocks.one_chunk:
             start, stop = self.name("start"), self.name("stop")
-        loops = [*(v for v in (start, stop) if v.op == "var"), u, *names, strip, m0, n0]
-        tile, tile_lets = blocks.tile(kb, blocks.number(batch_flat, number, strip, (n0 - first) // s.lanes))
+        loops = [*(v for v in (start, stop) if v.op == "var"), u, *names, strip, m0]
         row, row_lets = self.row_reader(batch, strip, m0, loops)
+        sums: list[Tile] = []
 
-        def summed(lane: LaneLoad, turn: Turn | None = None) -> Body:
-            if s.split:
-                low, yes = kb * BLOCK, const(BOOL, True)
-                return block_sum(tile, self.dtype, row, lane, low, least_of(low + BLOCK, self.depth), yes, turn=turn)
-            return self.whole_sum(tile, row, lane, start, stop, turn)
+        def panel(n0: Expr, width: int, inside: bool | None) -> Body:
+            """The tile from lane n0 on; inside: whether all of its lanes surely exist (None: it depends)."""
+            place = n0 - first
+            at = blocks.number(batch_flat, number, strip, place // s.lanes)
+            tile, body = blocks.tile(kb, at, width, place % s.lanes)
+            sums.append(tile)
+            inner = [*loops, n0]
 
-        in_panel: Body = [*tile_lets]
-        if s.lane_mode == "packed":
-            lane, panel_lets = self._packed_lanes_reader(batch, n0)
-            in_panel += [*panel_lets, *summed(lane)]
-        elif s.lane_mode == "turned":
-            in_panel += summed(*self._turned_lanes(batch, n0, loops))
-        else:
-            inside = n0 + s.lanes <= self.count_lanes if s.lanes > 1 else const(BOOL, True)
-            in_panel += self.choose(
-                inside, lambda masked: summed(self._direct_lanes(batch, n0, loops, masked)), hot=True
-            )
-        if not s.split:
-            in_panel += blocks.at_the_end(stop, self.epilogue(tile, batch, m0, n0, self.count_lanes, loops))
+            def summed(lane: LaneLoad, turn: Turn | None = None) -> Body:
+                if s.split:
+                    low, yes = kb * BLOCK, const(BOOL, True)
+                    return block_sum(tile, self.dtype, row, lane, low, least_of(low + BLOCK, self.depth), yes, turn=turn)
+                return self.whole_sum(tile, row, lane, start, stop, turn)
+
+            if s.lane_mode == "packed":
+                lane, panel_lets = self._packed_lanes_reader(batch, n0)
+                body += [*panel_lets, *summed(lane)]
+            elif s.lane_mode == "turned":
+                body += summed(*self._turned_lanes(batch, n0, inner))
+            else:
+                known = n0 + width <= self.count_lanes if inside is None else const(BOOL, inside)
+                direct = functools.partial(self._direct_lanes, batch, n0, inner, width)
+                body += self.choose(known, lambda masked: summed(direct(masked)), hot=True)
+            if not s.split:
+                end_of_lanes = n0 + width if inside else self.count_lanes
+                body += blocks.at_the_end(stop, self.epilogue(tile, batch, m0, n0, end_of_lanes, inner))
+            return body
+
         last = least_of(first + s.block, self.count_lanes)
-        in_strip: Body = [Let(m0, strip * s.rows), *row_lets, For(n0, first, last, tuple(in_panel), index(s.lanes))]
+        in_strip: Body = [Let(m0, strip * s.rows), *row_lets, *self.panels(first, last, panel)]
         mine = greatest_of(begin - u * strips, index(0)), least_of(end - u * strips, strips)
         in_unit: Body = [*lets, For(strip, *mine, tuple(in_strip), index(1))]
         body: Body = [For(u, begin // safe, (end + (safe - 1)) // safe, tuple(in_unit), index(1))]
         if not blocks.one_chunk:
             body = [blocks.chunks(start, [Let(stop, least_of(start + s.chunk, self.depth)), *body])]
         kernel = self.kernel("contract", blocks.units * strips, self.work(), body)
-        return [kernel, blocks.finish(tile.buffer)] if s.split else [kernel]
+        return [kernel, blocks.finish(sums[0].buffer)] if s.split else [kernel]
+
+    def panels(self, first: Expr, last: Expr, panel: Callable[[Expr, int, bool | None], Body]) -> Body:
+        """Loops over the tiles of a block's lanes [first, last): whole ones, then what is left in narrow ones."""
+        s, n0 = self.s, self.name("n")
+        if not s.tail:
+            inside = True if s.lanes == 1 else None
+            return [For(n0, first, last, tuple(panel(n0, s.lanes, inside)), index(s.lanes))]
+        whole, n1 = self.name("whole"), self.name("n")
+        return [
+            Let(whole, first + (last - first) // s.lanes * s.lanes),
+            For(n0, first, whole, tuple(panel(n0, s.lanes, True)), index(s.lanes)),
+            For(n1, whole, last, tuple(panel(n1, s.tail, False)), index(s.tail)),
+        ]
 
     def _packed_lanes_reader(self, batch: list[Expr], n0: Expr) -> tuple[LaneLoad, Body]:
         held, used, tile = self.packed_lanes, self.lane_access.batch, self.s.lanes
@@ -269,7 +292,8 @@ class ContractionKernels:
         base = self.name("lanes")
         b = linearise([batch[i] for i in used], tuple(self.c.batch[i] for i in used))
         panel = b * ceil_div(self.count_lanes, tile) + n0 // tile
-        return (lambda lane, k: load(held, base + (k * tile + lane))), [Let(base, panel * self.depth * tile)]
+        at = panel * self.depth * tile + (n0 % tile if self.s.tail else 0)
+        return (lambda lane, k: load(held, base + (k * tile + lane))), [Let(base, at)]
 
     def whole_sum(
         self, tile: Tile, row: RowLoad, lane: LaneLoad, start: Expr, stop: Expr, turn: Turn | None = None
@@ -296,12 +320,12 @@ class ContractionKernels:
             width = power_of_two(tile.rows)
             lane, j = self.name("lane"), self.name("j")
             turn, read = self._turned_tile(tile, width)
-            inner = self._finished(read(lane, j), batch, m0, lane, n0, j, [*loops, j, lane])
+            inner = self._finished(read(lane, j), batch, m0, lane, n0, j, tile, [*loops, j, lane])
             lanes = least_of(index(tile.lanes), stop - n0) if tile.lanes > 1 else index(1)
             whole = self.choose(rows >= width, lambda masked: region(lane, width, where(lane < rows, inner, masked)))
             return [*turn, For(j, index(0), lanes, tuple(whole), index(1))]
         lane, i = (self.name("lane") if tile.lanes > 1 else index(0)), self.name("i")
-        inner = self._finished(tile.read(i, lane), batch, m0, i, n0, lane, [*loops, i, lane])
+        inner = self._finished(tile.read(i, lane), batch, m0, i, n0, lane, tile, [*loops, i, lane])
         body: Body
         if tile.lanes == 1:
             body = inner
@@ -329,19 +353,19 @@ class ContractionKernels:
         return tile.rows == rows or tile.buffer.kind == "local"
 
     def _finished(
-        self, read: Expr, batch: list[Expr], m0: Expr, i: Expr, n0: Expr, j: Expr, loops: list[Expr]
+        self, read: Expr, batch: list[Expr], m0: Expr, i: Expr, n0: Expr, j: Expr, tile: Tile, loops: list[Expr]
     ) -> Body:
-        """The results of the element whose sum is `read`: row m0 + i, lane n0 + j."""
-        c, tile_rows, tile_lanes = self.c, self.s.rows, self.s.lanes
+        """The results of the tile's element whose sum is `read`: row m0 + i, lane n0 + j."""
+        c = self.c
         row = delinearise(m0 + i, self.rows.free)
         # Where blocks are runs, a tile's first lane is no multiple of anything.
-        aligned = j if tile_lanes > 1 and not self.s.run and not self.s.swap else None
-        lane = lane_coords(self.lanes, n0, j, tile_lanes) if aligned is not None else delinearise(n0 + j, self.lanes.free)
+        aligned = j if tile.lanes > 1 and not self.s.run and not self.s.swap else None
+        lane = lane_coords(self.lanes, n0, j, tile.lanes) if aligned is not None else delinearise(n0 + j, self.lanes.free)
         left, right = (lane, row) if self.s.swap else (row, lane)
         at = Position(c.result.type.shape, c.place(batch, left, right))
         total = cast(read, c.result.type.dtype)
-        vector = m0 + i if self.s.swap and tile_rows > 1 else n0 + j
-        small = small_index(self.rows if self.s.swap and tile_rows > 1 else self.lanes, vector)
+        vector = m0 + i if self.s.swap and tile.rows > 1 else n0 + j
+        small = small_index(self.rows if self.s.swap and tile.rows > 1 else self.lanes, vector)
         c.pull.bind(c.result, lambda _: total)
         out: Body = []
         stores: Body = []

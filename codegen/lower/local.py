@@ -12,6 +12,7 @@ from graphc.codegen.lower.contraction import widened
 from graphc.codegen.lower.index import delinearise
 from graphc.codegen.lower.microkernel import (
     BLOCK,
+    Tile,
     block_sum,
     region,
 )
@@ -41,26 +42,27 @@ class LocalKernels:
         start, stop = k.name("start"), k.name("stop")
         loops = [task, *names, *block.names, start]
         local = Buffer("block", k.dtype, "local")
-        strip, m0, n0 = k.name("strip"), k.name("m"), k.name("j")
-        inner_loops = [*loops, strip, m0, n0]
-        row, row_lets = k.row_reader(batch, strip, m0, inner_loops)
-        tile, tile_lets = self.blocks.tile(kb, self.blocks.number(batch_flat, number, strip, n0 // s.lanes))
+        strip, m0 = k.name("strip"), k.name("m")
+        row, row_lets = k.row_reader(batch, strip, m0, [*loops, strip, m0])
+        sums: list[Tile] = []
 
-        def lane(v: Expr, at: Expr) -> Expr:
-            return load(local, n0 + ((at - start) * s.block + v))
+        def panel(n0: Expr, width: int, inside: bool | None) -> Body:
+            tile, body = self.blocks.tile(
+                kb, self.blocks.number(batch_flat, number, strip, n0 // s.lanes), width, n0 % s.lanes
+            )
+            sums.append(tile)
 
-        body = list(tile_lets)
-        if s.split:
-            body += block_sum(tile, k.dtype, row, lane, start, stop, const(BOOL, True))
-        else:
+            def lane(v: Expr, at: Expr) -> Expr:
+                return load(local, n0 + ((at - start) * s.block + v))
+
+            if s.split:
+                return [*body, *block_sum(tile, k.dtype, row, lane, start, stop, const(BOOL, True))]
             body += k.whole_sum(tile, row, lane, start, stop)
-            finish = k.epilogue(tile, batch, m0, block.first + n0, block.first + block.count, inner_loops)
-            body += self.blocks.at_the_end(stop, finish)
-        per_strip: Body = [
-            Let(m0, strip * s.rows),
-            *row_lets,
-            For(n0, index(0), block.count, tuple(body), index(s.lanes)),
-        ]
+            end = block.first + (n0 + width if inside else block.count)
+            finish = k.epilogue(tile, batch, m0, block.first + n0, end, [*loops, strip, m0, n0])
+            return [*body, *self.blocks.at_the_end(stop, finish)]
+
+        per_strip: Body = [Let(m0, strip * s.rows), *row_lets, *k.panels(index(0), block.count, panel)]
         in_chunk: Body = [
             Let(stop, least_of(start + s.chunk, k.depth)),
             *self._pack(local, batch, block, start, stop, loops),
@@ -73,7 +75,7 @@ class LocalKernels:
         whole: Body = [Alloc(local, s.chunk * s.block)]
         whole.append(For(task, var("begin"), var("end"), tuple(in_task), index(1)))
         kernels = [k.kernel("contract", self.blocks.units, k.work(), whole)]
-        return [*kernels, self.blocks.finish(tile.buffer)] if s.split else kernels
+        return [*kernels, self.blocks.finish(sums[0].buffer)] if s.split else kernels
 
     def _pack(
         self, local: Buffer, batch: list[Expr], block: Block, start: Expr, stop: Expr, loops: list[Expr]

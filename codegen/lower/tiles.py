@@ -21,6 +21,8 @@ LOCAL_ELEMENTS = 65536  # of a thread's packed lanes
 CACHE_BYTES = 256 * 1024  # what a packed operand may take and still be in the second level cache
 # A product of more than SMALL cycles should have ENOUGH tasks for some threads.
 SMALL, ENOUGH = 50_000, 8
+# With so many tiles a strip, the last one of a strip matters little.
+MANY_TILES = 4096
 
 
 class Schedule(NamedTuple):
@@ -40,6 +42,7 @@ class Schedule(NamedTuple):
     run: lanes copied at a time from a run of the innermost dimension when packing locally; 0 where
         runs are short, and where all lanes are one run.
     per_example: conv only: the examples are a batch dimension.
+    tail: lanes of the tiles that take what whole tiles leave of a block, less than `lanes`; 0: whole ones do.
     near: packing takes the first contracted dimension last: a convolution's channels, on which padding
         does not depend; for images so small that those of all channels stay in the cache.
     """
@@ -55,6 +58,7 @@ class Schedule(NamedTuple):
     run: int
     per_example: bool
     near: bool
+    tail: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def choose(
                         )  # fmt: skip
                         if best is not None and cost >= best[0]:
                             continue
-                        schedule = _finish(sizes, swap, r, n, run, rows, lanes, row_mode, lane_mode, per_example, dtype, cost)
+                        schedule = _finish(sizes, swap, r, n, run, rows, lanes, row_mode, lane_mode, per_example, dtype, per_vector, cost)
                         cost *= _idle(schedule, sizes, r, n, cost)
                         if best is None or cost < best[0] * 0.999:
                             best = (cost, schedule)
@@ -170,30 +174,20 @@ def _cost(
     """Cycles of one thread, by a model fitted to measurements on Zen 4."""
     vectors = -(-lanes // per_vector)
     strips, panels = -(-r // rows), -(-n // lanes)
+    tail = tail_of(n, lanes, per_vector, lane_mode) if strips * panels < MANY_TILES else 0
+    tiles = s.batch * strips * (n // lanes if tail else panels)
+    cost = tiles * _tile_cost(s, r, n, rows, lanes, lane_mode, lanes_of, per_vector, itemsize)
+    if tail:
+        narrow = _tile_cost(s, r, n, rows, tail, lane_mode, lanes_of, per_vector, itemsize)
+        # A second loop is more code to make, and to fetch.
+        cost += s.batch * strips * -(-(n % lanes) // tail) * narrow + 100
     tiles = s.batch * strips * panels
-    # A vector of lanes comes from the first level cache at one a cycle, from the next ones at half that each.
-    panel = min(s.depth, 1024) * lanes * itemsize
-    reach = panel if strips > 1 else s.depth * n * itemsize
-    lane_loads = vectors * (1.0 if panel <= 16384 and strips > 1 else 2.0 if reach <= 2 * CACHE_BYTES else 4.0)
-    multiply_adds = rows * vectors * (0.5 if lanes * 2 <= per_vector else 1.0)
-    step = max(multiply_adds, lane_loads, 0.55 * (rows + vectors), 4.0) + 0.1 * (lane_loads + 0.5 * rows)
-    if lane_mode == "turned":
-        # Shuffles and multiply-adds share ports; lines of a power of two share sets of the cache.
-        step = 3.4 + 0.95 * rows + (1.0 if s.depth * itemsize % 2048 == 0 and s.depth * itemsize >= 4096 else 0.0)
-    cost = tiles * (s.depth * step + rows * vectors * 3.0 + 40)
-    if lane_mode == "turned":
-        cost += tiles * (s.depth % lanes) * 25
-    elif lane_mode == "direct":
-        # Rows of the operand lie far apart: pages and cache sets are used badly, worst at powers of two.
-        far = n * itemsize if s.depth >= 64 and strips > 1 else 0
-        apart = 0.1 if far < 2048 else 0.3 if far % 4096 else 0.85
-        cost += tiles * s.depth * vectors * (apart if lanes_of.direct else 4.0)
-    elif lane_mode == "packed":
+    if lane_mode == "packed":
         copied = lb * s.depth * panels * lanes
         cost += copied * _copy_cost(lanes_of, run, per_vector, False) + 600
         # Written to the second level cache, or beyond it, and read again.
         cost += copied * (0.3 if copied * itemsize > CACHE_BYTES else 0.1)
-    else:
+    elif lane_mode == "local":
         copied = s.batch * s.depth * n
         cost += copied * _copy_cost(lanes_of, run, per_vector, True) + 50 * s.batch
         cost += copied * (0.25 if min(s.depth, 256) * lanes * itemsize > 32768 else 0.0)
@@ -206,9 +200,44 @@ def _cost(
     else:
         # Every k is on a cache line of its own.
         cost += tiles * s.depth * (0.4 if rows_of.unit_free else 1.0 * rows)
-    # Results are written one lane at a time where lanes are not neighbours in memory.
+    # Tiles are turned before they are written where lanes are not neighbours in memory.
     scattered = swap and lanes > 1
-    return cost + s.batch * r * n * (1.5 if scattered else 0.1)
+    return cost + s.batch * r * n * (0.4 if scattered else 0.1)
+
+
+def _tile_cost(
+    s: Sizes, r: int, n: int, rows: int, lanes: int, lane_mode: str, lanes_of: Access, per_vector: int, itemsize: int
+) -> float:
+    """Cycles of one tile, rows read for nothing."""
+    vectors, strips = -(-lanes // per_vector), -(-r // rows)
+    finish = rows * vectors * 3.0 + 40
+    if lane_mode == "turned":
+        # Shuffles and multiply-adds share ports; lines of a power of two share sets of the cache.
+        line = s.depth * itemsize
+        step = 3.4 + 0.95 * rows + (1.0 if line % 2048 == 0 and line >= 4096 else 0.0)
+        return s.depth * step + (s.depth % lanes) * 25 + finish
+    # A vector of lanes comes from the first level cache at one a cycle, from the next ones at half that each.
+    panel = min(s.depth, 1024) * lanes * itemsize
+    reach = panel if strips > 1 else s.depth * n * itemsize
+    lane_loads = vectors * (1.0 if panel <= 16384 and strips > 1 else 2.0 if reach <= 2 * CACHE_BYTES else 4.0)
+    multiply_adds = rows * vectors * (0.5 if lanes * 2 <= per_vector else 1.0)
+    step = max(multiply_adds, lane_loads, 0.55 * (rows + vectors), 4.0) + 0.1 * (lane_loads + 0.5 * rows)
+    if lane_mode == "direct":
+        # Rows of the operand lie far apart: pages and cache sets are used badly, worst at powers of two.
+        far = n * itemsize if s.depth >= 64 and strips > 1 else 0
+        apart = 0.1 if far < 2048 else 0.3 if far % 4096 else 0.85
+        step += vectors * (apart if lanes_of.direct else 4.0)
+    return s.depth * step + finish
+
+
+def tail_of(n: int, lanes: int, per_vector: int, lane_mode: str) -> int:
+    """The lanes of narrow tiles for what tiles of `lanes` leave of n, the fewest for little; 0: none."""
+    rest = n % lanes
+    if rest == 0 or n < lanes or lane_mode == "turned" or per_vector < 4:
+        return 0
+    narrow = min(per_vector, max(4, power_of_two(rest)))
+    # Not where whole tiles waste little.
+    return narrow if (lanes - rest) * 8 >= lanes and narrow < lanes else 0
 
 
 def _clash(stride: int, rows: int) -> float:
@@ -221,7 +250,7 @@ def _clash(stride: int, rows: int) -> float:
 
 def _finish(
     s: Sizes, swap: bool, r: int, n: int, run: int, rows: int, lanes: int, row_mode: str, lane_mode: str,
-    per_example: bool, dtype: DType, cost: float,
+    per_example: bool, dtype: DType, per_vector: int, cost: float,
 ) -> Schedule:  # fmt: skip
     itemsize = dtype.bits // 8
     block, chunk, split = lanes, 0, False
@@ -246,7 +275,9 @@ def _finish(
     if lane_mode == "local" and 16 <= run < n:
         width = 32 if run >= 32 else 16
     near = s.image * itemsize <= 65536
-    return Schedule(swap, rows, lanes, row_mode, lane_mode, block, chunk, split, width, per_example, near)
+    many = strips * -(-n // lanes) >= MANY_TILES
+    tail = 0 if split or many else tail_of(n, lanes, per_vector, lane_mode)
+    return Schedule(swap, rows, lanes, row_mode, lane_mode, block, chunk, split, width, per_example, near, tail)
 
 
 def power_of_two(n: int) -> int:

@@ -67,6 +67,10 @@ SCHEDULES = {
     "one lane": PLAIN._replace(swap=True, rows=16, lanes=1, block=1),
     "one row": PLAIN._replace(rows=1, lanes=128, block=128, lane_mode="packed"),
     "wide": PLAIN._replace(rows=12, lanes=32, block=64, lane_mode="packed", row_mode="packed"),
+    "tail": PLAIN._replace(rows=6, lanes=32, block=64, tail=4),
+    "tail packed deep": PLAIN._replace(lane_mode="packed", block=64, chunk=256, tail=8),
+    "tail local": PLAIN._replace(lane_mode="local", block=64, chunk=512, tail=4),
+    "tail swapped": PLAIN._replace(swap=True, lane_mode="packed", rows=9, lanes=32, block=32, tail=16),
 }
 
 
@@ -110,6 +114,7 @@ def test_few_rows_against_a_transposed_matrix_turn_lanes() -> None:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_by_the_loop_language(name: str) -> None:
     schedule = SCHEDULES[name]._replace(rows=min(3, SCHEDULES[name].rows), lanes=min(4, SCHEDULES[name].lanes), block=8)
+    schedule = schedule._replace(tail=min(2, schedule.tail))
     layout = "tn" if schedule.swap and schedule.lane_mode == "direct" and schedule.lanes > 1 else "nn"
     check_by_oracle(product(layout), sizes(5, 7, 11), schedule)
     check_by_oracle(product(layout), sizes(2, 259, 5), schedule)
