@@ -214,22 +214,24 @@ class Blocks:
         height: int,
         first: Expr,
         stop: Expr,
-        depth: Expr,
+        depth: Expr | Callable[[Expr], tuple[Expr, Expr]],
         row: Callable[[Expr, Expr], Expr],
         lane_of: Callable[[Expr, Expr], Expr],
         start: Callable[[Expr, Expr], Expr],
         finish: Callable[[Expr, Expr, list[Expr]], list[Stmt]],
-        depth_first: Expr | None = None,
+        width: int = TILE,
     ) -> Stmt:
-        """For 16 lanes and every row from `first` below `stop`, `height` at a time, the chain of fma(row(r, k),
-        lane_of(lane, k), .) over ascending k from start(r, lane); finish gets the first row and the sums."""
+        """For `width` lanes and every row from `first` below `stop`, `height` at a time, the chain of fma(row(r, k),
+        lane_of(lane, k), .) over ascending k from start(r, lane); finish gets the first row and the sums. depth: how many
+        k, or for the first row of a tile the first and where to stop."""
         r0, k, lane = (self.name(s) for s in ("r", "k", "lane"))
         sums = [self.name("sum", self.wide) for _ in range(height)]
         body: list[Stmt] = [Declare(s, start(r0 + i, lane)) for i, s in enumerate(sums)]
         step = [Assign(s, fma(row(r0 + i, k), lane_of(lane, k), s)) for i, s in enumerate(sums)]
-        body.append(For(k, index(0) if depth_first is None else depth_first, depth, tuple(step), index(1)))
+        low, high = depth(r0) if callable(depth) else (index(0), depth)
+        body.append(For(k, low, high, tuple(step), index(1)))
         body += finish(r0, lane, sums)
-        return For(r0, first, stop, (Vector(lane, TILE, tuple(body)),), index(height))
+        return For(r0, first, stop, (Vector(lane, width, tuple(body)),), index(height))
 
     def shadows(self, target: Buffer, block: Callable[[Expr, Expr], Expr], size: int, keys: Expr) -> list[Stmt]:
         """target[g][e], g = 1, 2, 3: what a chain of products of 0 with block(16 g .. keys - 1, e) does to a sum, as one

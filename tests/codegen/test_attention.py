@@ -145,6 +145,26 @@ def test_gradients_skip_hidden_tiles_without_a_trace(case: Case, how: str) -> No
             assert_equal_bits(a, b)
 
 
+@pytest.mark.parametrize("choice", ["attention_grad 16", "attention_grad 64", "attention_grad 64 whole"])
+def test_negative_zeros_before_and_after_hidden_tiles(choice: str) -> None:
+    """Sums that are -0.0 where products of zero come that causality leaves: they become +0.0, as if nothing were skipped."""
+    case = Case((1, 2, 1, 64, 64, 8, 8), causal=True)
+    f, args = case.function(True), case.args(True)
+    q, k, v, _, _, delta, dout = args
+    for x in (q, k, v, delta, dout):
+        x[...] = 0
+    # Head 0 has equal weights. Its dq: slopes of -1e-45, of the keys from 16 on +0.0; by 0.25 the former underflow to -0.0.
+    k[..., 1], v[..., :16, 0], v[..., 16:, 0], dout[0, 0, :, 0] = 0.25, -1, 1, 5.6e-45
+    # dv: head 0 leaves -0.0; of head 1 only key 0 has a weight, and the queries before a tile of keys add 0 * 1.
+    k[..., 0, 2], q[0, 1, :, 2], dout[0, 0, :, 1], dout[0, 1, :16, 1], dout[0, 1, 16:, 1] = 100, 10, -1.4e-45, 1, -1
+    args[4] = interpret(case.function(False), args[:4])[1]
+    want = interpret(f, args)
+    assert want[0][0, 0, 3, 1] == want[2][0, 0, 40, 1] == 0
+    assert not np.signbit(want[0][0, 0, 3, 1]) and not np.signbit(want[2][0, 0, 40, 1])
+    for a, b in zip(native(f, args, choice=choice), want, strict=True):
+        assert_equal_bits(a, b)
+
+
 def test_narrow_vectors_give_the_same_bits() -> None:
     """The tiles of a processor with vectors of 256 bits."""
     host = host_target()
