@@ -1,8 +1,7 @@
 """Reverse-mode differentiation of what was recorded: `backward` and `grad`.
 
-The nodes behind the outputs become one backward function: the backward functions of the nodes, in
-descending order of their numbers, with cotangents added in that order. It is compiled and remembered
-under the structure of the graph, so a second graph of the same structure costs a walk and one call.
+The nodes behind the outputs become one function (graph.py), remembered under the structure of the graph, so a second
+graph of the same structure costs a walk and one call.
 """
 
 from __future__ import annotations
@@ -10,195 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from graphc.ir.function import Builder, Value
-from graphc.runtime import emission as e
-from graphc.runtime.core import ABSTRACT, Meta, Tensor, alias
+from graphc.runtime.core import Meta, Tensor, alias
 from graphc.runtime.dispatch import Entry, apply_entry, device_of, operand_of, remember
-from graphc.runtime.errors import describe, here, loc_of
+from graphc.runtime.errors import here
 from graphc.runtime.grad_mode import local, state
+from graphc.runtime.graph import Graph, Plan, Target, quick_backward, spec_at, target_of
 from graphc.runtime.node import Node
 from graphc.runtime.ops_elementwise import FUNCTIONS
 from graphc.runtime.ops_layout import broadcast_to
 from graphc.runtime.spec import Spec
-
-# The key of a graph's structure -> the entry of its backward function.
-_cache: dict[Any, Entry] = {}
-
-Target = tuple[Any, int]  # (node or leaf Meta, output index)
-
-
-def _target(meta: Meta) -> Target:
-    return (meta, 0) if meta.node is None else (meta.node, meta.index)
-
-
-class Graph:
-    """The nodes between outputs and the targets whose gradients are wanted.
-
-    nodes: in descending order of their numbers. targets: in the order their gradients are returned.
-    """
-
-    def __init__(self, outputs: Sequence[Tensor], wanted: Sequence[Meta] | None, first: int = -1) -> None:
-        """wanted: what to differentiate by; None for all leaves. Nodes numbered below `first` count as leaves."""
-        self.first = first
-        self.outputs = [_target(t._meta) for t in outputs if t._meta is not None]
-        self.nodes = self._reach()
-        if wanted is None:
-            self.targets = self._leaves()
-        else:
-            self.targets = list(dict.fromkeys(_target(m) for m in wanted))
-            self._prune()
-
-    def _reach(self) -> list[Node]:
-        seen: set[Node] = set()
-        stack = [t[0] for t in self.outputs if isinstance(t[0], Node)]
-        while stack:
-            node = stack.pop()
-            if node not in seen:
-                seen.add(node)
-                stack += [m.node for m in node.edges if m.node is not None and m.node.number >= self.first]
-        return sorted(seen, key=lambda n: -n.number)
-
-    def _leaves(self) -> list[Target]:
-        found: dict[Target, None] = {}
-        for t in self.outputs:
-            if isinstance(t[0], Meta) and t[0].requires_grad:
-                found[t] = None
-        for node in self.nodes:
-            for m in node.edges:
-                if m.node is None or m.node.number < self.first:
-                    found[_target(m)] = None
-        for node in self.nodes:
-            for index, metas in (node.hooked or {}).items():
-                if any(m is not None and m.retain for m in (ref() for ref in metas)):
-                    found[(node, index)] = None
-        return list(found)
-
-    def _prune(self) -> None:
-        """Keep the nodes that lead to a target."""
-        wanted = set(self.targets)
-        leading: set[Node] = set()
-        for node in reversed(self.nodes):
-            if any(_target(m) in wanted or m.node in leading for m in node.edges):
-                leading.add(node)
-        self.nodes = [n for n in self.nodes if n in leading]
-
-
-class Plan:
-    """A graph numbered: `key` is its structure, `inputs` the saved values its backward function takes."""
-
-    def __init__(self, graph: Graph, seeds: Sequence[Tensor | None]) -> None:
-        self.graph = graph
-        self.seeds = seeds
-        self.inputs: list[Tensor] = []
-        self.edges: list[Meta | None] = []
-        self._places: dict[Any, int] = {}
-        self.slots: list[tuple[int, ...]] = []
-        numbers: dict[Any, int] = {node: i for i, node in enumerate(graph.nodes)}
-
-        def numbered(target: Target) -> tuple[int, int]:
-            if target[0] in numbers:
-                return numbers[target[0]], target[1]
-            # A leaf, or a node that leads to no target.
-            return numbers.setdefault(target, len(numbers)), 0
-
-        key: list[Any] = [len(graph.outputs)]
-        for node in graph.nodes:
-            slots = self._saved(node)
-            self.slots.append(slots)
-            key.append((node.back, slots, tuple([numbered(_target(m)) for m in node.edges])))
-        key += [numbered(t) for t in (*graph.outputs, *graph.targets)]
-        key += [None if s is None else s._spec for s in seeds]
-        key += [t._spec for t in self.inputs]
-        self.key = tuple(key)
-
-    def _saved(self, node: Node) -> tuple[int, ...]:
-        if node.saved is None:
-            raise RuntimeError(
-                f"backward through {node.name}, recorded at {describe((node.code, node.offset))}, a second time: its saved "
-                "values were freed by the first backward; pass retain_graph=True to that one, or compute the loss again"
-                f"\n  at {here()}"
-            )
-        back = node.back
-        if back.opaque:
-            return tuple([self._place(t, None) for t in node.saved])
-        # Where each saved value came from, for derivatives of the gradient.
-        origins: list[Any] = [node.edges[back.wrt.index(i)] if i in back.wrt else None for i in back.inputs]
-        origins += [(node, j) for j in back.outputs]
-        return tuple([self._place(t, origin) for t, origin in zip(node.saved, origins)])
-
-    def _place(self, t: Tensor, origin: Any) -> int:
-        traced = t._traced
-        identity = (t._address, t._strides, t._spec) if t._strides is not ABSTRACT else (traced[1] if traced else id(t))
-        place = self._places.get(identity)
-        if place is None:
-            place = self._places[identity] = len(self.inputs)
-            self.inputs.append(t)
-            self.edges.append(None)
-        if self.edges[place] is None and origin is not None:
-            self.edges[place] = origin if isinstance(origin, Meta) else Meta(t._spec, *origin)
-        return place
-
-    def entry(self) -> Entry:
-        """The backward function of this structure."""
-        known = _cache.get(self.key)
-        if known is None:
-            known = self._build()
-            remember(_cache, self.key, known, 1024)
-        return known
-
-    def _build(self) -> Entry:
-        b = Builder("backward")
-        graph = self.graph
-        saved = [b.param(t._spec.type) for t in self.inputs]
-        cotangents: dict[Target, Value] = {}
-
-        def add(target: Target, g: Value) -> None:
-            known = cotangents.get(target)
-            cotangents[target] = g if known is None else b.emit("add", known, g)
-
-        for target, seed in zip(graph.outputs, self.seeds):
-            spec = _spec_of(target)
-            add(target, e.filled(b, 1, spec.dtype, ()) if seed is None else b.param(spec.type))
-        wanted = set(graph.targets)
-        kept: dict[Target, Value] = {}
-        for node, slots in zip(graph.nodes, self.slots):
-            b.loc = loc_of((node.code, node.offset))
-            types = node.entry.specs
-            given = []
-            for j in node.entry.float_outputs:
-                target = (node, j)
-                g = cotangents.pop(target, None)
-                if g is None:
-                    g = e.filled(b, 0, types[j].dtype, types[j].shape)
-                elif target in wanted:
-                    kept[target] = g
-                given.append(g)
-            for m, g in zip(node.edges, b.inline(node.back.function, *(saved[i] for i in slots), *given)):
-                add(_target(m), g)
-        cotangents.update(kept)
-        zero = [t for t in graph.targets if t not in cotangents]
-        for t in zero:
-            spec = _spec_of(t)
-            cotangents[t] = e.filled(b, 0, spec.dtype, spec.shape)
-        operands = [t._spec for t in self.inputs]
-        operands += [_spec_of(t) for t, seed in zip(graph.outputs, self.seeds) if seed is not None]
-        specs = [_spec_of(t) for t in graph.targets]
-        device = device_of("backward", [*operands, *specs])
-        function = b.build([cotangents[t] for t in graph.targets])
-        return Entry("backward", function, operands=operands, device=device, specs=specs)
-
-    def connected(self) -> set[Target]:
-        """The targets that gradients reach."""
-        reached = set(self.graph.outputs)
-        for node in self.graph.nodes:
-            if any(t[0] is node for t in reached):
-                reached.update(_target(m) for m in node.edges)
-        return reached
-
-
-def _spec_of(target: Target) -> Spec:
-    owner, index = target
-    return owner.spec if isinstance(owner, Meta) else owner.entry.specs[index]  # type: ignore[no-any-return]
 
 
 def _with_history(t: Tensor, meta: Meta | None) -> Tensor:
@@ -269,7 +88,7 @@ def _by_nodes(
         cotangents[target] = g if known is None else _plus(known, g, create_graph)
 
     for target, seed in zip(graph.outputs, seeds):
-        add(target, FUNCTIONS["stop_gradient"](_one(_spec_of(target))) if seed is None else seed)
+        add(target, FUNCTIONS["stop_gradient"](_one(spec_at(target))) if seed is None else seed)
     plan = Plan(graph, seeds)
     wanted = set(graph.targets)
     kept: dict[Target, Tensor] = {}
@@ -287,10 +106,10 @@ def _by_nodes(
             given.append(g)
         saved = [_with_history(plan.inputs[i], plan.edges[i]) if create_graph else plan.inputs[i] for i in slots]
         for m, g in zip(node.edges, _run(_node_entry(node), [*saved, *given], create_graph)):
-            add(_target(m), g)
+            add(target_of(m), g)
     cotangents.update(kept)
     reached = {t for t in graph.targets if t in cotangents}
-    return graph, [cotangents[t] if t in cotangents else _zeros(_spec_of(t)) for t in graph.targets], reached
+    return graph, [cotangents[t] if t in cotangents else _zeros(spec_at(t)) for t in graph.targets], reached
 
 
 _node_entries: dict[Any, Entry] = {}
@@ -301,7 +120,7 @@ def _node_entry(node: Node) -> Entry:
     if entry is None:
         assert node.saved is not None
         operands = [t._spec for t in node.saved] + [node.entry.specs[j] for j in node.entry.float_outputs]
-        specs = [_spec_of(_target(m)) for m in node.edges]
+        specs = [spec_at(target_of(m)) for m in node.edges]
         name = f"{node.name}_backward"
         device = device_of(name, [*operands, *specs])
         entry = Entry(name, node.back.function, operands=operands, device=device, specs=specs)
@@ -398,6 +217,20 @@ def backward_all(
     """`backward` of several tensors at once."""
     given = gradients if gradients is not None else [None] * len(tensors)
     seeds = [_seed(x, g, "backward") for x, g in zip(tensors, given)]
+    keep = create_graph if retain_graph is None else retain_graph
+    if len(seeds) == 1 and seeds[0] is None and not create_graph:
+        quick = quick_backward(tensors[0])
+        if quick is not None:
+            nodes, leaves, grads = quick
+            for meta, g in zip(leaves, grads):
+                if meta.hooks:
+                    g = _apply_hooks(meta, g)
+                meta.grad = g if meta.grad is None else _plus(meta.grad, g, False)
+            if not keep:
+                for node in nodes:
+                    if node.saved:
+                        node.saved = None
+            return
     graph, grads, _ = _gradients(tensors, seeds, None, create_graph)
     for (owner, index), g in zip(graph.targets, grads):
         if isinstance(owner, Meta):
@@ -407,7 +240,7 @@ def backward_all(
                 meta = ref()
                 if meta is not None and meta.retain:
                     _accumulate(meta, g, create_graph)
-    if not (create_graph if retain_graph is None else retain_graph):
+    if not keep:
         _free(graph)
 
 
@@ -452,7 +285,7 @@ def grad(
     by_target = dict(zip(graph.targets, grads))
     result: list[Tensor | None] = []
     for i, meta in enumerate(metas):
-        target = _target(meta)
+        target = target_of(meta)
         if target not in reached:
             if not allow_unused:
                 raise RuntimeError(

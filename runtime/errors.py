@@ -61,21 +61,19 @@ def _is_inside(frame: FrameType) -> bool:
     file = frame.f_code.co_filename
     name = frame.f_globals.get("__name__", "")
     inside = name == "graphc" or name.startswith("graphc.")
-    # Code without a file ("<string>") may be anybody's.
-    if file[:1] != "<":
+    # That of `exec` may be anybody's.
+    if file != "<string>":
         _inside[file] = inside
     return bool(inside)
 
 
 def user_frame(depth: int = 2) -> tuple[CodeType, int]:
     """The code object and instruction offset of the innermost frame outside graphc."""
-    frame: FrameType | None = _frame(depth)
+    frame: Any = _frame(depth)
     while frame is not None:
         code = frame.f_code
         inside = _inside.get(code.co_filename)
-        if inside is None:
-            inside = _is_inside(frame)
-        if not inside:
+        if not inside and (inside is False or not _is_inside(frame)):
             return code, frame.f_lasti
         frame = frame.f_back
     return _frame(1).f_code, _frame(1).f_lasti

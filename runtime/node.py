@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from types import CodeType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphc.ir.function import Function, Operation, Value
-from graphc.runtime.core import Meta, Tensor, alias
-from graphc.runtime.errors import user_frame
+from graphc.runtime.core import Meta, Tensor, _new, alias
+from graphc.runtime.errors import _frame, _inside, user_frame
+from graphc.runtime.grad_mode import state
 
 if TYPE_CHECKING:
     from graphc.runtime.dispatch import Entry
@@ -132,22 +133,64 @@ def record(entry: Entry, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) ->
     """Make the node of an operation, if any of its inputs requires gradients."""
     wrt = 0
     bit = 1
-    edges = []
+    edges: tuple[Meta, ...] = ()
     for t in inputs:
         m = t._meta
         if m is not None and m.requires_grad:
             wrt += bit
-            edges.append(m)
+            edges += (m,)
         bit += bit
     if not wrt or not entry.float_outputs:
         return
     back = entry.backwards.get(wrt)
     if back is None:
         back = entry.backward(wrt)
-    saved = [alias(inputs[i]) for i in back.inputs]
-    for j in back.outputs:
-        saved.append(alias(outputs[j]))
-    node = Node(entry, back, tuple(edges), tuple(saved))
+    node = _new(Node)
+    node.entry = entry
+    node.back = back
+    node.edges = edges
+    node.hooked = None
+    if not back.inputs and not back.outputs:
+        node.saved = ()
+    elif state.active:
+        node.saved = (*[alias(inputs[i]) for i in back.inputs], *[alias(outputs[j]) for j in back.outputs])
+    else:
+        # `alias`, without a call for each.
+        saved = []
+        for i in back.inputs:
+            t = inputs[i]
+            a = _new(Tensor)
+            a._spec = t._spec
+            a._buffer = t._buffer
+            a._address = t._address
+            a._strides = t._strides
+            a._meta = None
+            a._traced = t._traced
+            saved.append(a)
+        for j in back.outputs:
+            t = outputs[j]
+            a = _new(Tensor)
+            a._spec = t._spec
+            a._buffer = t._buffer
+            a._address = t._address
+            a._strides = t._strides
+            a._meta = None
+            a._traced = t._traced
+            saved.append(a)
+        node.saved = tuple(saved)
+    node.number = next(_numbers)
+    # `user_frame`: the user's line is most often the caller of the caller.
+    frame: Any = _frame(2)
+    code = frame.f_code
+    if _inside.get(code.co_filename) is False:
+        node.code = code
+        node.offset = frame.f_lasti
+    else:
+        node.code, node.offset = user_frame(3)
     for j in entry.float_outputs:
         t = outputs[j]
-        t._meta = Meta(t._spec, node, j)
+        m = _new(Meta)
+        m.spec = t._spec
+        m.node = node
+        m.index = j
+        t._meta = m

@@ -7,10 +7,10 @@ from typing import Any
 
 from graphc.codegen.report import stage
 from graphc.ir.function import Builder, Function, Value
-from graphc.runtime.autograd import Graph, Plan, _target
 from graphc.runtime.core import ABSTRACT, Meta, Tensor, abstract, alias, make
 from graphc.runtime.device import CPU
 from graphc.runtime.dispatch import Entry, device_of, number
+from graphc.runtime.graph import Graph, Plan, target_of
 from graphc.runtime.guards import Difference, Slot, Snapshot, State
 from graphc.runtime.interop import item
 from graphc.runtime.node import Backward
@@ -279,7 +279,7 @@ class _Maker:
         for t in plan.inputs:
             v = tracer.value_of(t)
             saved.append(params[v] if v in params else self._result(v, t._spec))
-        sources = {_target(meta): self._source(owner) for meta, owner in self._owners.items()}
+        sources = {target_of(meta): self._source(owner) for meta, owner in self._owners.items()}
         edges = tuple(sources[t] for t in graph.targets if t in sources)
         if len(edges) < len(graph.targets):
             return History(entry, None, (), ())
