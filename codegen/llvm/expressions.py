@@ -318,7 +318,8 @@ _MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
 def condition(w: Writer, e: Expr) -> Value:
     """The condition of an `If` or a load, which is about positions: base + lane < n is lane < n - base, in 32 bits.
 
-    Exact unless base + lane passes the limit of 64 bits, as no position in memory does.
+    Instead of the lane any multiple or pattern of it. Exact unless base + lane passes the limit of 64 bits, as no
+    position in memory does.
     """
     if not w.width or e.dtype is not BOOL or (e.op not in _TAILS and e.op != "and"):
         return value(w, e)
@@ -343,9 +344,13 @@ def _counted(w: Writer, e: Expr) -> Value:
     if e.args[0].dtype is not I64:
         return value(w, e)
     op, x, y = e.op, value(w, e.args[0]), value(w, e.args[1])
-    if x.coef == 0 and y.coef == 1:
+    if x.coef == 0 and y.coef:
         op, x, y = _MIRRORED[op], y, x
-    if x.coef != 1 or y.coef != 0:
+    if not x.coef or y.coef != 0:
+        return value(w, e)
+    lanes = pattern.expand(x.coef, w.width)
+    least, most = min(lanes), max(lanes) + 1
+    if most - least >= 1 << 31:
         return value(w, e)
     if not (x.base or y.base):
         # See `hidden` in masks.py.
@@ -358,12 +363,12 @@ def _counted(w: Writer, e: Expr) -> Value:
     bound = w.put(depth, f"call i64 @llvm.ssub.sat(i64 {w.scalar(y)}, i64 {start})")
     if past:
         bound = w.put(depth, f"call i64 @llvm.sadd.sat(i64 {bound}, i64 1)")
-    bound = w.put(depth, f"call i64 @llvm.smax(i64 {bound}, i64 0)")
-    bound = w.put(depth, f"call i64 @llvm.smin(i64 {bound}, i64 {w.width})")
+    bound = w.put(depth, f"call i64 @llvm.smax(i64 {bound}, i64 {least})")
+    bound = w.put(depth, f"call i64 @llvm.smin(i64 {bound}, i64 {most})")
     bound = w.put(depth, f"trunc i64 {bound} to i32")
     t = w.vector_types["i32"]
     counted = w.splat(bound, "i32", depth)
-    text = w.put(depth, f"icmp {'sge' if inverted else 'slt'} {t} {w.lanes_of(1, 'i32')}, {counted}")
+    text = w.put(depth, f"icmp {'sge' if inverted else 'slt'} {t} {w.lanes_of(x.coef, 'i32')}, {counted}")
     return result(w, BOOL, depth, deps, True, text)
 
 

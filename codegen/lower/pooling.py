@@ -32,7 +32,7 @@ from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.types import I32, DType, size_of
 
-LANES = 16
+BYTES = 128  # of a vector: two registers, which do not wait for each other
 ROWS = 16  # lines of an item
 BLOCK = 2048  # windows of a line in one item
 MOST_GROUPS = 4  # vectors that make up a literal line
@@ -67,11 +67,12 @@ class _Lines:
         self.w = Window(op, source.shape if forward else result.shape, result.shape if forward else source.shape)
         self.lead = len(self.shape) - self.w.rank
         self.dtype: DType = total_dtype(result.dtype) if op.name != "max_pool" else result.dtype
+        self.lanes = BYTES // max(4, self.dtype.itemsize)
         self.local = Buffer("phases", self.dtype, "local")
 
-    def pulled(self, body: list[Stmt], value: Value, coords: Sequence[Expr], there: Expr) -> Expr:
-        """The element of an operand where it exists, by a name; its checks and the name go to `body`."""
-        e = self.pull.at_if(value, Position(value.type.shape, coords), there)
+    def pulled(self, body: list[Stmt], value: Value, coords: Sequence[Expr]) -> Expr:
+        """The element of an operand, by a name; its checks and the name go to `body`."""
+        e = self.pull.at(value, Position(value.type.shape, coords))
         name = self.names.fresh("e", e.dtype)
         body += [*self.pull.take_reports(), Let(name, e)]
         return name
@@ -142,36 +143,48 @@ class _Lines:
                 exists = logical_and(exists, first < end)
             exists = logical_and(exists, some)
         body: list[Stmt] = [Declare(total, start)]
-        where = names.fresh("where", I32)
+        where, column = names.fresh("where", I32), const(I32, w.sizes[last] - 1)
         if indexed:
             # The first position that exists, should all elements be the lowest value.
-            column = index(w.sizes[last] - 1)
             for p in reversed(range(w.sizes[last] - 1)):
-                column = select(columns[p][1], index(p), column)
-            begin = cast(w.flat([*(first for _, first, _ in loops), index(0)]), I32) + cast(column, I32)
+                column = select(columns[p][1], const(I32, p), column)
+            begin = cast(w.flat([*(first for _, first, _ in loops), index(0)]), I32) + column
             body.append(Declare(where, select(exists, begin, const(I32, -1))))
+        # Within a line of the window a maximum of its own: lines then wait for each other once each.
         inside: list[Stmt] = []
-        for p, (c, there) in enumerate(columns):
-            e = self.pulled(inside, op.operands[0], [*coords[: self.lead], *outer, c], there)
-            if not maximum:
-                inside.append(Assign(total, select(there, total + cast(e, dtype), total)))
-                continue
-            # Larger, or the first NaN.
-            better = logical_and(~(e <= total), equal(total, total)) if dtype.is_float else e > total
-            won = names.fresh("won", better.dtype)
-            inside += [Let(won, logical_and(there, better)), Assign(total, select(won, e, total))]
+        best, place = total, where
+        if maximum and loops and w.sizes[last] > 1:
+            best, place = names.fresh("best", dtype), names.fresh("place", I32)
+            inside.append(Declare(best, start))
             if indexed:
+                inside.append(Declare(place, cast(w.flat([*(v for v, _, _ in loops), index(0)]), I32) + column))
+        for p, (c, there) in enumerate(columns):
+            each: list[Stmt] = []
+            e = self.pulled(each, op.operands[0], [*coords[: self.lead], *outer, c])
+            if maximum:
                 k = cast(w.flat([*(v for v, _, _ in loops), index(p)]), I32)
-                inside.append(Assign(where, select(won, k, where)))
+                each += self.larger(best, place if indexed else None, e, k)
+            else:
+                each.append(Assign(total, total + cast(e, dtype)))
+            inside += each if there.op == "const" and there.data else [If(there, tuple(each))]
+        if best is not total:
+            inside += self.larger(total, where if indexed else None, best, place)
         body += self.around(loops, inside)
         value = total if maximum else cast(select(exists, total, const(dtype, 0)), op.results[0].type.dtype)
         return [*body, *self.results([value, where] if maximum else [value], coords)]
+
+    def larger(self, best: Expr, place: Expr | None, e: Expr, k: Expr) -> list[Stmt]:
+        """The register `best` becomes e, and `place` k, where e is larger or the first NaN."""
+        better = logical_and(~(e <= best), equal(best, best)) if e.dtype.is_float else e > best
+        won = self.names.fresh("won", better.dtype)
+        named: list[Stmt] = [Let(won, better), Assign(best, select(won, e, best))]
+        return named if place is None else [*named, Assign(place, select(won, k, place))]
 
     def literal(self, coords: Sequence[Expr], first: Expr, end: Expr) -> tuple[Stmt, ...]:
         """`windows` for a vector whose place in the line is known."""
         lane = self.names.fresh("l")
         o = first + lane
-        return (Vector(lane, LANES, (If(o < end, tuple(self.windows([*coords[:-1], o]))),)),)
+        return (Vector(lane, self.lanes, (If(o < end, tuple(self.windows([*coords[:-1], o]))),)),)
 
     def padded(self, d: int, o: Expr, p: Expr) -> Expr:
         return o * self.w.strides[d] + p * self.w.dilation[d] - dim_expr(self.w.padding[d][0])
@@ -196,38 +209,41 @@ class _Lines:
             if back and (not isinstance(low, int) or low < back * stride):
                 there = logical_and(o >= 0, there)
             at = [*coords[: self.lead], *windows, o]
-            e = cast(self.pulled(inside, op.operands[0], at, there), self.dtype)
-            held = self.pulled(inside, op.operands[1], at, there) if len(op.operands) == 2 else None
-            for phase in range(min(stride, size - back * stride)):
-                here = there
+            each: list[Stmt] = []
+            e = cast(self.pulled(each, op.operands[0], at), self.dtype)
+            held = self.pulled(each, op.operands[1], at) if len(op.operands) == 2 else None
+            for phase, total in enumerate(totals[: size - back * stride]):
+                value = total + e
                 if held is not None:
-                    here = logical_and(there, equal(held, cast(w.flat([*outer, index(phase + back * stride)]), I32)))
-                inside.append(Assign(totals[phase], select(here, totals[phase] + e, totals[phase])))
+                    here = equal(held, cast(w.flat([*outer, index(phase + back * stride)]), I32))
+                    value = select(here, value, total)
+                each.append(Assign(total, value))
+            inside.append(If(there, tuple(each)))
         body = [Declare(t, zero) for t in totals] + self.around(loops, inside)
-        body += [Store(self.local, index(phase * LANES) + lane, t) for phase, t in enumerate(totals)]
+        body += [Store(self.local, index(phase * self.lanes) + lane, t) for phase, t in enumerate(totals)]
         begin, n = names.fresh("j"), dim_expr(self.shape[-1])
 
         def turn(masked: bool) -> tuple[Stmt, ...]:
             made: list[Stmt] = []
             for part in range(stride):
                 own = names.fresh("l")
-                place = own + part * LANES
+                place = own + part * self.lanes
                 j = begin + place
                 value = names.fresh("v", self.dtype)
                 # Read for all lanes: it lies in the thread's own array.
-                read = Let(value, load(self.local, place % stride * LANES + place // stride))
+                read = Let(value, load(self.local, place % stride * self.lanes + place // stride))
                 stores = tuple(self.results([cast(value, op.results[0].type.dtype)], [*coords[:-1], j]))
                 if masked:
                     stores = (If(logical_and(after(j), j < n), stores),)
-                made.append(Vector(own, LANES, (read, *stores)))
+                made.append(Vector(own, self.lanes, (read, *stores)))
             return tuple(made)
 
         def after(j: Expr) -> Expr:
             """Whether j is not before the line: it is where no padding, or a multiple of the stride, was taken off."""
             return TRUE if isinstance(low, int) and low % stride == 0 else j >= 0
 
-        whole = logical_and(after(begin), begin + stride * LANES <= n)
-        return [Vector(lane, LANES, tuple(body)), Let(begin, first * stride - dim_expr(low)), If(whole, turn(False), turn(True))]
+        whole = logical_and(after(begin), begin + stride * self.lanes <= n)
+        return [Vector(lane, self.lanes, tuple(body)), Let(begin, first * stride - dim_expr(low)), If(whole, turn(False), turn(True))]
 
 
 def lower_pooling(
@@ -255,15 +271,15 @@ def lower_pooling(
     here: list[Expr] = [line if i == rows else c for i, c in enumerate(coords)]
     m = names.fresh("m")
     inside: list[Stmt]
-    if first.op == end.op == "const" and end.data - first.data <= MOST_GROUPS * LANES:
+    if first.op == end.op == "const" and end.data - first.data <= MOST_GROUPS * k.lanes:
         # Literal windows: which lanes have which elements is known here.
         blocks, start, stop = index(1), first, end
         turns = tuple(k.gradient(here, m)) if not forward else k.literal(here, m, end)
-        inside = [For(m, first, end, turns, index(LANES), unroll=True)]
+        inside = [For(m, first, end, turns, index(k.lanes), unroll=True)]
     elif forward:
-        inside = sweep(start, stop, LANES, names, lambda i, lane: k.windows([*here[:-1], i]))
+        inside = sweep(start, stop, k.lanes, names, lambda i, lane: k.windows([*here[:-1], i]))
     else:
-        inside = [For(m, start, stop, tuple(k.gradient(here, m)), index(LANES))]
+        inside = [For(m, start, stop, tuple(k.gradient(here, m)), index(k.lanes))]
     body: list[Stmt] = [
         Let(block, item % blocks),
         Let(rest, item // blocks),
@@ -274,7 +290,7 @@ def lower_pooling(
         For(line, part, minimum(part + ROWS, lines), tuple(inside), index(1)),
     ]
     images = dim_expr(size_of(outer))
-    head: tuple[Stmt, ...] = () if forward else (Alloc(k.local, stride * LANES),)
+    head: tuple[Stmt, ...] = () if forward else (Alloc(k.local, stride * k.lanes),)
     kernel = Kernel(
         name="pool",
         buffers=tuple(dict.fromkeys((*params, *results))),
