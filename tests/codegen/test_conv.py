@@ -9,6 +9,7 @@ import pytest
 from graphc.codegen.llvm.target import host_target, make_target
 from graphc.codegen.lower.contract import lower_contraction, variant
 from graphc.codegen.lower.tiles import Schedule
+from graphc.codegen.lower.windows.gradient_schedule import GradientSchedule
 from graphc.ir.function import Builder, Function
 from graphc.ir.types import TensorType
 
@@ -132,8 +133,11 @@ def test_gradients(case: tuple[int, ...], of: str) -> None:
 def test_long_sums_are_parallel() -> None:
     """The gradient by a small kernel has few results and a long sum: its blocks are tasks of their own."""
     f = gradients(64, 1, 16, 8, 8, 3, 1, 1)["kernel"]
-    assert variant(f, {}).split
-    assert [k.name for k in check(f).kernels] == ["pack", "contract", "finish"]
+    s = variant(f, {})
+    assert isinstance(s, GradientSchedule)
+    assert s.blocks
+    assert [k.name for k in check(f).kernels] == ["contract", "finish"]
+    assert [k.name for k in check(f, schedule=SCHEDULES["split offsets"]).kernels] == ["pack", "contract", "finish"]
 
 
 def test_specials_meet_the_padding() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from graphc.codegen.llvm.target import host_target, make_target
-from graphc.codegen.lower.windows.lower import candidate
+from graphc.codegen.lower.windows.gradient_schedule import GradientSchedule
+from graphc.codegen.lower.windows.lower import candidate, gradient_candidate
 from graphc.codegen.lower.windows.schedule import WindowSchedule
 from graphc.ir.function import Function
 
@@ -110,6 +111,67 @@ def test_gradients(case: tuple[int, ...], of: str) -> None:
     check(f, schedule=schedule_of(f, {}))
 
 
+# Convolutions with a large window and few results: lanes over output channels.
+WIDE: dict[str, tuple[str, str, dict[str, Any], dict[str, int]]] = {
+    "images": ("f32[3, 20, 8, 8]", "f32[6, 20, 6, 6]", {}, {}),
+    "padded": ("f32[2, 5, 12, 10]", "f32[19, 5, 12, 10]", {"padding": SAME}, {}),
+    "symbolic depth": ("f32[4, e0, 12, 10]", "f32[7, e0, 10, 8]", {}, {"e0": 9}),
+    "strided": ("f32[4, 3, 13, 11]", "f32[5, 3, 6, 5]", {"rhs_dilation": (2, 2), "padding": ((0, 0), (1, -1))}, {}),
+    "dilated": ("f32[4, 3, 20, 18]", "f32[8, 3, 16, 15]", {"strides": (2, 3), "padding": ((1, 1), (2, 2))}, {}),
+    "parts": ("f32[6, 4, 9, 9]", "f32[15, 4, 8, 7]", {"batch_groups": 3}, {}),
+    "long": ("f32[2, 4, 700]", "f32[6, 4, 690]", {"padding": ((3, 3),)}, {}),
+    "volume": ("f32[2, 3, 6, 7, 8]", "f32[9, 3, 5, 5, 7]", {"padding": ((1, 0), (0, 1), (1, 1))}, {}),
+    "spread": ("f32[2, 3, 7, 6]", "f32[9, 3, 5, 7]", {"lhs_dilation": (1, 2), "padding": SAME}, {}),
+    "halves": ("f16[3, 6, 9, 9]", "f16[5, 6, 8, 8]", {"padding": SAME}, {}),
+    "doubles": ("f64[3, 6, 9, 9]", "f64[9, 6, 8, 8]", {}, {}),
+    "integers": ("i8[3, 6, 9, 9]", "i8[9, 6, 8, 8]", {}, {}),
+}  # fmt: skip
+CHUNKS: dict[str, dict[str, Any]] = {
+    "chosen": {},
+    "split": {"blocks": 1},
+    "split twice": {"blocks": 2},
+    "one example": {"blocks": 0, "images": 1},
+    "two examples": {"blocks": 0, "images": 2},
+    "part of an example": {"blocks": 0, "images": 1, "pixels": 31},
+}
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("name", WIDE)
+def test_few_results(name: str, chunk: str) -> None:
+    x, w, attrs, extents = WIDE[name]
+    f = conv_group(x, w, biased(1), **attrs)
+    found = gradient_candidate(f, extents, 512)
+    assert found is not None
+    check(f, extents, schedule=changed(found[1], f, CHUNKS[chunk]))
+
+
+def changed(s: GradientSchedule, f: Function, change: dict[str, Any]) -> GradientSchedule:
+    """A schedule with another cut of k."""
+    s = s._replace(**change)
+    pixels = int(np.prod([int(d) for d in f.params[1].type.shape[2:]]))
+    if "pixels" not in change:
+        s = s._replace(pixels=pixels)
+    return s._replace(images=(s.blocks * 256 - 2) // pixels + 2) if s.blocks else s
+
+
+def test_few_results_read_nothing_outside() -> None:
+    f = conv_group("f32[2, 4, 9, 10]", "f32[7, 4, 8, 9]", biased(1), padding=((1, 0), (0, 1)))
+    found = gradient_candidate(f, {}, 512)
+    assert found is not None
+    for change in CHUNKS.values():
+        check_by_oracle(f, {}, changed(found[1]._replace(width=4, vectors=1), f, change))
+
+
+def test_few_results_with_specials() -> None:
+    f = conv_group("f32[1, 2, 4, 4]", "f32[4, 2, 4, 4]", padding=SAME)
+    x, w = arguments(f, {})
+    w[0, 0, 0, 0], w[1, 1, 2, 2], x[0, 0, 1, 2] = np.inf, np.nan, -np.inf
+    found = gradient_candidate(f, {}, 512)
+    assert found is not None
+    check(f, args=[x, w], schedule=found[1])
+
+
 @pytest.mark.parametrize("name", ["same", "strided", "groups", "lhs dilation", "half", "double"])
 def test_avx2(name: str) -> None:
     target = make_target("x86-64-v3") if host_target().architecture == "x86_64" else host_target()
@@ -140,7 +202,7 @@ def test_random_geometries() -> None:
             f = conv_group(x, w, **attrs)
         except (TypeError, ValueError):
             continue
-        found = candidate(f, {}, 512)
-        if found is not None:
-            done += 1
-            check(f, schedule=found[1])
+        for found in (candidate(f, {}, 512), gradient_candidate(f, {}, 512)):
+            if found is not None:
+                done += 1
+                check(f, schedule=found[1])

@@ -21,10 +21,12 @@ class WindowCopy:
     """Writes the copy of `rows` rows of each segment, from row `first`, of one example and group."""
 
     def __init__(
-        self, g: Geometry, x: Value, pull: Pull, buffer: Buffer, dtype: DType, width: int, segment: int, name: Name
+        self, g: Geometry, x: Value, pull: Pull, buffer: Buffer, dtype: DType, width: int, segment: int, name: Name,
+        swapped: bool = False,
     ) -> None:  # fmt: skip
+        """swapped: the first dimension of x is the channels, the second one the examples."""
         self.g, self.x, self.pull, self.buffer, self.dtype = g, x, pull, buffer, dtype
-        self.width, self.segment, self.name = width, segment, name
+        self.width, self.segment, self.name, self.swapped = width, segment, name, swapped
 
     def body(
         self, example: Expr, channel: Expr, base: Expr, first: Expr, rows: Expr, loops: Sequence[Expr]
@@ -47,6 +49,9 @@ class WindowCopy:
             body = [For(v, index(0), index(stop), tuple(body), index(1))]
         return body
 
+    def _image(self, n: Expr, c: Expr) -> tuple[Expr, Expr]:
+        return (c, n) if self.swapped else (n, c)
+
     def _value(self, coords: Sequence[Expr], inside: Expr, order: Sequence[Expr]) -> tuple[Body, Expr]:
         """x at coordinates where `inside` holds, zero elsewhere, in the dtype of sums."""
         value = self.pull.at_if(self.x, Position(self.x.type.shape, coords), inside)
@@ -61,7 +66,7 @@ class WindowCopy:
         g = self.g
         u, lane = self.name("u"), self.name("lane")
         here, inside = self._source(0, (first + u + lane) * g.strides[0] + phase * g.phase_step)
-        checks, value = self._value((n, c, here), inside, [*order, u, lane])
+        checks, value = self._value((*self._image(n, c), here), inside, [*order, u, lane])
         put = Store(self.buffer, at + u + lane, value)
         turn = Vector(lane, self.width, (*checks, put))
         return [For(u, index(0), rows, (turn,), index(self.width))]
@@ -79,7 +84,7 @@ class WindowCopy:
         back = self.name("back") if vectors > 1 else index(0)
         start = (index(vectors - 1) - back) * w
         row, valid = self._source(0, (first + j) * g.strides[0] + phase * g.phase_step)
-        coords = [n, c, row]
+        coords = [*self._image(n, c), row]
         for d, i in enumerate(middle, 1):
             here, ok = self._source(d, i * g.strides[d] + inner[d - 1] * g.reach[d])
             coords.append(here)

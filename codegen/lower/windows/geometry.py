@@ -67,7 +67,8 @@ class Geometry:
     @property
     def phases(self) -> int:
         """Residues of rows by the stride that the window meets, in steps of `phase_step`."""
-        return max(k * self.reach[0] % self.strides[0] for k in range(self.window[0])) // self.phase_step + 1
+        met = range(min(self.window[0], self.strides[0]))  # after so many they repeat
+        return max(k * self.reach[0] % self.strides[0] for k in met) // self.phase_step + 1
 
     @property
     def further(self) -> int:
@@ -108,3 +109,31 @@ def geometry_of(root: Operation) -> Geometry | None:
 
 def _ints(shape: tuple[Dim, ...]) -> Ints:
     return cast("Ints", tuple(shape))
+
+
+def gradient_geometry(root: Operation) -> Geometry | None:
+    """The geometry of a `conv` with window and result exchanged (gradient.py); `examples` are its channels.
+
+    None where a size other than those is unknown, or there is nothing to do.
+    """
+    x, w = root.operands
+    a = root.attrs
+    result = root.result.type.shape
+    low = tuple(p[0] for p in a["padding"])
+    sizes = (w.type.shape[0], *w.type.shape[2:], *x.type.shape[2:], result[0], *result[2:], *low)
+    if not result[2:] or a["groups"] > 1 or not all(isinstance(d, int) for d in sizes):
+        return None
+    outputs, channels = cast("tuple[int, int]", (w.type.shape[0], result[0]))
+    count = a["batch_groups"]
+    g = Geometry(
+        w.type.shape[1], count, channels, outputs // count, _ints(x.type.shape[2:]), _ints(result[2:]),
+        _ints(w.type.shape[2:]), a["rhs_dilation"], low, a["lhs_dilation"], a["strides"],
+    )  # fmt: skip
+    empty = (
+        g.channels == 0
+        or g.positions == 0
+        or g.pixels == 0
+        or g.outputs == 0
+        or size_of(x.type.shape[2:]) == 0
+    )
+    return None if empty else g

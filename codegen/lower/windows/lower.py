@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from graphc.codegen.loops import Buffer
 from graphc.codegen.lower.conv import conv_contraction
 from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.pull import Pull
-from graphc.codegen.lower.windows.geometry import geometry_of
+from graphc.codegen.lower.windows.geometry import geometry_of, gradient_geometry
+from graphc.codegen.lower.windows.gradient import GradientKernels
+from graphc.codegen.lower.windows.gradient_schedule import GradientSchedule
+from graphc.codegen.lower.windows.gradient_schedule import choose as choose_gradient
 from graphc.codegen.lower.windows.kernels import WindowKernels
 from graphc.codegen.lower.windows.schedule import WindowSchedule, choose
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.interpret import specialize
-from graphc.ir.types import DimExpr, substitute
+from graphc.ir.types import DimExpr, Shape, size_of, substitute
 
 Hint = Mapping[str, int]
 # Cycles for a vector of terms up to which a schedule is taken; of short sums, always.
 GOOD, SHORT = 1.6, 64
+GOOD_GRADIENT = 1.8
 
 
 def _root(group: Function) -> Operation:
@@ -32,10 +36,9 @@ def candidate(group: Function, hint: Hint, vector_bits: int) -> tuple[float, Win
     root = _root(group)
     x, w = root.operands
     shapes = (w.type.shape, x.type.shape[1:], root.result.type.shape[1:])
-    symbols = set[str]().union(*(d.symbols() for shape in shapes for d in shape if isinstance(d, DimExpr)))
-    if not symbols <= hint.keys():
+    literal = _literal(shapes, hint)
+    if literal is None:
         return None
-    literal = tuple(sorted((s, hint[s]) for s in symbols))
     made = specialize(group, dict(literal))
     root = _root(made)
     g = geometry_of(root)
@@ -46,31 +49,87 @@ def candidate(group: Function, hint: Hint, vector_bits: int) -> tuple[float, Win
     return choose(g, examples if isinstance(examples, int) else 32, c.accumulator, vector_bits, literal)
 
 
-def windows_schedule(group: Function, hint: Hint, vector_bits: int) -> WindowSchedule | None:
+def gradient_candidate(
+    group: Function, hint: Hint, vector_bits: int
+) -> tuple[float, GradientSchedule] | None:
+    """As `candidate`, for lanes over output channels; literal are all sizes but for the number of channels of x."""
+    root = _root(group)
+    x, w = root.operands
+    shapes = (w.type.shape[:1], w.type.shape[2:], x.type.shape[:1], x.type.shape[2:], root.result.type.shape)
+    literal = _literal(shapes, hint)
+    if literal is None:
+        return None
+    made = specialize(group, dict(literal))
+    root = _root(made)
+    g = gradient_geometry(root)
+    if g is None:
+        return None
+    examples = substitute(g.examples, hint)
+    c = conv_contraction(made, root, Pull(made, _params(made)), per_example=True)
+    return choose_gradient(
+        g, examples if isinstance(examples, int) else 32, c.accumulator, vector_bits, literal
+    )
+
+
+def _literal(shapes: Iterable[Shape], hint: Hint) -> tuple[tuple[str, int], ...] | None:
+    """The values of all symbols in shapes, None if one is unknown."""
+    symbols = set[str]().union(*(d.symbols() for shape in shapes for d in shape if isinstance(d, DimExpr)))
+    return tuple(sorted((s, hint[s]) for s in symbols)) if symbols <= hint.keys() else None
+
+
+def windows_schedule(
+    group: Function, hint: Hint, vector_bits: int
+) -> WindowSchedule | GradientSchedule | None:
     """The schedule, where it is likely to be faster than a product of matrices."""
+    root = _root(group)
+    window, out = (_product(v.type.shape[2:], hint) for v in (root.operands[1], root.result))
+    if window > out:
+        return _gradient_schedule(group, root, hint, vector_bits)
     found = candidate(group, hint, vector_bits)
     if found is None:
         return None
     cycles, schedule = found
-    g = geometry_of(_root(specialize(group, dict(schedule.literal))))
-    assert g is not None
-    examples = substitute(g.examples, hint)
-    terms = g.count * g.outputs * g.pixels * g.depth * (examples if isinstance(examples, int) else 32)
-    short = g.depth <= SHORT and g.positions < g.pixels
-    return schedule if short or cycles * schedule.width <= GOOD * terms else None
+    short = _product(root.operands[1].type.shape[1:], hint) <= SHORT
+    return schedule if short or cycles * schedule.width <= GOOD * _terms(root, hint) else None
 
 
-def lower_windows(group: Function, schedule: WindowSchedule) -> Lowered:
-    """Kernels for a group of one `conv` with an epilogue; `schedule` as `candidate` gives it."""
+def _gradient_schedule(
+    group: Function, root: Operation, hint: Hint, vector_bits: int
+) -> GradientSchedule | None:
+    found = gradient_candidate(group, hint, vector_bits)
+    if found is None:
+        return None
+    cycles, schedule = found
+    lone = _product(root.result.type.shape[:1], hint) == 1
+    good = cycles * max(1, vector_bits // 32) <= GOOD_GRADIENT * _terms(root, hint)
+    return schedule if lone or good else None
+
+
+def _product(shape: Shape, hint: Hint) -> int:
+    size = substitute(size_of(shape), hint)
+    return size if isinstance(size, int) else 32
+
+
+def _terms(root: Operation, hint: Hint) -> int:
+    return _product(root.result.type.shape, hint) * _product(root.operands[1].type.shape[1:], hint)
+
+
+def lower_windows(group: Function, schedule: WindowSchedule | GradientSchedule) -> Lowered:
+    """Kernels for a group of one `conv` with an epilogue; `schedule` as one of the candidates gives it."""
     made = specialize(group, dict(schedule.literal))
     root = _root(made)
     buffers = _params(made)
     pull = Pull(made, buffers)
-    g = geometry_of(root)
-    assert g is not None, "a schedule for windows is for known sizes"
     results = tuple(Buffer(f"r{i}", v.type.dtype, "out") for i, v in enumerate(made.results))
     c = conv_contraction(made, root, pull, per_example=True)
-    kernels, scratch = WindowKernels(c, g, schedule, results).build()
+    if isinstance(schedule, WindowSchedule):
+        g = geometry_of(root)
+        assert g is not None, "a schedule for windows is for known sizes"
+        kernels, scratch = WindowKernels(c, g, schedule, results).build()
+    else:
+        g = gradient_geometry(root)
+        assert g is not None, "a schedule for windows is for known sizes"
+        kernels, scratch = GradientKernels(c, g, schedule, results).build()
     return Lowered(kernels, tuple(buffers[p] for p in made.params), results, scratch, tuple(pull.sites))
 
 

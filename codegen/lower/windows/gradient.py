@@ -1,0 +1,432 @@
+"""Convolutions with a large window and few results, as the gradient by a kernel is: lanes over output channels.
+
+Seen from such a convolution, a pixel is a position of the window, so k runs over (example, pixel), and the results are
+a small image for each channel. Read with window and result exchanged, its geometry is that of windows/geometry.py:
+the element of the padded copy that result (channel, place) takes at pixel p is at offset(channel, place) + p.
+
+A task goes through chunks of k. For each it makes the padded copy of x, and a copy of the other operand [k][output
+channels]. Then all tiles take the blocks of 256 k in the chunk: rows are places of the results (broadcast from the
+first copy), lanes are output channels (vectors of the second one). Between chunks, chains that are not at the end of
+their block wait in memory, as do totals. Where there are few results, each task does some blocks of k, and a second
+kernel adds up their sums.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from graphc.codegen.expr import Expr, cast, const, equal, index, load, var
+from graphc.codegen.loops import (
+    Alloc,
+    Assign,
+    Buffer,
+    Declare,
+    For,
+    If,
+    Kernel,
+    Let,
+    Stmt,
+    Store,
+    Transpose,
+    Vector,
+)
+from graphc.codegen.lower.affine import Levels, ceil_div, greatest_of, least_of, linear, normal, tidy
+from graphc.codegen.lower.contraction import Contraction, transposable, widened
+from graphc.codegen.lower.index import Position, delinearise, dim_expr
+from graphc.codegen.lower.kernels import buffers_used, layout_of, moved
+from graphc.codegen.lower.lowered import Scratch
+from graphc.codegen.lower.microkernel import BLOCK, multiply_add
+from graphc.codegen.lower.nest import group_extents
+from graphc.codegen.lower.windows.copy import WindowCopy
+from graphc.codegen.lower.windows.geometry import Geometry
+from graphc.codegen.lower.windows.gradient_schedule import GradientSchedule, copied_segment, padded_outputs
+from graphc.ir.types import I64, Dim, DType
+
+Body = list[Stmt]
+
+
+class GradientKernels:
+    """Builds the kernels of a contraction whose root is such a `conv`; g as `gradient_geometry` gives it."""
+
+    def __init__(
+        self, c: Contraction, g: Geometry, schedule: GradientSchedule, results: Sequence[Buffer]
+    ) -> None:
+        self.c, self.g, self.s = c, g, schedule
+        self.dtype = c.accumulator
+        self.results = [
+            (*layout_of(c, v), buffer) for v, buffer in zip(c.group.results, results, strict=True)
+        ]
+        self.scratch: list[Scratch] = []
+        self._names = itertools.count()
+        self.lanes = padded_outputs(g, schedule)
+        self.segment = copied_segment(g, schedule)
+        self.image = schedule.block * g.inner * g.phases * self.segment  # the copy of one example
+        self.parts = g.channels // schedule.block
+        self.places = schedule.block * g.positions  # results of a task, for each output channel
+        self.copied = Buffer("copied", self.dtype, "local")
+        self.turned = Buffer("turned", self.dtype, "local")
+        self.chain = Buffer("chain", self.dtype, "local")
+        self.total = Buffer("total", self.dtype, "local")
+        self.examples = dim_expr(g.examples)
+        self.depth = self.examples * g.pixels
+        if schedule.blocks:
+            self.count = ceil_div(self.depth, BLOCK)
+            blocks: Dim = (g.examples * g.pixels + (BLOCK - 1)) // BLOCK
+            size = blocks * (g.count * g.channels * g.positions * self.lanes)
+            self.total = Buffer("sums", self.dtype, "scratch")
+            self.scratch.append(Scratch(self.total, self.dtype, size))
+
+    def build(self) -> tuple[tuple[Kernel, ...], tuple[Scratch, ...]]:
+        """The kernels in launch order, and their scratch memory."""
+        kernels = (self._split(), self._finish()) if self.s.blocks else (self._sequential(),)
+        return kernels, tuple(self.scratch)
+
+    def name(self, stem: str, dtype: DType = I64) -> Expr:
+        return var(f"{stem}_{next(self._names)}", dtype)
+
+    def _kernel(self, name: str, parallel: Expr, work: Expr, body: Body) -> Kernel:
+        buffers = [
+            *self.c.pull.buffers.values(),
+            *(b for _, _, b in self.results),
+            *(s.buffer for s in self.scratch),
+        ]
+        used = buffers_used(body)
+        mine = tuple(b for b in buffers if b in used)
+        return Kernel(name, mine, group_extents(self.c.group), parallel, work, tuple(body))
+
+    @property
+    def _work(self) -> Expr:
+        g = self.g
+        return self.depth * (g.count * g.channels * g.positions * g.outputs * 2)
+
+    def _allocations(self, chunk: int) -> Body:
+        return [
+            Alloc(self.copied, self.s.images * self.image + self.s.width),
+            Alloc(self.turned, chunk * self.lanes),
+        ]
+
+    def _clear(self) -> Body:
+        """Lanes behind the last output channel get a value."""
+        g, lane, k = self.g, self.name("lane"), self.name("k")
+        if self.lanes == g.outputs:
+            return []
+        chunk = self.s.blocks * BLOCK or self.s.images * self.s.pixels
+        at = k * self.lanes + (self.lanes - self.s.width) + lane
+        return [
+            Vector(
+                lane,
+                self.s.width,
+                (For(k, index(0), index(chunk), (Store(self.turned, at, const(self.dtype, 0)),), index(1)),),
+            )
+        ]
+
+    # One kernel that goes through all of k
+
+    def _sequential(self) -> Kernel:
+        """A task is some channels of a group; its totals stay with it."""
+        g, s = self.g, self.s
+        task, b, part, n, p0 = (self.name(x) for x in ("task", "group", "part", "n", "first"))
+        images, low, high = self.name("images"), self.name("low"), self.name("high")
+        loops = [task, b, part, n, p0, images, low, high]
+        chunk: Body = [
+            Let(images, least_of(index(s.images), self.examples - n)),
+            Let(low, n * g.pixels + p0),
+            Let(high, low + (images * g.pixels if s.pixels >= g.pixels else least_of(index(s.pixels), index(g.pixels) - p0))),
+            *self._chunk(b, part, n, images, p0, low, high, loops),
+        ]  # fmt: skip
+        body: Body = [
+            Let(b, task // self.parts),
+            Let(part, task - b * self.parts),
+            *self._clear(),
+            *self._zero(),
+            For(n, index(0), self.examples, (For(p0, index(0), index(g.pixels), tuple(chunk), index(s.pixels)),), index(s.images)),
+            *self._store_all(b, part, [task, b, part]),
+        ]  # fmt: skip
+        whole: Body = [
+            *self._allocations(s.images * s.pixels),
+            Alloc(self.chain, self.places * self.lanes),
+            Alloc(self.total, self.places * self.lanes),
+            For(task, var("begin"), var("end"), tuple(body), index(1)),
+        ]
+        return self._kernel("contract", index(g.count * self.parts), self._work, whole)
+
+    def _zero(self) -> Body:
+        """Totals of an empty sum."""
+        i, lane = self.name("i"), self.name("lane")
+        zero = Store(self.total, i + lane, const(self.dtype, 0))
+        stop = index(self.places * self.lanes)
+        each: Body = [For(i, index(0), stop, (Vector(lane, self.s.width, (zero,)),), index(self.s.width))]
+        return each if self.g.examples == 0 or not isinstance(self.g.examples, int) else []
+
+    def _store_all(self, b: Expr, part: Expr, loops: list[Expr]) -> Body:
+        """The epilogue of a task's totals."""
+        g, s = self.g, self.s
+        c, place, v, lane = (self.name(x) for x in ("c", "place", "v", "lane"))
+        total = load(self.total, (c * g.positions + place) * self.lanes + v + lane)
+        order = [*loops, c, place, v, lane]
+        inner = self._finished(b, part * s.block + c, place, v + lane, total, order)
+        return self._each_result(c, s.block, place, v, lane, inner)
+
+    def _each_result(self, c: Expr, channels: int, place: Expr, v: Expr, lane: Expr, inner: Body) -> Body:
+        g, s = self.g, self.s
+        if g.outputs % s.width:
+            inner = [If(v + lane < g.outputs, tuple(inner))]
+        body: Stmt = For(
+            v, index(0), index(self.lanes), (Vector(lane, s.width, tuple(inner)),), index(s.width)
+        )
+        body = For(place, index(0), index(g.positions), (body,), index(1))
+        return [For(c, index(0), index(channels), (body,), index(1))]
+
+    def _finished(self, b: Expr, c: Expr, place: Expr, o: Expr, total: Expr, loops: list[Expr]) -> Body:
+        contraction = self.c
+        at = Position(
+            contraction.result.type.shape, contraction.place((b, c), (o,), delinearise(place, self.g.window))
+        )
+        value = cast(total, contraction.result.type.dtype)
+        contraction.pull.bind(contraction.result, lambda _: value)
+        out: Body = []
+        stores: Body = []
+        for v, layout, buffer in self.results:
+            here = at.reshaped(v.type.shape)
+            e = tidy(contraction.pull.at(v, here), loops)
+            out += contraction.pull.take_reports()
+            # All values come first: a result may be written where an operand was read.
+            held = self.name("value", e.dtype)
+            out.append(Let(held, e))
+            stores.append(Store(buffer, tidy(normal(moved(here, layout).flat, Levels(loops)), loops), held))
+        return [*out, *stores]
+
+    # Two kernels: sums of blocks of k, and what adds them up
+
+    def _split(self) -> Kernel:
+        g, s = self.g, self.s
+        task, b, part, rest, low, high, n, images = (
+            self.name(x) for x in ("task", "group", "part", "rest", "low", "high", "n", "images")
+        )
+        share = ceil_div(self.count, s.blocks)
+        safe = greatest_of(share, index(1))
+        loops = [task, b, part, rest, low, high, n, images]
+        body: Body = [
+            Let(rest, task // safe),
+            Let(b, rest // self.parts),
+            Let(part, rest - b * self.parts),
+            Let(low, (task - rest * share) * (s.blocks * BLOCK)),
+            Let(high, least_of(low + s.blocks * BLOCK, self.depth)),
+            Let(n, low // g.pixels),
+            Let(images, (high - 1) // g.pixels + 1 - n),
+            *self._chunk(b, part, n, images, index(0), low, high, loops),
+        ]
+        whole: Body = [
+            *self._allocations(s.blocks * BLOCK),
+            *self._clear(),
+            For(task, var("begin"), var("end"), tuple(body), index(1)),
+        ]
+        return self._kernel("contract", share * (g.count * self.parts), self._work, whole)
+
+    def _finish(self) -> Kernel:
+        g, s = self.g, self.s
+        task, b, c, kb, place, v, lane = (
+            self.name(x) for x in ("task", "group", "c", "kb", "place", "v", "lane")
+        )
+        sum_ = self.name("sum", self.dtype)
+        size = g.count * g.channels * g.positions * self.lanes
+        at = (task * g.positions + place) * self.lanes + v + lane
+        finished = self._finished(b, c, place, v + lane, sum_, [task, b, c, place, v, lane])
+        if g.outputs % s.width:
+            finished = [If(v + lane < g.outputs, tuple(finished))]
+        inner: Body = [
+            Declare(sum_, const(self.dtype, 0)),
+            If(self.count > 0, (Assign(sum_, load(self.total, at)),)),
+            For(
+                kb,
+                index(1),
+                self.count,
+                (Assign(sum_, sum_ + load(self.total, kb * size + at)),),
+                index(1),
+            ),
+            *finished,
+        ]
+        each = For(v, index(0), index(self.lanes), (Vector(lane, s.width, tuple(inner)),), index(s.width))
+        body: Body = [
+            Let(b, task // g.channels),
+            Let(c, task - b * g.channels),
+            For(place, index(0), index(g.positions), (each,), index(1)),
+        ]
+        results = g.count * g.channels
+        work = self.count * size
+        return self._kernel(
+            "finish", index(results), work, [For(task, var("begin"), var("end"), tuple(body), index(1))]
+        )
+
+    # A chunk of k
+
+    def _chunk(
+        self, b: Expr, part: Expr, n: Expr, images: Expr, p0: Expr, low: Expr, high: Expr, loops: list[Expr]
+    ) -> Body:  # fmt: skip
+        """k from `low` to `high`: of `images` examples from n, pixels from p0 where it is a part of one example."""
+        g, s = self.g, self.s
+        row, i = self.name("row"), self.name("image") if s.images > 1 else index(0)
+        copy = WindowCopy(
+            self._of_task(), self.c.root.operands[0], self.c.pull, self.copied, self.dtype, s.width, self.segment,
+            self.name, swapped=True,
+        )  # fmt: skip
+        channel = part * s.block
+        if g.count > 1:
+            channel = b * g.channels + channel
+        named = [i] if i.op == "var" else []
+        rows = index(g.rows(s.pixels))
+        copies = copy.body(n + i, channel, i * self.image, row, rows, [*loops, row, *named])
+        turns = self._turn(b, n + i, p0, i, n, low, high, [*loops, row, *named])
+        each: Body = [*copies, *turns]
+        if named:
+            each = [For(i, index(0), images, tuple(each), index(1))]
+        return [Let(row, p0 // g.line), *each, *self._blocks(b, part, n, images, p0, row, low, high, loops)]
+
+    def _of_task(self) -> Geometry:
+        from dataclasses import replace
+
+        return replace(self.g, channels=self.s.block)
+
+    def _turn(
+        self, b: Expr, n: Expr, p0: Expr, i: Expr, first: Expr, low: Expr, high: Expr, loops: list[Expr]
+    ) -> Body:  # fmt: skip
+        """The copy [k][output channels] of one example's part of the chunk."""
+        g, c = self.g, self.c
+        start, stop = self.name("start"), self.name("stop")
+        lets: Body = [
+            Let(start, greatest_of(low - n * g.pixels, index(0))),
+            Let(stop, least_of(high - n * g.pixels, index(g.pixels))),
+        ]
+        loops = [*loops, start, stop]
+        base = n * g.pixels - low
+        source = transposable(c, c.left)
+        body: Body = []
+        o0 = 0
+        while o0 < g.outputs:
+            size = 1 << min((g.outputs - o0).bit_length() - 1, 4)
+            together = (g.outputs - o0) // size if size == 16 else 1
+            o = self.name("o") if together > 1 else index(o0)
+            body += self._turn_rows(b, n, source, o, size, start, stop, base, o0, together, loops)
+            o0 += size * together
+        return [*lets, *body]
+
+    def _turn_rows(
+        self, b: Expr, n: Expr, source: object, o: Expr, size: int, start: Expr, stop: Expr, base: Expr, o0: int,
+        together: int, loops: list[Expr],
+    ) -> Body:  # fmt: skip
+        """`together` times `size` output channels from o0."""
+        from graphc.codegen.lower.contraction import Transposable
+
+        g, c = self.g, self.c
+        body: Body = []
+        p, rest = self.name("p"), start
+        order = [*loops, *([o] if o.op == "var" else []), p]
+        free = var("free")
+
+        def coords(at: Expr) -> tuple[Expr, ...]:
+            return (n, *delinearise(at, g.out))
+
+        if isinstance(source, Transposable) and size > 1:
+            levels = Levels(order)
+            split = linear(source.position((b, index(0)), free, coords(p)), free, levels)
+            along = linear(source.position((b, index(0)), o, coords(p)), p, levels)
+            if split is not None and along is not None and along[0] is index(1):
+                slope, at = split
+                rest = self.name("rest")
+                body.append(Let(rest, start + (stop - start) // size * size))
+                block = Transpose(
+                    self.turned, normal((base + p) * self.lanes + o, levels), index(self.lanes),
+                    source.buffer, normal(at + slope * o, levels), slope, size,
+                )  # fmt: skip
+                body.append(For(p, start, rest, (block,), index(size)))
+        q, lane = self.name("p"), self.name("lane") if size > 1 else index(0)
+        order = [*loops, *([o] if o.op == "var" else []), rest, q, lane]
+        e = widened(c, c.left.at((b, index(0)), (o + lane,), coords(q)))
+        checks = c.pull.take_reports()
+        put = Store(self.turned, normal((base + q) * self.lanes + o + lane, Levels(order)), tidy(e, order))
+        one: Body = [For(q, rest, stop, (*checks, put), index(1))]
+        body += [Vector(lane, size, tuple(one))] if size > 1 else one
+        if together > 1:
+            return [For(o, index(o0), index(o0 + size * together), tuple(body), index(size))]
+        return body
+
+    def _blocks(
+        self, b: Expr, part: Expr, n: Expr, images: Expr, p0: Expr, row: Expr, low: Expr, high: Expr, loops: list[Expr]
+    ) -> Body:  # fmt: skip
+        """The blocks of k that meet the chunk: every tile."""
+        g, s = self.g, self.s
+        block, start, stop = self.name("block"), self.name("start"), self.name("stop")
+        c, v, k0 = (
+            self.name("c"),
+            self.name("v"),
+            self.name("k") if not s.whole and g.window[0] > 1 else index(0),
+        )
+        lets: Body = [Let(start, greatest_of(block, low)), Let(stop, least_of(block + BLOCK, high))]
+        order = [*loops, block, start, stop, v, c, *([k0] if k0.op == "var" else [])]
+        body = self._tile(b, part, n, images, row, low, block, start, stop, v, c, k0, order)
+        if k0.op == "var":
+            body = [For(k0, index(0), index(g.window[0]), tuple(body), index(1))]
+        body = [For(c, index(0), index(s.block), tuple(body), index(s.channels))]
+        body = [For(v, index(0), index(self.lanes), tuple(body), index(s.vectors * s.width))]
+        return [For(block, low // BLOCK * BLOCK, high, (*lets, *body), index(BLOCK))]
+
+    def _tile(
+        self, b: Expr, part: Expr, n: Expr, images: Expr, row: Expr, low: Expr, block: Expr, start: Expr, stop: Expr,
+        v: Expr, c: Expr, k0: Expr, loops: list[Expr],
+    ) -> Body:  # fmt: skip
+        """The terms of k from `start` to `stop`, in one block: s.channels from c, all places or those of one k0."""
+        g, s = self.g, self.s
+        lane = self.name("lane")
+        across = g.inner * g.phases * self.segment
+        places, offsets = [], []
+        for extra in range(s.channels):
+            for first in range(g.window[0]) if s.whole else (k0,):
+                at = (first if isinstance(first, Expr) else index(first)) * g.reach[0]
+                down = at % g.strides[0] // g.phase_step * self.segment + at // g.strides[0] * g.line
+                for inner in range(g.inner):
+                    place = (first if isinstance(first, Expr) else index(first)) * g.inner + inner
+                    places.append((c + extra) * g.positions + place)
+                    offsets.append(
+                        (c + extra) * across + inner * g.phases * self.segment + down - row * g.line
+                    )
+        sums = [[self.name("sum", self.dtype) for _ in range(s.vectors)] for _ in places]
+        image, first_pixel, last_pixel, p = (self.name(x) for x in ("image", "from", "to", "p"))
+        outer = image if s.images > 1 else index(0)
+        k = (n + outer) * g.pixels + p - low
+        step: Body = []
+        vectors = [load(self.turned, k * self.lanes + v + (j * s.width) + lane) for j in range(s.vectors)]
+        order = [*loops, lane, image, first_pixel, last_pixel, p]
+        for mine, offset in zip(sums, offsets, strict=True):
+            a = load(self.copied, normal(outer * self.image + offset + p, Levels(order)))
+            step += [
+                Assign(t, multiply_add(tidy(x, order), a, t)) for t, x in zip(mine, vectors, strict=True)
+            ]
+        pixels = For(p, first_pixel, last_pixel, tuple(step), index(1))
+        span: Body = [
+            Let(first_pixel, greatest_of(start - (n + outer) * g.pixels, index(0))),
+            Let(last_pixel, least_of(stop - (n + outer) * g.pixels, index(g.pixels))),
+            pixels,
+        ]
+        if s.images > 1:
+            span = [For(image, start // g.pixels - n, (stop - 1) // g.pixels + 1 - n, tuple(span), index(1))]
+        flat = [
+            (place * self.lanes + v + (j * s.width) + lane, t)
+            for place, mine in zip(places, sums, strict=True)
+            for j, t in enumerate(mine)
+        ]
+        region: Body = [Declare(t, const(self.dtype, 0)) for _, t in flat]
+        if s.blocks:
+            size = g.count * g.channels * g.positions * self.lanes
+            base = block // BLOCK * size + ((b * g.channels + part * s.block) * g.positions) * self.lanes
+            region += [*span, *(Store(self.total, base + at, t) for at, t in flat)]
+            return [Vector(lane, s.width, tuple(region))]
+        resumed = [Assign(t, load(self.chain, at)) for at, t in flat]
+        region += [If(start > block, tuple(resumed)), *span]
+        put = [Store(self.total, at, t) for at, t in flat]
+        add = [Store(self.total, at, load(self.total, at) + t) for at, t in flat]
+        wait = [Store(self.chain, at, t) for at, t in flat]
+        done = If(equal(block, 0), tuple(put), tuple(add))
+        whole = stop >= least_of(block + BLOCK, self.depth)
+        region.append(If(whole, (done,), tuple(wait)))
+        return [Vector(lane, s.width, tuple(region))]

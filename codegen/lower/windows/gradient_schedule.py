@@ -1,0 +1,127 @@
+"""Which schedule a convolution with a large window and few results gets (gradient.py), by a model of the machine."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from graphc.codegen.lower.microkernel import BLOCK
+from graphc.codegen.lower.windows.geometry import Geometry
+from graphc.codegen.lower.windows.schedule import registers
+from graphc.ir.types import DType
+
+COPY_BYTES = 640 * 1024  # of x, and of the other operand, in a task
+STATE_BYTES = 128 * 1024  # chains and totals of a task
+LEAST_OUTPUTS = 4
+
+
+class GradientSchedule(NamedTuple):
+    """How the results are computed.
+
+    literal: values of the extents that the kernel is made for; it serves no others.
+    width, vectors: lanes of a vector, vectors of a tile: output channels.
+    channels, whole: rows of a tile are the places of so many channels: all of them, or (not whole) those of
+        one step of the first dimension.
+    images, pixels: a chunk of k is so many whole examples, or so many pixels of one.
+    block: channels of a task.
+    blocks: not 0: a task is so many blocks of k, and a second kernel adds up the sums of blocks.
+    """
+
+    literal: tuple[tuple[str, int], ...]
+    width: int
+    vectors: int
+    channels: int
+    whole: bool
+    images: int
+    pixels: int
+    block: int
+    blocks: int
+
+
+def copied_segment(g: Geometry, s: GradientSchedule) -> int:
+    """Elements from one segment of the copy of x to the next: rows are written in whole vectors."""
+    return -(-(g.rows(s.pixels) * g.line + s.width) // s.width) * s.width
+
+
+def padded_outputs(g: Geometry, s: GradientSchedule) -> int:
+    """Output channels in whole tiles."""
+    tile = s.vectors * s.width
+    return -(-g.outputs // tile) * tile
+
+
+def choose(
+    g: Geometry, examples: int, dtype: DType, vector_bits: int, literal: tuple[tuple[str, int], ...]
+) -> tuple[float, GradientSchedule] | None:
+    """The cheapest schedule for about so many examples, with its cycles; None if there is none."""
+    if g.outputs < LEAST_OUTPUTS:
+        return None
+    full = max(1, vector_bits // dtype.bits)
+    width = full
+    while width > 4 and width // 2 >= g.outputs:
+        width //= 2
+    itemsize = dtype.bits // 8
+    count = registers(vector_bits)
+    best: tuple[float, GradientSchedule] | None = None
+    for block in [d for d in range(1, g.channels + 1) if g.channels % d == 0]:
+        for images, pixels, blocks in _chunks(g, examples):
+            s = GradientSchedule(literal, width, 1, 1, True, images, pixels, block, blocks)
+            copied = images * block * g.inner * g.phases * copied_segment(g, s) * itemsize
+            chunk = blocks * BLOCK or images * pixels
+            if copied > COPY_BYTES:
+                continue
+            for vectors in range(1, 9):
+                tiled = s._replace(vectors=vectors)
+                if chunk * padded_outputs(g, tiled) * itemsize > COPY_BYTES:
+                    break
+                if not blocks and 2 * block * g.positions * padded_outputs(g, tiled) * itemsize > STATE_BYTES:
+                    break
+                for channels in [d for d in range(1, min(block, 24) + 1) if block % d == 0]:
+                    for whole in (True, False):
+                        rows = channels * (g.positions if whole else g.inner)
+                        if rows * vectors + vectors + 1 > count:
+                            continue
+                        made = tiled._replace(channels=channels, whole=whole)
+                        cost = _cost(g, made, examples, full, chunk, itemsize)
+                        if best is None or cost < best[0]:
+                            best = cost, made
+    return best
+
+
+def _chunks(g: Geometry, examples: int) -> list[tuple[int, int, int]]:
+    """Candidates for (images, pixels, blocks)."""
+    found = [
+        (1, -(-g.pixels // cuts), 0) for cuts in (2, 3, 4, 6, 8, 12, 16, 24, 32) if g.pixels // cuts >= 128
+    ]
+    found += [(m, g.pixels, 0) for m in (1, 2, 4, 8, 16) if m <= examples]
+    for blocks in (1, 2, 4, 8, 16):
+        images = (blocks * BLOCK - 2) // g.pixels + 2
+        if images * g.pixels <= 4 * blocks * BLOCK + 4096:
+            found.append((images, g.pixels, blocks))
+    return found
+
+
+def _cost(g: Geometry, s: GradientSchedule, examples: int, full: int, chunk: int, itemsize: int) -> float:
+    """Cycles of one thread, by a model of Zen 4; dearer where there are too few tasks for some threads."""
+    depth = examples * g.pixels
+    rows = s.channels * (g.positions if s.whole else g.inner)
+    fmas = rows * s.vectors * (0.5 if s.width * 2 <= full else 1.0)
+    step = max(fmas, s.vectors + 0.5 * rows, 4.0, (rows * s.vectors + rows + s.vectors + 3) / 5)
+    lanes = padded_outputs(g, s)
+    parts = g.count * (g.channels // s.block)
+    tiles = (s.block // s.channels) * (1 if s.whole else g.window[0]) * lanes // (s.vectors * s.width)
+    chunks = -(-depth // chunk)
+    pieces = chunks * (-(-chunk // BLOCK) + (0 if s.blocks else 1))
+    cost = parts * tiles * (depth * step + pieces * (4.0 * rows * s.vectors + 30))
+    if s.images > 1:
+        cost += parts * tiles * chunks * (chunk / g.pixels) * 12
+    # The copies: lines of x, and the other operand turned.
+    covered = g.rows(s.pixels)
+    lines = covered * g.line // max(1, g.out[-1]) if g.line > 1 or len(g.out) > 1 else 1
+    run = g.out[-1] if len(g.out) > 1 else covered
+    each = -(-run // s.width) * (4.5 if g.strides[-1] == g.spread[-1] == 1 else 14.0) + 2
+    cost += parts * chunks * s.images * s.block * g.inner * g.phases * (lines * each + 10)
+    cost += parts * depth * g.outputs * (0.45 if g.outputs % 4 == 0 else 0.8)
+    if s.blocks:
+        cost += 2.0 * (depth / BLOCK) * g.count * g.channels * g.positions * lanes / s.width * 3
+    tasks = parts * (chunks if s.blocks else 1)
+    wanted = min(8.0, max(1.0, cost / 50_000))
+    return cost * (1 + 0.5 * max(0.0, 1 - tasks / wanted))
