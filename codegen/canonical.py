@@ -189,6 +189,8 @@ def _all_values(group: Function) -> list[Value]:
 
 # Images of at most so many pixels a side keep their size in the kernel: a vector covers several lines.
 SMALL_IMAGE = 32
+# In pooling over images larger ones do too: which windows reach over the edge is then known, and how many vectors make up a line.
+POOLED_IMAGE = 128
 
 
 def _keep_windows(group: Function) -> set[Dim]:
@@ -203,7 +205,8 @@ def _keep_windows(group: Function) -> set[Dim]:
         if lookup(op.name).family in ("conv", "pool"):
             count = len(op.attrs["window"] if "window" in op.attrs else op.attrs["strides"])
             sides = [d for v in (*op.operands, *op.results) for d in v.type.shape[-count:]]
-            if all(not isinstance(d, DimExpr) and d <= SMALL_IMAGE for d in sides):
+            most = POOLED_IMAGE if count > 1 and lookup(op.name).family == "pool" else SMALL_IMAGE
+            if all(not isinstance(d, DimExpr) and d <= most for d in sides):
                 keep |= set(sides)
     return keep
 

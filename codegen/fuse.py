@@ -208,7 +208,7 @@ class _Fuser:
         if op.name == "concat" and len(op.operands) > _MOST_PIECES:
             return False
         heavy = op.name in _HEAVY
-        if any(r.name in _REREAD and op.results[0] in self.sources(r) for r in readers):
+        if any(r.name in _REREAD and not self.sources(r).isdisjoint(op.results) for r in readers):
             return False
         if heavy and self.spreads(op, group):
             return False
@@ -221,7 +221,8 @@ class _Fuser:
     def sources(self, reader: Operation) -> set[Value]:
         """The values that `reader` reads at computed positions, seen through free operations."""
         found: set[Value] = set()
-        stack = [reader.operands[0]]
+        # Of a pooling gradient the saved positions too.
+        stack = [*reader.operands[: 2 if reader.name == "max_pool_grad" else 1]]
         while stack:
             v = stack.pop()
             if v in found:
