@@ -6,7 +6,6 @@ which follows values to their readers, leaves them apart. Nothing changes a bit.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 from graphc.codegen.fuse import ALONE, CONTRACT, MOST_OPERATIONS, REDUCE
@@ -21,35 +20,110 @@ Domain = tuple[Shape, tuple[int, ...]]
 
 def merge(module: Module) -> Module:
     """`module` with such groups merged, one pair at a time."""
-    calls = list(module.entry.ops)
-    results: dict[Value, Value] = {}
-
-    def now(v: Value) -> Value:
-        """What stands for a result of a call that was merged."""
-        while v in results:
-            v = results[v]
-        return v
-
-    domains = {op: _domain(op) for op in calls}
-    while (pair := _pair(calls, domains, now)) is not None:
-        i, j, at = pair
-        merged = _merged(calls[i], calls[j], now)
-        domains[merged] = domains[calls[i]]
-        for op, offset in ((calls[i], 0), (calls[j], len(calls[i].results))):
-            results.update({r: merged.results[offset + k] for k, r in enumerate(op.results)})
-        calls = [merged if k == at else op for k, op in enumerate(calls) if k == at or k not in (i, j)]
-    if not results:
+    merger = _Merger(module)
+    while (pair := merger.pair()) is not None:
+        merger.merge(*pair)
+    if not merger.results:
         return module
     b = Builder(module.entry.name)
     env: dict[Value, Value] = {}
     for p, name in zip(module.entry.params, module.entry.param_names, strict=True):
         env[p] = b.param(p.type, name)
 
-    for op in calls:
+    for op in merger.calls:
         b.loc = op.loc
-        made = b.emit_op(op.name, *(env[now(v)] for v in op.operands), **op.attrs)
+        made = b.emit_op(op.name, *(env[merger.now(v)] for v in op.operands), **op.attrs)
         env.update(zip(op.results, made.results, strict=True))
-    return Module([b.build([env[now(r)] for r in module.entry.results]), *(op.attrs["function"] for op in calls)])
+    functions = (op.attrs["function"] for op in merger.calls)
+    return Module([b.build([env[merger.now(r)] for r in module.entry.results]), *functions])
+
+
+class _Merger:
+    """The calls while pairs of them become one.
+
+    What it costs to find the next pair depends on how many calls read memory that another one reads, not on all there are.
+    """
+
+    def __init__(self, module: Module) -> None:
+        self.calls = list(module.entry.ops)
+        self.results: dict[Value, Value] = {}  # of calls that were merged
+        self.first: dict[Value, Value] = {}  # what a result of a merged call was called at first
+        self.maker = {r: op for op in self.calls for r in op.results}
+        self.place = {op: k for k, op in enumerate(self.calls)}
+        # By domain, calls in their order; what each reads of the domain's shape, by its first name; others that read some of it.
+        self.alike: dict[Domain, list[Operation]] = {}
+        self.reads: dict[Operation, set[Value]] = {}
+        self.partners: dict[Operation, set[Operation]] = {}
+        for op in self.calls:
+            domain = _domain(op)
+            if domain is not None:
+                self._add(op, domain)
+        for domain, ops in self.alike.items():
+            self._match(domain, ops)
+
+    def now(self, v: Value) -> Value:
+        """What stands for a result of a call that was merged."""
+        while v in self.results:
+            v = self.results[v]
+        return v
+
+    def _add(self, op: Operation, domain: Domain) -> None:
+        self.partners[op] = set()
+        # Columns are spread over chunks only where one pass does it: the others stay by themselves.
+        alone = is_columns(*domain) and not single_pass(op.attrs["function"])
+        shape = domain[0]
+        self.reads[op] = set() if alone else {self.first.get(v, v) for v in op.operands if v.type.shape == shape}
+        self.alike.setdefault(domain, []).append(op)
+
+    def _match(self, domain: Domain, ops: list[Operation]) -> None:
+        """Find the partners of `ops` in their domain."""
+        readers: dict[Value, list[Operation]] = {}
+        for op in self.alike[domain]:
+            for v in self.reads[op]:
+                readers.setdefault(v, []).append(op)
+        for op in ops:
+            for other in (o for v in self.reads[op] for o in readers[v]):
+                if other is not op and _fit(op, other):
+                    self.partners[op].add(other)
+                    self.partners[other].add(op)
+
+    def pair(self) -> tuple[Operation, Operation, Domain, int] | None:
+        """Two calls that may be one, and its place: that of the first if the second is ready there, that of the second if nobody in
+        between waits for the first."""
+        place = self.place
+        for domain, ops in sorted(self.alike.items(), key=lambda item: place[item[1][0]]):
+            for first in ops:
+                i = place[first]
+                for j, second in sorted((place[o], o) for o in self.partners[first] if place[o] > i):
+                    if all(self._made_before(v, i) for v in second.operands):
+                        return first, second, domain, i
+                    if not any(self.now(v) in first.results for op in self.calls[i + 1 : j + 1] for v in op.operands):
+                        return first, second, domain, j
+        return None
+
+    def _made_before(self, v: Value, place: int) -> bool:
+        maker = self.maker.get(self.now(v))
+        return maker is None or self.place[maker] < place
+
+    def merge(self, first: Operation, second: Operation, domain: Domain, at: int) -> None:
+        """Make one call of two, at this place."""
+        merged = _merged(first, second, self.now)
+        for old, new in zip((*first.results, *second.results), merged.results, strict=True):
+            self.results[old] = new
+            self.first[new] = self.first.get(old, old)
+            self.maker[new] = merged
+        gone = (first, second)
+        self.calls = [merged if k == at else op for k, op in enumerate(self.calls) if k == at or op not in gone]
+        self.place = {op: k for k, op in enumerate(self.calls)}
+        for op in gone:
+            for other in self.partners.pop(op):
+                if other in self.partners:
+                    self.partners[other].discard(op)
+        self.alike[domain] = [op for op in self.alike[domain] if op not in gone]
+        self._add(merged, domain)
+        self._match(domain, [merged])
+        for ops in self.alike.values():
+            ops.sort(key=self.place.__getitem__)
 
 
 def _domain(op: Operation) -> Domain | None:
@@ -57,31 +131,6 @@ def _domain(op: Operation) -> Domain | None:
     group = op.attrs["function"]
     names = {o.name for o in group.ops}
     return domain_of(group) if names & REDUCE and not names & (CONTRACT | ALONE) else None
-
-
-def _pair(calls: list[Operation], domains: dict[Operation, Domain | None], now: Now) -> tuple[int, int, int] | None:
-    """Two calls that may be one, and its place: that of the first if the second is ready there, that of the second if nobody in
-    between waits for the first."""
-    made_at = {r: k for k, op in enumerate(calls) for r in op.results}
-    alike: dict[Domain, list[int]] = {}
-    for k, op in enumerate(calls):
-        domain = domains[op]
-        if domain is not None:
-            alike.setdefault(domain, []).append(k)
-    for (shape, axes), places in alike.items():
-        # Columns are spread over chunks only where one pass does it: the others stay by themselves.
-        if is_columns(shape, axes):
-            places = [k for k in places if single_pass(calls[k].attrs["function"])]
-        reads = {k: {now(v) for v in calls[k].operands if v.type.shape == shape} for k in places}
-        for i, j in itertools.combinations(places, 2):
-            first, second = calls[i], calls[j]
-            if reads[i].isdisjoint(reads[j]) or not _fit(first, second):
-                continue
-            if all(made_at.get(now(v), -1) < i for v in second.operands):
-                return i, j, i
-            if not any(now(v) in first.results for op in calls[i + 1 : j + 1] for v in op.operands):
-                return i, j, j
-    return None
 
 
 def _fit(first: Operation, second: Operation) -> bool:
