@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass, fields
 
 # Operations in a nanosecond, of one thread, by the kind of kernel (the first word of its name).
 RATES = {
-    "map": 40.0, "tiles": 20.0, "rows": 60.0, "columns": 100.0, "partials": 60.0, "contract": 100.0, "attention": 50.0,
-    "scatter": 4.0, "scan": 2.0, "finish": 7.0,
+    "map": 70.0, "squares": 70.0, "tiles": 40.0, "pool": 70.0, "rows": 90.0, "columns": 250.0, "partials": 90.0,
+    "contract": 90.0, "attention": 60.0, "finish": 13.0, "scatter": 8.0, "scan": 2.0,
 }  # fmt: skip
-RATE = 50.0  # of any other kind
+RATE = 70.0  # of any other kind
 # These move what the contraction reads; the operations they state are those of the contraction.
 MOVING = ("pack", "layout", "convert")
 PATIENCE = 5.0  # seconds of a process before it measures
@@ -49,7 +49,7 @@ class Costs:
         kind = kernel.partition("_")[0]
         moving = moved / (self.bandwidth * 1000)
         if kind in MOVING:
-            return LATENCY + 2 * moving
+            return LATENCY + moving
         return LATENCY + max(work / (rate_of(kind) * self.speed * 1000), moving)
 
 

@@ -30,8 +30,8 @@ from graphc.codegen.lower.pieces import joining, lower_pieces
 from graphc.codegen.lower.pooling import lower_pooling, pooled
 from graphc.codegen.lower.pull import Pull
 from graphc.codegen.lower.squares import across_dim, lower_squares
+from graphc.codegen.lower.work import work_of as work_of
 from graphc.ir.function import Function
-from graphc.ir.registry import lookup
 from graphc.ir.types import Dim, DimExpr, Shape, size_of, substitute
 
 STREAM_BYTES = 32 << 20  # results beyond what the caches hold
@@ -45,12 +45,6 @@ def width_for(group: Function) -> int:
         return WIDTH
     widest = max((v.type.dtype.itemsize for v in (*group.params, *group.results)), default=4)
     return {1: 64, 2: 32}.get(widest, WIDTH)
-
-
-def work_of(group: Function) -> int:
-    """Rough elementary operations for each element of the domain."""
-    heavy = sum(8 for op in group.ops if lookup(op.name).family in ("random", "pool", "indexing"))
-    return 1 + len(group.params) + len(group.ops) + heavy
 
 
 def streams(group: Function, hint: Mapping[str, int]) -> bool:
