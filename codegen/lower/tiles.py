@@ -15,7 +15,8 @@ from graphc.ir.types import DType
 
 # Lanes of a tile; rows are taken from ROWS as far as registers allow.
 LANES = (1, 4, 8, 16, 32, 64, 128)
-ROWS = (1, 2, 4, 6, 8, 9, 12, 16, 24)
+ROWS = (1, 2, 4, 6, 8, 9, 10, 12, 16, 24)
+POINTERS = 9  # rows whose places stay in registers
 UNROLL = 25  # a literal depth up to this may be unrolled
 LOCAL_ELEMENTS = 65536  # of a thread's packed lanes
 CACHE_BYTES = 256 * 1024  # what a packed operand may take and still be in the second level cache
@@ -111,7 +112,7 @@ def choose(
                 for lane_mode in ("direct", "packed", "local", "turned"):
                     if lane_mode == "direct" and not _direct(lanes_of, lanes, rows * sizes.depth if literal_depth else 0):
                         continue
-                    if lane_mode == "turned" and not _turned(lanes_of, rows, lanes, per_vector):
+                    if lane_mode == "turned" and not _turned(lanes_of, rows, lanes, per_vector, vector_bits):
                         continue
                     for row_mode in ("direct", "packed", "table"):
                         if row_mode == "direct" and not rows_of.direct:
@@ -153,9 +154,11 @@ def _direct(lanes_of: Access, lanes: int, terms: int) -> bool:
     return (lanes_of.unit_free or lanes == 1) and (lanes_of.direct or 0 < terms <= 2 * UNROLL)
 
 
-def _turned(lanes_of: Access, rows: int, lanes: int, per_vector: int) -> bool:
-    """Whether lanes can be transposed in registers, of which the square takes as many as it has lanes."""
-    return lanes == per_vector >= 4 and rows <= lanes // 2 and lanes_of.transposed is not None and not lanes_of.transposed.outer
+def _turned(lanes_of: Access, rows: int, lanes: int, per_vector: int, vector_bits: int) -> bool:
+    """Whether lanes can be transposed in registers, of which the square takes as many as it has lanes, and a few."""
+    if lanes_of.transposed is None or lanes_of.transposed.outer:
+        return False
+    return lanes == per_vector >= 4 and rows <= registers(vector_bits) - lanes - 4
 
 
 def _copy_cost(a: Access, run: int, per_vector: int, local: bool) -> float:
@@ -194,9 +197,14 @@ def _cost(
     if row_mode == "table":
         cost += s.copied * 0.7 + s.depth * 4 + tiles * s.depth * (0.5 + 0.1 * rows + 0.5 * max(0, rows - 10)) + 600
     elif row_mode == "packed":
-        cost += rb * s.depth * strips * rows * (1.2 if rows_of.direct else 3.0) + 600
+        cost += rb * s.depth * strips * rows * (1.2 if rows_of.direct else 3.0) + 1500
     elif rows_of.unit_depth:
-        cost += tiles * s.depth * rows * (_clash(s.depth * itemsize, rows) if rows > 1 else 0.01)
+        if lane_mode != "turned" and per_vector // 2 < lanes <= per_vector:
+            # A load for every multiply-add, and one for its place.
+            cost += tiles * s.depth * 0.4 * max(0, rows - POINTERS)
+        # Lanes turned in registers take whole lines of each row at a time.
+        few = rows == 1 or lane_mode == "turned"
+        cost += tiles * s.depth * rows * (0.01 if few else _clash(s.depth * itemsize, rows))
     else:
         # Every k is on a cache line of its own.
         cost += tiles * s.depth * (0.4 if rows_of.unit_free else 1.0 * rows)
