@@ -18,6 +18,8 @@
 
 @threads = internal global i64 1, align 64
 @started = internal global i64 0, align 8
+; Threads that take part in a program at most: what the machine has cores for, and fewer where the system refuses more.
+@limit = internal global i64 %(most)s, align 8
 @capacity = internal global i64 %(most)s, align 8
 @missing = internal global i64 0, align 8
 @stop = internal global i64 0, align 8
@@ -896,7 +898,16 @@ define i64 @graphc_set_threads(i64 %%n) {
   %%a = call i64 @llvm.smax.i64(i64 %%n, i64 1)
   %%b = call i64 @llvm.umin.i64(i64 %%a, i64 %(most)s)
   store atomic i64 %%b, ptr @threads monotonic, align 8
-  store i64 %(most)s, ptr @capacity, align 8
+  %%limit = load i64, ptr @limit, align 8
+  store i64 %%limit, ptr @capacity, align 8
+  ret i64 %%b
+}
+
+define i64 @graphc_set_limit(i64 %%n) {
+  %%a = call i64 @llvm.smax.i64(i64 %%n, i64 1)
+  %%b = call i64 @llvm.umin.i64(i64 %%a, i64 %(most)s)
+  store i64 %%b, ptr @limit, align 8
+  store i64 %%b, ptr @capacity, align 8
   ret i64 %%b
 }
 
@@ -916,7 +927,8 @@ define i64 @graphc_reset() {
   %%a = call i32 @pthread_mutex_init(ptr @mutex, ptr null)
   %%b = call i32 @pthread_cond_init(ptr @wakeup, ptr null)
   store i64 0, ptr @started, align 8
-  store i64 %(most)s, ptr @capacity, align 8
+  %%limit = load i64, ptr @limit, align 8
+  store i64 %%limit, ptr @capacity, align 8
   store i64 0, ptr @missing, align 8
   store i64 0, ptr @stop, align 8
   store i64 0, ptr @permits, align 8

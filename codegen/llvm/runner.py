@@ -34,6 +34,8 @@ MOST_THREADS = 1024
 # How long a worker spins before it sleeps: between programs, and within one.
 SPIN_NANOSECONDS = 40_000
 PATIENCE_NANOSECONDS = 100_000
+# Threads that take part in a program where they are asked for, even on a single core.
+CROWD = 4
 # A thread looks so many items ahead of the first that is not taken.
 WINDOW = 24
 # Parts for each thread where a launch is long enough.
@@ -160,6 +162,7 @@ _FUNCTIONS = {
     "run": 3,
     "get_threads": 0,
     "set_threads": 1,
+    "set_limit": 1,
     "workers": 0,
     "missing": 0,
     "reset": 0,
@@ -208,6 +211,7 @@ class Runner:
         self.with_pointers = (self.run_program, *(self._functions[f"with_{k}"] for k in numbers))
         self.with_pointers_short = (self.run_program_short, *(self._functions[f"with_{k}_short"] for k in numbers))
         self._functions["reset"]()
+        self.set_limit(max(CROWD, 2 * _cores()))
         self.set_threads(threads)
         os.register_at_fork(after_in_child=self._functions["reset_short"])
         # No worker is left in native code when the interpreter takes itself apart.
@@ -220,6 +224,11 @@ class Runner:
         if count <= self.workers():
             self.stop()  # those that are too many
         self._functions["set_threads"](count)
+
+    def set_limit(self, count: int) -> None:
+        """Let at most `count` threads take part in a program, however many are asked for: with many more than there are cores
+        those that wait keep those that work from running."""
+        self._functions["set_limit"](count)
 
     def get_threads(self) -> int:
         """How many threads a launch may use."""
@@ -259,6 +268,11 @@ def default_threads() -> int:
                 "unset it to use all cores"
             )
         return int(text)
+    return _cores()
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return max(1, os.cpu_count() or 1)

@@ -12,7 +12,6 @@ from graphc.codegen.costs import DEFAULT
 from graphc.codegen.dependences import Range, dependences, reduced
 from graphc.codegen.items import TOGETHER, make_items, worth
 from graphc.codegen.kernels import Launch, Site
-from graphc.codegen.llvm.runner import runner
 from graphc.codegen.plan import Plan, PlannedLaunch
 from graphc.codegen.program import compile_function
 from graphc.ir.function import Builder
@@ -21,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.codegen.compiled import on_threads
-from tests.codegen.test_runner import Program, address_of, planned
+from tests.codegen.test_runner import Program, address_of, planned, threads_of
 
 # --------------------------------------------------------------- dependences
 
@@ -155,14 +154,10 @@ def mix() -> int:
 @pytest.mark.parametrize("threads", [1, 2, 3, 8, 64])
 def test_random_programs_run_as_if_in_order(threads: int, mix: int) -> None:
     """Launches over overlapping ranges of one arena, however they overlap in time, leave what they leave in order."""
-    before = runner().get_threads()
-    runner().set_threads(threads)
     rng = np.random.default_rng(threads)
-    try:
+    with threads_of(threads):
         for _ in range(12 if threads < 64 else 4):
             _run_randomly(rng, mix)
-    finally:
-        runner().set_threads(before)
 
 
 def _run_randomly(rng: Any, mix: int) -> None:
@@ -194,30 +189,25 @@ def _run_randomly(rng: Any, mix: int) -> None:
 
 def test_many_runs_and_threads_that_change(mix: int) -> None:
     """The number of threads may change between runs, and the epoch start anew."""
-    before = runner().get_threads()
     rng = np.random.default_rng(0)
     x, out = np.arange(1000), np.zeros(1000, np.int64)
     touched = [("arena", 0, 8000), ("arena", 8000, 16000)]
     places = [("arena", x.ctypes.data), ("arena", out.ctypes.data)]
     program = Program([planned(mix, 1000, places, touched[:1], touched[1:])])
-    try:
+    with threads_of(2) as pool:
         for k in range(300):
             if k % 3 == 0:
-                runner().set_threads(int(rng.integers(1, 9)))
+                pool.set_threads(int(rng.integers(1, 9)))
             if k == 150:
                 program.table._program.array[16] = 2**32 - 3
             out[:] = 0
             assert program.run() == 0
             assert (out == x * 3 + 1).all()
-    finally:
-        runner().set_threads(before)
 
 
 def test_programs_that_go_while_workers_look_around(mix: int) -> None:
-    before = runner().get_threads()
-    runner().set_threads(4)
     x = np.arange(64)
-    try:
+    with threads_of(4):
         for _ in range(200):
             out = np.zeros(64, np.int64)
             touched = [("arena", 0, 512), ("arena", 512, 1024)]
@@ -226,5 +216,3 @@ def test_programs_that_go_while_workers_look_around(mix: int) -> None:
             assert program.run() == 0
             assert (out == x * 3 + 1).all()
             del program
-    finally:
-        runner().set_threads(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import os
@@ -18,7 +19,7 @@ from graphc.codegen.items import Table, make_items
 from graphc.codegen.kernels import Launch, Site
 from graphc.codegen.llvm import jit
 from graphc.codegen.llvm.emit import emit_kernel
-from graphc.codegen.llvm.runner import MOST_THREADS, Runner, runner, runner_text
+from graphc.codegen.llvm.runner import CROWD, MOST_THREADS, Runner, runner, runner_text
 from graphc.codegen.llvm.target import host_target, make_target
 from graphc.codegen.loops import Buffer, For, Kernel, Report, Store
 from graphc.codegen.plan import Plan, PlannedLaunch
@@ -49,12 +50,23 @@ def double():
     return address_of(lambda x: x * 2)
 
 
+@contextlib.contextmanager
+def threads_of(count, limit=MOST_THREADS):
+    """Within, programs run on so many threads, however few cores there are."""
+    found, before = runner(), runner().get_threads()
+    found.set_limit(limit)
+    found.set_threads(count)
+    try:
+        yield found
+    finally:
+        found.set_limit(max(CROWD, 2 * len(os.sched_getaffinity(0))))
+        found.set_threads(before)
+
+
 @pytest.fixture
 def pool():
-    found = runner()
-    before = found.get_threads()
-    yield found
-    found.set_threads(before)
+    with threads_of(runner().get_threads()) as found:
+        yield found
 
 
 def planned(kernel, extent, places, reads=(), writes=(), work=1 << 20, sites=(), in_place=False):
@@ -347,3 +359,21 @@ def test_runner_is_made_for_other_machines_too():
 def test_one_runner_in_a_process():
     assert runner() is runner()
     assert isinstance(runner(), Runner)
+
+
+def test_many_more_threads_than_cores(increment):
+    """Asked for they are all the same, but no more take part than the cores have use for."""
+    code = """
+import sys
+from tests.codegen.test_runner import *
+r = runner()
+r.set_threads(64)
+a = address_of(lambda x: x + 1)
+x, out, error = np.arange(1000), np.zeros(1000, np.int64), np.zeros(3, np.int64)
+args = np.array([x.ctypes.data, out.ctypes.data])
+for _ in range(100):
+    r.launch(a, 1000, 64, args.ctypes.data, error.ctypes.data)
+assert r.get_threads() == 64 and (out == x + 1).all()
+assert r.workers() + 1 == min(64, max(CROWD, 2 * len(os.sched_getaffinity(0))))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=os.getcwd(), timeout=60)
