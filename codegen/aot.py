@@ -21,6 +21,7 @@ import numpy as np
 from graphc.codegen.aot_entry import entry_text
 from graphc.codegen.aot_header import check_name, header
 from graphc.codegen.aot_plan import AheadPlan, plan_ahead
+from graphc.codegen.constants import laid_out
 from graphc.codegen.grouping import grouped
 from graphc.codegen.llvm.target import Target, host_target, make_target
 from graphc.codegen.prepare import prepare
@@ -62,6 +63,9 @@ def plan_function(
             )
     prepared, arrays = prepare(optimised(f))
     held.update({len(f.params) + i: a for i, a in enumerate(arrays)})
+    changing = state or {}
+    prepared, fixed = laid_out(prepared, {i: a for i, a in held.items() if i not in changing})
+    held.update(fixed)
     return plan_ahead(grouped(prepared), name or f.name, held, target or host_target(), state)
 
 

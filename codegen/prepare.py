@@ -2,7 +2,7 @@
 
 - a reduction over several groups of adjacent dimensions becomes one reduction a group, the
   innermost first (this order is part of the bit contract);
-- constants of more than one element become parameters, returned beside the function;
+- constants of more than one element become parameters, returned beside the function, in the order in which they are read;
 - a concat of very many operands becomes a concat of concats, so that kernels keep a moderate size.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from graphc.codegen.constants import last_laid_out
 from graphc.ir.function import Builder, Function, Operation, Value
 from graphc.ir.registry import Array
 from graphc.ir.types import BF16, F16, F32
@@ -78,4 +79,4 @@ def prepare(f: Function) -> tuple[Function, tuple[Array, ...]]:
             copy = Operation(op.name, [env[v] for v in op.operands], op.attrs, [Value(r.type) for r in op.results], op.loc)
             b.append(copy)
             env.update(zip(op.results, copy.results, strict=True))
-    return b.build([env[r] for r in f.results]), tuple(constants)
+    return last_laid_out(b.build([env[r] for r in f.results]), constants)
