@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-MODULES = ("start", "eager", "calls", "matmul", "elementwise", "reduction", "attention", "convolution", "training")
+MODULES = ("start", "eager", "calls", "matmul", "elementwise", "reduction", "attention", "convolution", "training", "depth")
 
 
 def load() -> None:
