@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from graphc.codegen.expr import Expr, cast, const, equal, fma, index, load, select, var
 from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Kernel, Let, Stmt, Store, Vector
 from graphc.codegen.lower.attention_blocks import KEYS, TILE, Blocks, Where, work_of
+from graphc.codegen.lower.attention_few import FEW, few_queries
 from graphc.codegen.lower.attention_grad import gradient_kernels
 from graphc.codegen.lower.index import Position, dim_expr
 from graphc.codegen.lower.lowered import Lowered, Scratch
@@ -36,9 +37,11 @@ def attention_of(group: Function) -> Operation | None:
 
 
 def variant(op: Operation, hint: dict[str, int]) -> str:
-    """How many queries an item has, and whether gradients are one kernel, as part of a kernel's key."""
+    """How many queries an item has ("few": attention_few.py), and whether gradients are one kernel, as part of a key."""
     queries = substitute(op.operands[0].type.shape[2], dict(hint))
     lanes = SMALL if isinstance(queries, int) and queries <= SMALL else KEYS
+    if op.name == "attention" and isinstance(queries, int) and queries <= FEW:
+        return f"{op.name} few"
     if op.name == "attention" and isinstance(queries, int) and queries > KEYS:
         items = substitute(size_of(op.operands[0].type.shape[:2]), dict(hint))
         if isinstance(items, int) and items * -(-queries // LARGE) >= 4 * (os.cpu_count() or 1):
@@ -59,6 +62,8 @@ def lower_attention(group: Function, op: Operation, vector_bits: int, choice: st
     scratch: tuple[Scratch, ...] = ()
     if op.name == "attention_grad":
         kernels, scratch = gradient_kernels(group, op, pull, targets, vector_bits, int(queries), bool(whole))
+    elif queries == "few":
+        kernels = (few_queries(group, Blocks(pull, op, vector_bits, SMALL), targets),)
     else:
         kernels = (_forward(group, Blocks(pull, op, vector_bits, int(queries)), targets),)
     return Lowered(kernels, params, results, scratch, tuple(pull.sites))

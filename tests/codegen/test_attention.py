@@ -70,6 +70,33 @@ def test_gradients_by_one_kernel_are_the_same(case: Case) -> None:
         assert_equal_bits(a, b)
 
 
+FEW = [
+    Case((1, 2, 2, 1, 130, 64, 64)),
+    Case((2, 4, 2, 3, 70, 5, 24), kind="bfloat16"),
+    Case((1, 6, 1, 7, 200, 16, 40), mask=("bool", (1, 6, 7, 200))),
+    Case((1, 40, 2, 1, 65, 8, 3), mask=("added", (1, 1, 1, 65)), kind="float64"),
+    Case((1, 2, 1, 8, 100, 33, 16), causal=True),
+    Case((1, 2, 2, 70, 5, 8, 8), mask=("added", (1, 1, 70, 1))),
+]
+
+
+@pytest.mark.parametrize("case", [*FEW, *CASES], ids=str)
+def test_few_queries(case: Case) -> None:
+    f, args = case.function(False), case.args(False)
+    args[2][0, 0, 2:3, -1:], args[1][0, -1, 4:5, 0] = np.inf, np.nan
+    want = interpret(f, args)
+    for parts in (1, 3):
+        for a, b in zip(native(f, args, parts, choice="attention few"), want, strict=True):
+            assert_equal_bits(a, b)
+
+
+def test_few_queries_are_a_schedule_of_their_own() -> None:
+    for queries, few in ((1, True), (8, True), (9, False)):
+        group = canonicalise(Case((1, 2, 2, queries, 70, 8, 8)).function(False))
+        extents = {name: int(d) for name, d in group.extents}  # type: ignore[call-overload]
+        assert (variant(group.function, host_target(), extents) == "attention few") == few
+
+
 def test_one_kernel_for_gradients_needs_heads_enough() -> None:
     for heads, whole in ((1, False), (4096, True)):
         group = canonicalise(Case((1, heads, heads, 70, 70, 8, 8)).function(True))
