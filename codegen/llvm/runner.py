@@ -35,7 +35,7 @@ MOST_THREADS = 1024
 SPIN_NANOSECONDS = 40_000
 PATIENCE_NANOSECONDS = 100_000
 # Threads that take part in a program where they are asked for, even on a single core.
-CROWD = 4
+CROWD = 2
 # A thread looks so many items ahead of the first that is not taken.
 WINDOW = 24
 # Parts for each thread where a launch is long enough.
@@ -211,7 +211,7 @@ class Runner:
         self.with_pointers = (self.run_program, *(self._functions[f"with_{k}"] for k in numbers))
         self.with_pointers_short = (self.run_program_short, *(self._functions[f"with_{k}_short"] for k in numbers))
         self._functions["reset"]()
-        self.set_limit(max(CROWD, 2 * _cores()))
+        self.set_limit(max(CROWD, _cores()))
         self.set_threads(threads)
         os.register_at_fork(after_in_child=self._functions["reset_short"])
         # No worker is left in native code when the interpreter takes itself apart.
@@ -226,7 +226,7 @@ class Runner:
         self._functions["set_threads"](count)
 
     def set_limit(self, count: int) -> None:
-        """Let at most `count` threads take part in a program, however many are asked for: with many more than there are cores
+        """Let at most `count` threads take part in a program, however many are asked for: where there are more than cores,
         those that wait keep those that work from running."""
         self._functions["set_limit"](count)
 

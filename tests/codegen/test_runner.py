@@ -59,7 +59,7 @@ def threads_of(count, limit=MOST_THREADS):
     try:
         yield found
     finally:
-        found.set_limit(max(CROWD, 2 * len(os.sched_getaffinity(0))))
+        found.set_limit(max(CROWD, len(os.sched_getaffinity(0))))
         found.set_threads(before)
 
 
@@ -126,6 +126,7 @@ def test_workers_start_when_needed(increment, double):
 import sys
 from tests.codegen.test_runner import *
 r = runner()
+r.set_limit(4)
 r.set_threads(4)
 a = address_of(lambda x: x + 1)
 x, out, error = np.arange(100), np.zeros(100, np.int64), np.zeros(3, np.int64)
@@ -273,6 +274,7 @@ def test_exit_with_busy_workers_is_clean():
     code = """
 from tests.codegen.test_runner import *
 r = runner()
+r.set_limit(4)
 r.set_threads(4)
 w = Work(address_of(lambda x: x + 1), address_of(lambda x: x * 2), 100000)
 def go():
@@ -374,6 +376,6 @@ args = np.array([x.ctypes.data, out.ctypes.data])
 for _ in range(100):
     r.launch(a, 1000, 64, args.ctypes.data, error.ctypes.data)
 assert r.get_threads() == 64 and (out == x + 1).all()
-assert r.workers() + 1 == min(64, max(CROWD, 2 * len(os.sched_getaffinity(0))))
+assert r.workers() + 1 == min(64, max(CROWD, len(os.sched_getaffinity(0))))
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=os.getcwd(), timeout=60)
