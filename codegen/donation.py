@@ -11,8 +11,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from graphc.codegen.positions import UNKNOWN, Positions, Tokens, squeezed, step, units_out
-from graphc.ir.function import Function, Module, Value
+from graphc.ir.function import Function, Module, Operation, Value
 from graphc.ir.registry import lookup
+from graphc.ir.types import Dim
 
 # (parameter, result) of a group that are one buffer, read and written.
 InPlace = tuple[tuple[int, int], ...]
@@ -25,12 +26,14 @@ def accepted(module: Module, donate: Sequence[tuple[int, int]]) -> frozenset[tup
     last_read: dict[Value, int] = {}
     writer: dict[Value, int] = {}
     last_report = -1
+    # (index, size) of what launches before have looked at in full: such an index is in range, or the run has ended.
+    checked: set[tuple[Value, Dim]] = set()
     for i, op in enumerate(entry.ops):
         for v in op.operands:
             last_read[v] = i
         for r in op.results:
             writer[r] = i
-        if any(lookup(o.name).family == "indexing" or o.name == "check_index" for o in op.attrs["function"].ops):
+        if _may_report(op, checked):
             last_report = i
     found: set[tuple[int, int]] = set()
     taken: set[int] = set()
@@ -45,6 +48,34 @@ def accepted(module: Module, donate: Sequence[tuple[int, int]]) -> frozenset[tup
         found.add((source, target))
         taken.add(source)
     return frozenset(found)
+
+
+def _may_report(call: Operation, checked: set[tuple[Value, Dim]]) -> bool:
+    """Whether a launch looks at an index that is not known to be in range; what it looks at in full joins `checked`."""
+    group = call.attrs["function"]
+    producer = {r: op for op in group.ops for r in op.results}
+    outside = dict(zip(group.params, call.operands))
+    found = False
+    for op in group.ops:
+        if op.name == "check_index":
+            index, size = op.operands[0], op.attrs["size"]
+        elif lookup(op.name).family == "indexing":
+            index, size = op.operands[1], op.operands[0].type.shape[op.attrs["axis"]]
+        else:
+            continue
+        while index in producer and producer[index].name in ("reshape", "permute"):
+            index = producer[index].operands[0]
+        key = (outside.get(index), size)
+        if key in checked:
+            continue
+        found = True
+        if key[0] is not None and all(o.name in _WHOLE or lookup(o.name).family in _WHOLE for o in group.ops):
+            checked.add((key[0], size))
+    return found
+
+
+# Operations and families that read their operands in full.
+_WHOLE = ("elementwise", "compare", "reduce", "create", "reshape", "permute", "broadcast", "gather", "scatter_add", "check_index")
 
 
 def in_place(module: Module, donated: frozenset[tuple[int, int]]) -> Mapping[int, InPlace]:

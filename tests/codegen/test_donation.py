@@ -100,6 +100,26 @@ def test_an_input_that_is_read_later_keeps_its_memory() -> None:
     assert np.array_equal(total, x + y) and np.array_equal(product, x @ y)
 
 
+def test_an_index_that_an_earlier_kernel_has_read_is_in_range() -> None:
+    """An embedding table: its gradient adds up at the indices that the forward pass has read, so updates before it are in place."""
+
+    def body(b: Builder, table: Value, bias: Value, i: Value, other: Value) -> list[Value]:
+        rows = b.gather(table, i, axis=0)
+        total = b.sum(rows, axes=(0, 1))
+        zeros = b.full(b.constant(value=np.zeros((), np.float32)), shape=table.type.shape)
+        moved = b.sub(bias, b.broadcast(total, shape=(5,), axes=()))
+        grad = b.scatter_add(zeros, other, b.broadcast(b.sum(moved, axes=(0,)), shape=(3, 4), axes=()), axis=0)
+        return [moved, b.add(table, grad)]
+
+    def pairs(same: bool) -> frozenset[tuple[int, int]]:
+        types = ["f32[8, 4]", "f32[5]", "i64[3]", "i64[3]"]
+        f = function(types, lambda b, t, c, i, j: body(b, t, c, i, i if same else j))
+        return compile_function(f, donate=[(0, 1), (1, 0)]).donated
+
+    assert (1, 0) in pairs(same=True)
+    assert (1, 0) not in pairs(same=False)
+
+
 def test_nothing_is_written_in_place_before_the_last_possible_error() -> None:
     def body(b: Builder, x: Value, i: Value) -> list[Value]:
         return [scaled(b, x, 2.0), b.gather(scaled(b, x, 3.0), i, axis=0)]
