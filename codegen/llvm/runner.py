@@ -221,8 +221,6 @@ class Runner:
         """Use at most `count` threads for a launch, the calling one among them. Raises `ValueError` below 1."""
         if count < 1:
             raise ValueError(f"{count} threads: a program runs on at least one thread, the one that calls it; use 1 or more")
-        if count <= self.workers():
-            self.stop()  # those that are too many
         self._functions["set_threads"](count)
 
     def set_limit(self, count: int) -> None:
