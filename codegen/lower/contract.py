@@ -23,9 +23,7 @@ from graphc.codegen.lower.kernels import ContractionKernels
 from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.pull import Pull
 from graphc.codegen.lower.tiles import Schedule, Sizes, choose
-from graphc.codegen.lower.windows.gradient_schedule import GradientSchedule
-from graphc.codegen.lower.windows.lower import lower_windows, windows_schedule
-from graphc.codegen.lower.windows.schedule import WindowSchedule
+from graphc.codegen.lower.windows.lower import WindowSchedules, lower_windows, windows_schedule
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.types import Dim, Shape, size_of, substitute
 
@@ -41,7 +39,7 @@ def root_of(group: Function) -> Operation:
     return roots[0]
 
 
-def variant(group: Function, hint: Hint, vector_bits: int = 512) -> Schedule | WindowSchedule | GradientSchedule:
+def variant(group: Function, hint: Hint, vector_bits: int = 512) -> Schedule | WindowSchedules:
     """The schedule for extents of about these values; a kernel's key holds it."""
     root = root_of(group)
     if root.name == "conv" and (found := windows_schedule(group, hint, vector_bits)) is not None:
@@ -56,7 +54,7 @@ def variant(group: Function, hint: Hint, vector_bits: int = 512) -> Schedule | W
 
 
 def lower_contraction(
-    group: Function, target: Any, hint: Hint | None = None, schedule: Schedule | WindowSchedule | GradientSchedule | None = None
+    group: Function, target: Any, hint: Hint | None = None, schedule: Schedule | WindowSchedules | None = None
 ) -> Lowered:
     """Kernels for a group of one dot or conv, layout operations before it and an epilogue after it.
 
@@ -65,7 +63,7 @@ def lower_contraction(
     root = root_of(group)
     if schedule is None:
         schedule = variant(group, hint or {}, target.vector_bits)
-    if isinstance(schedule, (WindowSchedule, GradientSchedule)):
+    if not isinstance(schedule, Schedule):
         return lower_windows(group, schedule)
     buffers = _params(group)
     pull = Pull(group, buffers)

@@ -10,6 +10,7 @@ from graphc.codegen.llvm.target import Target, host_target
 from graphc.codegen.lower.contract import lower_contraction
 from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.tiles import Schedule
+from graphc.codegen.lower.windows.lower import WindowSchedules
 from graphc.ir.function import Builder, Function, Value
 from graphc.ir.interpret import interpret
 from graphc.ir.types import DType, TensorType, substitute
@@ -38,7 +39,7 @@ def check(
     f: Function,
     extents: Mapping[str, int] | None = None,
     args: Sequence[Array] | None = None,
-    schedule: Schedule | None = None,
+    schedule: Schedule | WindowSchedules | None = None,
     hint: Mapping[str, int] | None = None,
     target: Target | None = None,
     parts: int = 3,
@@ -54,7 +55,7 @@ def check(
     return lowered
 
 
-def check_by_oracle(f: Function, extents: Mapping[str, int], schedule: Schedule | None = None) -> None:
+def check_by_oracle(f: Function, extents: Mapping[str, int], schedule: Schedule | WindowSchedules | None = None) -> None:
     """The kernels under the meaning of the loop language, which also checks every index."""
     args = arguments(f, extents)
     lowered = lower_contraction(f, host_target(), dict(extents), schedule)

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from graphc.codegen.llvm.target import host_target, make_target
+from graphc.codegen.lower.contract import variant
 from graphc.codegen.lower.windows.gradient_schedule import GradientSchedule
-from graphc.codegen.lower.windows.lower import candidate, gradient_candidate
+from graphc.codegen.lower.windows.lower import candidate, gradient_candidate, plane_candidate
+from graphc.codegen.lower.windows.planes import PlaneSchedule
 from graphc.codegen.lower.windows.schedule import WindowSchedule
 from graphc.ir.function import Function
 
@@ -172,6 +174,51 @@ def test_few_results_with_specials() -> None:
     check(f, args=[x, w], schedule=found[1])
 
 
+# Channels that are alone: nothing is copied.
+PLANES: dict[str, tuple[str, str, dict[str, Any], dict[str, int]]] = {
+    "depthwise": ("f32[2, 5, 9, 20]", "f32[5, 1, 3, 3]", {"padding": SAME, "groups": 5}, {}),
+    "narrow": ("f32[e0, 5, 7, 5]", "f32[5, 1, 3, 3]", {"padding": SAME, "groups": 5}, {"e0": 3}),
+    "two of each": ("f32[2, 3, 8, 33]", "f32[6, 1, 2, 3]", {"padding": ((0, 1), (2, 2)), "groups": 3}, {}),
+    "strided": ("f32[2, 3, 11, 41]", "f32[3, 1, 3, 3]", {"padding": SAME, "groups": 3, "strides": (2, 2)}, {}),
+    "far strides": ("f32[2, 3, 14, 30]", "f32[3, 1, 2, 2]", {"groups": 3, "strides": (3, 4)}, {}),
+    "dilated lines": ("f32[2, 3, 9, 40]", "f32[3, 1, 3, 3]", {"padding": ((1, 1), (3, 3)), "groups": 3, "rhs_dilation": (1, 3)}, {}),
+    "cropped": ("f32[2, 3, 9, 40]", "f32[3, 1, 3, 2]", {"padding": ((-1, 2), (1, -4)), "groups": 3}, {}),
+    "large padding": ("f32[1, 2, 3, 3]", "f32[2, 1, 3, 3]", {"padding": ((5, 4), (0, 20)), "groups": 2}, {}),
+    "parts": ("f32[6, 1, 7, 19]", "f32[3, 1, 3, 2]", {"padding": ((1, 2), (0, 1)), "batch_groups": 3}, {}),
+    "one channel": ("f32[3, 1, 12, 18]", "f32[2, 1, 5, 5]", {"padding": ((2, 2), (2, 2))}, {}),
+    "long": ("f32[2, 4, 100]", "f32[4, 1, 9]", {"padding": ((4, 4),), "groups": 4, "strides": (2,)}, {}),
+    "halves": ("bf16[2, 5, 9, 20]", "bf16[5, 1, 3, 3]", {"padding": SAME, "groups": 5}, {}),
+    "integers": ("i8[2, 5, 9, 20]", "i8[5, 1, 3, 3]", {"padding": SAME, "groups": 5}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_planes(name: str) -> None:
+    x, w, attrs, extents = PLANES[name]
+    f = conv_group(x, w, biased(1), **attrs)
+    s = plane_candidate(f, extents, 512)
+    assert s is not None
+    check(f, extents, schedule=s)
+    if "f32" in x and not extents:
+        check_by_oracle(f, extents, s._replace(width=4))
+
+
+@pytest.mark.parametrize(
+    "change", [{"lhs_dilation": (2, 1)}, {"rhs_dilation": (2, 1)}, {"groups": 1}], ids=str
+)
+def test_what_is_not_for_planes(change: dict[str, Any]) -> None:
+    x = "f32[2, 3, 9, 9]"
+    f = conv_group(x, f"f32[3, {3 // change.get('groups', 3)}, 3, 3]", **{"groups": 3, **change})
+    assert plane_candidate(f, {}, 512) is None
+
+
+def test_the_compiler_takes_planes_for_depthwise() -> None:
+    f = conv_group("f32[2, 20, 9, 9]", "f32[20, 1, 3, 3]", padding=SAME, groups=20)
+    assert isinstance(variant(f, {}), PlaneSchedule)
+    f = conv_group("f32[2, 20, 24, 24]", "f32[24, 20, 3, 3]", padding=SAME)
+    assert isinstance(variant(f, {}), WindowSchedule)
+
+
 @pytest.mark.parametrize("name", ["same", "strided", "groups", "lhs dilation", "half", "double"])
 def test_avx2(name: str) -> None:
     target = make_target("x86-64-v3") if host_target().architecture == "x86_64" else host_target()
@@ -202,7 +249,11 @@ def test_random_geometries() -> None:
             f = conv_group(x, w, **attrs)
         except (TypeError, ValueError):
             continue
-        for found in (candidate(f, {}, 512), gradient_candidate(f, {}, 512)):
-            if found is not None:
+        for found in (
+            candidate(f, {}, 512),
+            gradient_candidate(f, {}, 512),
+            (0.0, plane_candidate(f, {}, 512)),
+        ):
+            if found is not None and found[1] is not None:
                 done += 1
                 check(f, schedule=found[1])

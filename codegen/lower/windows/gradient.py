@@ -13,10 +13,9 @@ kernel adds up their sums.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
-from graphc.codegen.expr import Expr, cast, const, equal, index, load, var
+from graphc.codegen.expr import Expr, const, equal, index, load, var
 from graphc.codegen.loops import (
     Alloc,
     Assign,
@@ -33,32 +32,24 @@ from graphc.codegen.loops import (
 )
 from graphc.codegen.lower.affine import Levels, ceil_div, greatest_of, least_of, linear, normal, tidy
 from graphc.codegen.lower.contraction import Contraction, transposable, widened
-from graphc.codegen.lower.index import Position, delinearise, dim_expr
-from graphc.codegen.lower.kernels import buffers_used, layout_of, moved
+from graphc.codegen.lower.index import delinearise, dim_expr
 from graphc.codegen.lower.lowered import Scratch
 from graphc.codegen.lower.microkernel import BLOCK, multiply_add
-from graphc.codegen.lower.nest import group_extents
+from graphc.codegen.lower.windows.builder import Body, KernelBuilder
 from graphc.codegen.lower.windows.copy import WindowCopy
 from graphc.codegen.lower.windows.geometry import Geometry
 from graphc.codegen.lower.windows.gradient_schedule import GradientSchedule, copied_segment, padded_outputs
-from graphc.ir.types import I64, Dim, DType
-
-Body = list[Stmt]
+from graphc.ir.types import Dim
 
 
-class GradientKernels:
+class GradientKernels(KernelBuilder):
     """Builds the kernels of a contraction whose root is such a `conv`; g as `gradient_geometry` gives it."""
 
     def __init__(
         self, c: Contraction, g: Geometry, schedule: GradientSchedule, results: Sequence[Buffer]
     ) -> None:
-        self.c, self.g, self.s = c, g, schedule
-        self.dtype = c.accumulator
-        self.results = [
-            (*layout_of(c, v), buffer) for v, buffer in zip(c.group.results, results, strict=True)
-        ]
-        self.scratch: list[Scratch] = []
-        self._names = itertools.count()
+        super().__init__(c, results)
+        self.g, self.s = g, schedule
         self.lanes = padded_outputs(g, schedule)
         self.segment = copied_segment(g, schedule)
         self.image = schedule.block * g.inner * g.phases * self.segment  # the copy of one example
@@ -74,26 +65,12 @@ class GradientKernels:
             self.count = ceil_div(self.depth, BLOCK)
             blocks: Dim = (g.examples * g.pixels + (BLOCK - 1)) // BLOCK
             size = blocks * (g.count * g.channels * g.positions * self.lanes)
-            self.total = Buffer("sums", self.dtype, "scratch")
-            self.scratch.append(Scratch(self.total, self.dtype, size))
+            self.total = self.new_scratch("sums", size, self.dtype)
 
     def build(self) -> tuple[tuple[Kernel, ...], tuple[Scratch, ...]]:
         """The kernels in launch order, and their scratch memory."""
         kernels = (self._split(), self._finish()) if self.s.blocks else (self._sequential(),)
         return kernels, tuple(self.scratch)
-
-    def name(self, stem: str, dtype: DType = I64) -> Expr:
-        return var(f"{stem}_{next(self._names)}", dtype)
-
-    def _kernel(self, name: str, parallel: Expr, work: Expr, body: Body) -> Kernel:
-        buffers = [
-            *self.c.pull.buffers.values(),
-            *(b for _, _, b in self.results),
-            *(s.buffer for s in self.scratch),
-        ]
-        used = buffers_used(body)
-        mine = tuple(b for b in buffers if b in used)
-        return Kernel(name, mine, group_extents(self.c.group), parallel, work, tuple(body))
 
     @property
     def _work(self) -> Expr:
@@ -149,7 +126,7 @@ class GradientKernels:
             Alloc(self.total, self.places * self.lanes),
             For(task, var("begin"), var("end"), tuple(body), index(1)),
         ]
-        return self._kernel("contract", index(g.count * self.parts), self._work, whole)
+        return self.kernel("contract", index(g.count * self.parts), self._work, whole)
 
     def _zero(self) -> Body:
         """Totals of an empty sum."""
@@ -165,7 +142,7 @@ class GradientKernels:
         c, place, v, lane = (self.name(x) for x in ("c", "place", "v", "lane"))
         total = load(self.total, (c * g.positions + place) * self.lanes + v + lane)
         order = [*loops, c, place, v, lane]
-        inner = self._finished(b, part * s.block + c, place, v + lane, total, order)
+        inner = self.finished((b, part * s.block + c), v + lane, delinearise(place, g.window), total, order)
         return self._each_result(c, s.block, place, v, lane, inner)
 
     def _each_result(self, c: Expr, channels: int, place: Expr, v: Expr, lane: Expr, inner: Body) -> Body:
@@ -177,25 +154,6 @@ class GradientKernels:
         )
         body = For(place, index(0), index(g.positions), (body,), index(1))
         return [For(c, index(0), index(channels), (body,), index(1))]
-
-    def _finished(self, b: Expr, c: Expr, place: Expr, o: Expr, total: Expr, loops: list[Expr]) -> Body:
-        contraction = self.c
-        at = Position(
-            contraction.result.type.shape, contraction.place((b, c), (o,), delinearise(place, self.g.window))
-        )
-        value = cast(total, contraction.result.type.dtype)
-        contraction.pull.bind(contraction.result, lambda _: value)
-        out: Body = []
-        stores: Body = []
-        for v, layout, buffer in self.results:
-            here = at.reshaped(v.type.shape)
-            e = tidy(contraction.pull.at(v, here), loops)
-            out += contraction.pull.take_reports()
-            # All values come first: a result may be written where an operand was read.
-            held = self.name("value", e.dtype)
-            out.append(Let(held, e))
-            stores.append(Store(buffer, tidy(normal(moved(here, layout).flat, Levels(loops)), loops), held))
-        return [*out, *stores]
 
     # Two kernels: sums of blocks of k, and what adds them up
 
@@ -222,7 +180,7 @@ class GradientKernels:
             *self._clear(),
             For(task, var("begin"), var("end"), tuple(body), index(1)),
         ]
-        return self._kernel("contract", share * (g.count * self.parts), self._work, whole)
+        return self.kernel("contract", share * (g.count * self.parts), self._work, whole)
 
     def _finish(self) -> Kernel:
         g, s = self.g, self.s
@@ -232,7 +190,9 @@ class GradientKernels:
         sum_ = self.name("sum", self.dtype)
         size = g.count * g.channels * g.positions * self.lanes
         at = (task * g.positions + place) * self.lanes + v + lane
-        finished = self._finished(b, c, place, v + lane, sum_, [task, b, c, place, v, lane])
+        finished = self.finished(
+            (b, c), v + lane, delinearise(place, g.window), sum_, [task, b, c, place, v, lane]
+        )
         if g.outputs % s.width:
             finished = [If(v + lane < g.outputs, tuple(finished))]
         inner: Body = [
@@ -255,7 +215,7 @@ class GradientKernels:
         ]
         results = g.count * g.channels
         work = self.count * size
-        return self._kernel(
+        return self.kernel(
             "finish", index(results), work, [For(task, var("begin"), var("end"), tuple(body), index(1))]
         )
 

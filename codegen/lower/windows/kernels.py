@@ -8,10 +8,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
-from graphc.codegen.expr import Expr, cast, const, equal, index, load, var
+from graphc.codegen.expr import Expr, const, equal, index, load, var
 from graphc.codegen.loops import (
     Alloc,
     Assign,
@@ -21,75 +20,41 @@ from graphc.codegen.loops import (
     If,
     Kernel,
     Let,
-    Stmt,
     Store,
     Vector,
 )
 from graphc.codegen.lower.affine import Levels, greatest_of, least_of, normal, tidy
 from graphc.codegen.lower.contraction import Contraction, widened
-from graphc.codegen.lower.index import Position, delinearise, dim_expr, linearise
-from graphc.codegen.lower.kernels import buffers_used, layout_of, moved
+from graphc.codegen.lower.index import delinearise, dim_expr, linearise
 from graphc.codegen.lower.lowered import Scratch
 from graphc.codegen.lower.microkernel import BLOCK, multiply_add
-from graphc.codegen.lower.nest import group_extents
+from graphc.codegen.lower.windows.builder import Body, KernelBuilder
 from graphc.codegen.lower.windows.copy import WindowCopy
 from graphc.codegen.lower.windows.geometry import Geometry
 from graphc.codegen.lower.windows.schedule import WindowSchedule, copy_elements, segment
-from graphc.ir.types import I64, Dim, DType
-
-Body = list[Stmt]
+from graphc.ir.types import I64
 
 
-class WindowKernels:
+class WindowKernels(KernelBuilder):
     """Builds the kernels of a contraction whose root is a `conv`, by example."""
 
     def __init__(
         self, c: Contraction, g: Geometry, schedule: WindowSchedule, results: Sequence[Buffer]
     ) -> None:
-        self.c, self.g, self.s = c, g, schedule
-        self.dtype = c.accumulator
-        self.results = [
-            (*layout_of(c, v), buffer) for v, buffer in zip(c.group.results, results, strict=True)
-        ]
-        self.scratch: list[Scratch] = []
-        self._names = itertools.count()
+        super().__init__(c, results)
+        self.g, self.s = g, schedule
         self.strips = -(-g.outputs // schedule.rows)
         self.segment = segment(g, schedule)
         self.vectors = -(-g.pixels // schedule.width)  # of an image
-        self.weights = self._new_scratch(
-            "weights", g.count * self.strips * g.depth * schedule.rows, self.dtype
-        )
-        self.offsets = self._new_scratch("offsets", g.depth, I64)
+        size = g.count * self.strips * g.depth * schedule.rows
+        self.weights = self.new_scratch("weights", size, self.dtype)
+        self.offsets = self.new_scratch("offsets", g.depth, I64)
         self.copied = Buffer("copied", self.dtype, "local")
         self.tile = Buffer("tile", self.dtype, "local")
 
     def build(self) -> tuple[tuple[Kernel, ...], tuple[Scratch, ...]]:
         """The kernels in launch order, and their scratch memory."""
         return (self._pack(), self._contract()), tuple(self.scratch)
-
-    def name(self, stem: str, dtype: DType = I64) -> Expr:
-        return var(f"{stem}_{next(self._names)}", dtype)
-
-    def _new_scratch(self, name: str, size: Dim, dtype: DType) -> Buffer:
-        buffer = Buffer(name, dtype, "scratch")
-        self.scratch.append(Scratch(buffer, dtype, size))
-        return buffer
-
-    def _kernel(self, name: str, parallel: Expr, work: Expr, body: Body) -> Kernel:
-        buffers = [
-            *self.c.pull.buffers.values(),
-            *(b for _, _, b in self.results),
-            *(s.buffer for s in self.scratch),
-        ]
-        used = buffers_used(body)
-        return Kernel(
-            name,
-            tuple(b for b in buffers if b in used),
-            group_extents(self.c.group),
-            parallel,
-            work,
-            tuple(body),
-        )
 
     # Packing
 
@@ -121,7 +86,7 @@ class WindowKernels:
         packed = For(task, begin, stop, (*lets, *copies), index(1))
         table = If(end > strips, tuple(self._table()))
         total = strips + 1
-        return self._kernel("pack", index(total), index(total * g.depth * s.rows * 4), [packed, table])
+        return self.kernel("pack", index(total), index(total * g.depth * s.rows * 4), [packed, table])
 
     def _nest(self, loops: Sequence[tuple[Expr, int]], body: Body) -> Body:
         for v, stop in reversed(loops):
@@ -184,7 +149,7 @@ class WindowKernels:
             For(task, var("begin"), var("end"), tuple(body), index(1)),
         ]
         work = examples * (g.count * g.outputs * g.pixels * (g.depth * 2 + 2))
-        return self._kernel("contract", sets * (g.count * blocks * s.parts), work, whole)
+        return self.kernel("contract", sets * (g.count * blocks * s.parts), work, whole)
 
     def _copies(self, b: Expr, n0: Expr, images: Expr, row: Expr, loops: list[Expr]) -> Body:
         g, s = self.g, self.s
@@ -263,8 +228,8 @@ class WindowKernels:
         lets.append(Let(pixel, first + (t + v - image * self.vectors) * s.width))
         o = strip * s.rows + i
         loops = [*loops, v, image, pixel, i, lane]
-        total = cast(load(self.tile, (i * s.vectors + v) * s.width + lane), self.c.result.type.dtype)
-        inner = self._finished((b, n0 + image), o, pixel + lane, total, loops)
+        total = load(self.tile, (i * s.vectors + v) * s.width + lane)
+        inner = self.finished((b, n0 + image), o, delinearise(pixel + lane, g.out), total, loops)
         if g.pixels % s.width:
             inner = [If(pixel + lane < g.pixels, tuple(inner))]
         rows = (
@@ -274,23 +239,3 @@ class WindowKernels:
         )
         each = For(i, index(0), rows, (Vector(lane, s.width, tuple(inner)),), index(1))
         return [For(v, index(0), least_of(index(s.vectors), count - t), (*lets, each), index(1))]
-
-    def _finished(
-        self, batch: tuple[Expr, Expr], o: Expr, pixel: Expr, total: Expr, loops: list[Expr]
-    ) -> Body:
-        """The epilogue of one row's pixels, and the stores of the results."""
-        c = self.c
-        at = Position(c.result.type.shape, c.place(batch, (o,), delinearise(pixel, self.g.out)))
-        c.pull.bind(c.result, lambda _: total)
-        out: Body = []
-        stores: Body = []
-        for v, layout, buffer in self.results:
-            here = at.reshaped(v.type.shape)
-            e = tidy(c.pull.at(v, here), loops, pixel)
-            out += c.pull.take_reports()
-            place = normal(moved(here, layout).flat, Levels(loops))
-            # All values come first: a result may be written where an operand was read.
-            value = self.name("value", e.dtype)
-            out.append(Let(value, e))
-            stores.append(Store(buffer, tidy(place, loops, pixel), value))
-        return [*out, *stores]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Union
 
 from graphc.codegen.loops import Buffer
 from graphc.codegen.lower.conv import conv_contraction
@@ -13,6 +14,8 @@ from graphc.codegen.lower.windows.gradient import GradientKernels
 from graphc.codegen.lower.windows.gradient_schedule import GradientSchedule
 from graphc.codegen.lower.windows.gradient_schedule import choose as choose_gradient
 from graphc.codegen.lower.windows.kernels import WindowKernels
+from graphc.codegen.lower.windows.planes import PlaneKernels, PlaneSchedule
+from graphc.codegen.lower.windows.planes import choose as choose_planes
 from graphc.codegen.lower.windows.schedule import WindowSchedule, choose
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.interpret import specialize
@@ -22,6 +25,9 @@ Hint = Mapping[str, int]
 # Cycles for a vector of terms up to which a schedule is taken; of short sums, always.
 GOOD, SHORT = 1.6, 64
 GOOD_GRADIENT = 1.8
+# Output channels of a group that is one channel, each of which reads it again.
+MOST_OUTPUTS = 2
+WindowSchedules = Union[WindowSchedule, GradientSchedule, PlaneSchedule]
 
 
 def _root(group: Function) -> Operation:
@@ -71,20 +77,37 @@ def gradient_candidate(
     )
 
 
+def plane_candidate(group: Function, hint: Hint, vector_bits: int) -> PlaneSchedule | None:
+    """The schedule for channels that are alone, where they are."""
+    root = _root(group)
+    x, w = root.operands
+    literal = _literal((w.type.shape, x.type.shape[1:], root.result.type.shape[1:]), hint)
+    if literal is None:
+        return None
+    made = specialize(group, dict(literal))
+    root = _root(made)
+    g = geometry_of(root)
+    if g is None:
+        return None
+    c = conv_contraction(made, root, Pull(made, _params(made)), per_example=True)
+    return choose_planes(g, c.accumulator, vector_bits, literal)
+
+
 def _literal(shapes: Iterable[Shape], hint: Hint) -> tuple[tuple[str, int], ...] | None:
     """The values of all symbols in shapes, None if one is unknown."""
     symbols = set[str]().union(*(d.symbols() for shape in shapes for d in shape if isinstance(d, DimExpr)))
     return tuple(sorted((s, hint[s]) for s in symbols)) if symbols <= hint.keys() else None
 
 
-def windows_schedule(
-    group: Function, hint: Hint, vector_bits: int
-) -> WindowSchedule | GradientSchedule | None:
+def windows_schedule(group: Function, hint: Hint, vector_bits: int) -> WindowSchedules | None:
     """The schedule, where it is likely to be faster than a product of matrices."""
     root = _root(group)
     window, out = (_product(v.type.shape[2:], hint) for v in (root.operands[1], root.result))
     if window > out:
         return _gradient_schedule(group, root, hint, vector_bits)
+    planes = plane_candidate(group, hint, vector_bits)
+    if planes is not None and _product(root.operands[1].type.shape[:1], hint) <= MOST_OUTPUTS * _groups(root):
+        return planes
     found = candidate(group, hint, vector_bits)
     if found is None:
         return None
@@ -105,6 +128,10 @@ def _gradient_schedule(
     return schedule if lone or good else None
 
 
+def _groups(root: Operation) -> int:
+    return int(root.attrs["groups"] * root.attrs["batch_groups"])
+
+
 def _product(shape: Shape, hint: Hint) -> int:
     size = substitute(size_of(shape), hint)
     return size if isinstance(size, int) else 32
@@ -114,7 +141,7 @@ def _terms(root: Operation, hint: Hint) -> int:
     return _product(root.result.type.shape, hint) * _product(root.operands[1].type.shape[1:], hint)
 
 
-def lower_windows(group: Function, schedule: WindowSchedule | GradientSchedule) -> Lowered:
+def lower_windows(group: Function, schedule: WindowSchedules) -> Lowered:
     """Kernels for a group of one `conv` with an epilogue; `schedule` as one of the candidates gives it."""
     made = specialize(group, dict(schedule.literal))
     root = _root(made)
@@ -126,6 +153,10 @@ def lower_windows(group: Function, schedule: WindowSchedule | GradientSchedule) 
         g = geometry_of(root)
         assert g is not None, "a schedule for windows is for known sizes"
         kernels, scratch = WindowKernels(c, g, schedule, results).build()
+    elif isinstance(schedule, PlaneSchedule):
+        g = geometry_of(root)
+        assert g is not None, "a schedule for windows is for known sizes"
+        kernels, scratch = PlaneKernels(c, g, schedule, results).build()
     else:
         g = gradient_geometry(root)
         assert g is not None, "a schedule for windows is for known sizes"
