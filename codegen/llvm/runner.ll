@@ -327,9 +327,7 @@ clock:
   %%since.clock = select i1 %%fresh, i64 %%time, i64 %%since
   %%spent = sub i64 %%time, %%since.clock
   %%long = icmp sgt i64 %%spent, %(patience)s
-  br i1 %%long, label %%tired, label %%patient
-patient:
-  br i1 %%owns, label %%idle.next, label %%yield
+  br i1 %%long, label %%tired, label %%idle.next
 tired:
   br i1 %%owns, label %%yield, label %%end
 yield:
@@ -337,8 +335,8 @@ yield:
   %%y = call i32 @sched_yield()
   br label %%idle.next
 idle.next:
-  %%low.idle = phi i64 [ %%low.now, %%wait ], [ %%low.now, %%patient ], [ %%low.now, %%yield ]
-  %%since1 = phi i64 [ %%since, %%wait ], [ %%since.clock, %%patient ], [ %%since.clock, %%yield ]
+  %%low.idle = phi i64 [ %%low.now, %%wait ], [ %%low.now, %%clock ], [ %%low.now, %%yield ]
+  %%since1 = phi i64 [ %%since, %%wait ], [ %%since.clock, %%clock ], [ %%since.clock, %%yield ]
   br label %%scan
 end:
   %%gives.up = phi i1 [ false, %%nothing ], [ true, %%tired ]
