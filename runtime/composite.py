@@ -15,7 +15,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from graphc.ir.function import Builder, Function
 from graphc.runtime.core import ABSTRACT, Tensor, abstract, rebind
-from graphc.runtime.dispatch import Entry, apply_entry, device_of, number, remember
+from graphc.runtime.dispatch import Entry, apply_entry, device_of, number, remember, run_one
 from graphc.runtime.errors import AbstractValueError, here
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.precision import setting
@@ -103,9 +103,9 @@ class Composite:
             remember(self._cache, signature, traced)
         if traced.captured:
             tensors += traced.captured
-        outputs = apply_entry(traced.entry, tensors)
         if traced.single:
-            return outputs[0]
+            return run_one(traced.entry, tensors)
+        outputs = apply_entry(traced.entry, tensors)
         for t, i in traced.writes:
             rebind(t, outputs[i], self._name)
         leaves = [outputs[x] if isinstance(x, int) else x[1] for x in traced.leaves]

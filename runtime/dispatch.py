@@ -204,6 +204,23 @@ def apply(op: Op, inputs: Sequence[Tensor], attrs: tuple[Any, ...] = ()) -> Tens
     entry = op.cache.get(key)
     if entry is None:
         entry = op.on_device.get(key) or lookup(op, inputs, attrs)
+    if entry.view is not None and not state.active and len(inputs) == 1:
+        return _seen(entry, inputs[0])
+    return run_one(entry, inputs)
+
+
+def _seen(entry: Entry, x: Tensor) -> Tensor:
+    """The result of a layout operation, in the memory of its operand where that can be."""
+    t = _view(entry, x)
+    if t is None:
+        return apply_entry(entry, (x,))[0]
+    if x._meta is not None and local.grad:
+        record(entry, (x,), (t,))
+    return t
+
+
+def run_one(entry: Entry, inputs: Sequence[Tensor]) -> Tensor:
+    """As `apply_entry`, for an entry that has one result."""
     spec = entry.spec
     if spec is None or entry.view is not None or state.active:
         return apply_entry(entry, inputs)[0]

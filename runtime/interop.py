@@ -6,6 +6,7 @@ tensor. graphc itself never writes to memory that it shares.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -317,11 +318,29 @@ def tolist(x: Tensor) -> Any:
 
 def item(x: Tensor) -> bool | int | float:
     """The only element as a Python number. Raises `ValueError` if there are several."""
-    if x._spec.concrete and x._spec.size != 1:
-        raise ValueError(f"item: {x._spec} has {x._spec.size} elements; index it, or use tolist()")
-    array = looked_at(x)
-    result: bool | int | float = array.item()
+    spec = x._spec
+    if spec.concrete and spec.size != 1:
+        raise ValueError(f"item: {spec} has {spec.size} elements; index it, or use tolist()")
+    read = _READ.get(spec.dtype.name)
+    result: bool | int | float
+    if read is not None and x._strides is None and spec.device is CPU and not state.active:
+        result = read(x._address).value
+    else:
+        result = looked_at(x).item()
     return result
+
+
+# How a number is read where C has its type.
+_READ: dict[str, Any] = {
+    "bool": ctypes.c_bool.from_address,
+    "float32": ctypes.c_float.from_address,
+    "float64": ctypes.c_double.from_address,
+    **{
+        f"{sign}int{bits}": getattr(ctypes, f"c_{sign}int{bits}").from_address
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+}
 
 
 def deepcopy(x: Tensor, memo: dict[int, Any]) -> Tensor:

@@ -179,14 +179,19 @@ def record(entry: Entry, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) ->
             saved.append(a)
         node.saved = tuple(saved)
     node.number = next(_numbers)
-    # `user_frame`: the user's line is most often the caller of the caller.
+    # `user_frame`, without a call where all files are known.
     frame: Any = _frame(2)
-    code = frame.f_code
-    if _inside.get(code.co_filename) is False:
-        node.code = code
-        node.offset = frame.f_lasti
-    else:
-        node.code, node.offset = user_frame(3)
+    while True:
+        code = frame.f_code
+        inside = _inside.get(code.co_filename)
+        if inside is False:
+            node.code = code
+            node.offset = frame.f_lasti
+            break
+        frame = frame.f_back
+        if inside is None or frame is None:
+            node.code, node.offset = user_frame(3)
+            break
     for j in entry.float_outputs:
         t = outputs[j]
         m = _new(Meta)

@@ -1,13 +1,11 @@
-"""The public `Tensor`: operations are attached to the class of `core` as methods and operators.
+"""The public `Tensor`: operations are attached to the class of `core` as methods; operators are in operators.py.
 
-Methods carry array API names and PyTorch's. In-place operators and item assignment rebind the
-tensor to a new value; no other tensor changes.
+Methods carry array API names and PyTorch's. Item assignment rebinds the tensor to a new value; no other tensor changes.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,199 +24,21 @@ from graphc.runtime import (
 )
 from graphc.runtime import ops as functions
 from graphc.runtime.core import (
-    PART,
     Parameter,
     Tensor,
     alias,
     contiguous_strides,
     make_contiguous,
-    origin,
     rebind,
-    refresh,
     set_requires_grad,
 )
 from graphc.runtime.device import CPU, Device, resolve
 from graphc.runtime.device import device as device_named
-from graphc.runtime.dispatch import Op, apply, number, operand, operand_of, run_single
-from graphc.runtime.errors import here
-from graphc.runtime.grad_mode import enable_grad, inference_mode, local, no_grad, set_grad_enabled, state
+from graphc.runtime.dispatch import apply, operand_of
+from graphc.runtime.grad_mode import enable_grad, inference_mode, no_grad, set_grad_enabled
 from graphc.runtime.interop import asarray, from_dlpack, from_numpy, tensor
-from graphc.runtime.node import record
-from graphc.runtime.ops_elementwise import FUNCTIONS, OPS, astype, where
-
-# Operators
-
-
-def _binary(op: Op, reflected: bool = False) -> Callable[[Tensor, Any], Tensor]:
-    cache = op.cache
-
-    def forward(a: Tensor, b: Any) -> Tensor:
-        kind = b.__class__
-        if kind is float or kind is int:
-            b = number(b)
-        try:
-            entry = cache.get(((), a._spec, b._spec))
-        except AttributeError:
-            other = operand(b)
-            return NotImplemented if other is None else forward(a, other)  # type: ignore[no-any-return]
-        if entry is None or state.active:
-            return apply(op, (a, b))
-        t = run_single(entry, a, b)
-        if (a._meta is not None or b._meta is not None) and local.grad:
-            record(entry, (a, b), (t,))
-        return t
-
-    def backward(a: Tensor, b: Any) -> Tensor:
-        other = operand(b)
-        return NotImplemented if other is None else forward(other, a)  # type: ignore[no-any-return]
-
-    return backward if reflected else forward
-
-
-def _in_place(op: Op, method: bool = False) -> Callable[[Tensor, Any], Tensor]:
-    def update(a: Tensor, b: Any) -> Tensor:
-        other = operand(b)
-        if other is None:
-            return NotImplemented  # type: ignore[no-any-return]
-        if method:
-            _check_whole(a, f"{op.name}_")
-        refresh(a, op.name)
-        result = apply(op, (a, other))
-        # A Python number that is being traced stays a number: `n += 1` makes another.
-        return result if a._spec.weak else assign_result(a, result, op.name)
-
-    return update
-
-
-def _check_whole(t: Tensor, name: str) -> None:
-    """Raise for an in-place method of what indexing gave: PyTorch would change the indexed tensor, which stays here."""
-    if origin(t) is PART:
-        raise TypeError(
-            f"{name} on the result of x[...], a tensor of its own, would not change x; write x[...] = value or "
-            f"x[...] += value, and x[...].clone() to change a copy in place\n  at {here()}"
-        )
-
-
-def assign_result(t: Tensor, new: Tensor, name: str) -> Tensor:
-    """Rebind `t` to `new`, cast to its element type. Raises if the shape or the kind of number would change."""
-    if new._spec is not t._spec:
-        if new._spec.device is not t._spec.device:
-            raise RuntimeError(
-                f"{name} in place: the result {new._spec} is on {new._spec.device} and the tensor {t._spec} on "
-                f"{t._spec.device}; write x = x ... instead, or move the other operand\n  at {here()}"
-            )
-        kind, target = new._spec.dtype, t._spec.dtype
-        if new._spec.shape != t._spec.shape:
-            raise ValueError(
-                f"{name} in place: the result {new._spec} does not have the shape of {t._spec}; write x = x ... instead"
-                f"\n  at {here()}"
-            )
-        if "biuf".index(kind.kind) > max("biuf".index(target.kind), 2 if target.is_integer else 0):
-            raise TypeError(
-                f"{name} in place: the result {new._spec} cannot be kept in {t._spec}; cast with astype first\n  at {here()}"
-            )
-        new = astype(new, target)
-    return rebind(t, new, name)
-
-
-def _operator(op: Op) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
-        return apply(op, (x,))
-
-    return forward
-
-
-_UNARY_OPERATORS = {"neg": "negative", "pos": "positive", "abs": "abs", "invert": "bitwise_invert"}
-_OPERATORS = {
-    "add": "add",
-    "sub": "subtract",
-    "mul": "multiply",
-    "truediv": "divide",
-    "floordiv": "floor_divide",
-    "mod": "remainder",
-    "pow": "pow",
-    "and": "bitwise_and",
-    "or": "bitwise_or",
-    "xor": "bitwise_xor",
-    "lshift": "bitwise_left_shift",
-    "rshift": "bitwise_right_shift",
-}
-_COMPARISONS = {
-    "eq": "equal",
-    "ne": "not_equal",
-    "lt": "less",
-    "le": "less_equal",
-    "gt": "greater",
-    "ge": "greater_equal",
-}
-
-
-_plain_power = _binary(OPS["pow"])
-
-
-def _power(a: Tensor, b: Any) -> Any:
-    if a._spec.weak and a._spec.dtype.is_integer:
-        power = operand(b)
-        if power is not None and power._spec.weak and power._spec.dtype.is_integer and bool(power < 0):
-            # Python's power of integers is a float here.
-            return operator.index(a) ** operator.index(power)
-    return _plain_power(a, b)
-
-
-def _matmul_operands(a: Tensor, b: Any) -> Tensor:
-    other = operand(b)
-    return NotImplemented if other is None else ops_linear.matmul(a, other)  # type: ignore[no-any-return]
-
-
-def _matmul_reflected(a: Tensor, b: Any) -> Tensor:
-    other = operand(b)
-    return NotImplemented if other is None else ops_linear.matmul(other, a)  # type: ignore[no-any-return]
-
-
-# Values that Python looks at
-
-
-def _bool(x: Tensor) -> bool:
-    if x._spec.concrete and x._spec.size != 1:
-        raise ValueError(
-            f"the truth of a tensor {x._spec} of {x._spec.size} elements is ambiguous; use x.any() or x.all()\n  at {here()}"
-        )
-    return bool(interop.item(x))
-
-
-def _round(x: Tensor, digits: int | None = None) -> Any:
-    """A rank-0 tensor is rounded as Python rounds its number."""
-    return round(interop.item(x), digits)
-
-
-def _number_attribute(x: Tensor, name: str) -> Any:
-    """What only Python numbers have, for one that is being recorded: `n.bit_length()`, `n.real`."""
-    if not name.startswith("_") and x._spec.weak:
-        return getattr(interop.item(x), name)
-    raise AttributeError(f"{type(x).__name__!r} object has no attribute {name!r}", name=name, obj=x)
-
-
-def _index(x: Tensor) -> int:
-    if not x._spec.dtype.is_integer or x._spec.shape:
-        raise TypeError(f"only an integer tensor of rank 0 can be used as an index, not {x._spec}")
-    return operator.index(interop.item(x))  # type: ignore[arg-type]
-
-
-def _len(x: Tensor) -> int:
-    if not x._spec.shape:
-        raise TypeError("a rank-0 tensor has no length")
-    return operator.index(x._spec.shape[0])
-
-
-def _iterate(x: Tensor) -> Iterator[Tensor]:
-    if not x._spec.shape:
-        raise TypeError("a rank-0 tensor cannot be iterated")
-    return iter(ops_layout.unstack(x))
-
-
-def _contains(x: Tensor, value: Any) -> bool:
-    return bool((x == value).any())
-
+from graphc.runtime.operators import OPERATORS, assign_result, check_whole, number_attribute
+from graphc.runtime.ops_elementwise import FUNCTIONS, astype, where
 
 # Storage and types
 
@@ -302,7 +122,7 @@ def _requires_grad_(x: Tensor, requires_grad: bool = True) -> Tensor:
 
 def _copy_(x: Tensor, source: Any) -> Tensor:
     """Give the tensor the value of `source`, broadcast and cast to its type."""
-    _check_whole(x, "copy_")
+    check_whole(x, "copy_")
     new = operand_of(source, "copy_")
     if new._spec.dtype is not x._spec.dtype or new._spec.weak:
         new = astype(new, x._spec.dtype)
@@ -313,19 +133,19 @@ def _copy_(x: Tensor, source: Any) -> Tensor:
 
 def _fill_(x: Tensor, value: Any) -> Tensor:
     """Give every element this value."""
-    _check_whole(x, "fill_")
+    check_whole(x, "fill_")
     return rebind(x, functions.full_like(x, value), "fill_")
 
 
 def _uniform_(x: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Any = None) -> Tensor:
     """Give the tensor uniform random values in [low, high)."""
-    _check_whole(x, "uniform_")
+    check_whole(x, "uniform_")
     return assign_result(x, random.uniform(low, high, x._spec.shape, dtype=x._spec.dtype, device=random._beside(x), generator=generator), "uniform_")
 
 
 def _normal_(x: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None) -> Tensor:
     """Give the tensor normal random values."""
-    _check_whole(x, "normal_")
+    check_whole(x, "normal_")
     return assign_result(x, random.normal(mean, std, x._spec.shape, dtype=x._spec.dtype, device=random._beside(x), generator=generator), "normal_")
 
 
@@ -390,6 +210,21 @@ def _varargs(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     method.__doc__ = f.__doc__
     return method
+
+
+def _reshape(x: Tensor, *sizes: Any, **names: Any) -> Tensor:
+    """`reshape` with the shape as one argument or several."""
+    if sizes and not names and all(map(_is_int, sizes)):
+        # The sizes are a shape as they stand.
+        return apply(ops_layout.RESHAPE, (x,), (sizes,))
+    return _reshape_to(x, *sizes, **names)
+
+
+def _is_int(d: Any) -> bool:
+    return d.__class__ is int
+
+
+_reshape_to = _varargs(functions.NAMES["reshape"])
 
 
 def _view(x: Tensor, *sizes: Any) -> Tensor:
@@ -469,7 +304,7 @@ _METHODS: dict[str, Callable[..., Any]] = {
         )
         if name not in ("stop_gradient", "positive")
     },
-    "reshape": _varargs(functions.NAMES["reshape"]),
+    "reshape": _reshape,
     "permute": _varargs(functions.NAMES["permute_dims"]),
     "permute_dims": _varargs(functions.NAMES["permute_dims"]),
     "expand": _varargs(functions.NAMES["broadcast_to"]),
@@ -525,10 +360,6 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "register_hook": autograd.register_hook,
     "is_floating_point": lambda x: x._spec.dtype.is_float,
     "data_ptr": lambda x: x._address,
-    **{
-        f"{method}_": _in_place(OPS[name], method=True)
-        for method, name in (("add", "add"), ("sub", "subtract"), ("mul", "multiply"), ("div", "divide"))
-    },
     "__array_namespace__": _array_namespace,
     "__array__": interop.array_protocol,
     "__array_ufunc__": interop.array_ufunc,
@@ -539,28 +370,10 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "__reduce__": interop.reduce,
     "__repr__": display.show,
     "__format__": display.show_formatted,
-    "__bool__": _bool,
-    "__int__": lambda x: int(interop.item(x)),
-    "__float__": lambda x: float(interop.item(x)),
-    "__index__": _index,
-    "__len__": _len,
-    "__iter__": _iterate,
-    "__contains__": _contains,
     "__getitem__": indexing.getitem,
     "__setitem__": indexing.setitem,
     "__hash__": lambda x: hash(interop.item(x)) if x._spec.weak else object.__hash__(x),
-    "__round__": _round,
-    "__trunc__": lambda x: int(interop.item(x)),
-    "__divmod__": lambda x, y: (x // y, x % y),
-    "__rdivmod__": lambda x, y: (y // x, y % x),
-    **{f"__{name}__": _operator(OPS[function]) for name, function in _UNARY_OPERATORS.items()},
-    "__matmul__": _matmul_operands,
-    "__rmatmul__": _matmul_reflected,
-    **{f"__{name}__": _binary(OPS[function]) for name, function in (_OPERATORS | _COMPARISONS).items()},
-    **{f"__r{name}__": _binary(OPS[function], reflected=True) for name, function in _OPERATORS.items()},
-    **{f"__i{name}__": _in_place(OPS[function]) for name, function in _OPERATORS.items()},
-    "__pow__": _power,
-    "__rpow__": lambda x, y: NotImplemented if (base := operand(y)) is None else _power(base, x),
+    **OPERATORS,
 }
 _PROPERTIES: dict[str, Any] = {
     "T": property(lambda x: ops_layout.permute_dims(x, tuple(reversed(range(x.ndim)))), doc="Dimensions reversed."),
@@ -575,7 +388,7 @@ for _name, _f in _METHODS.items():
 for _name, _p in _PROPERTIES.items():
     setattr(Tensor, _name, _p)
 # Not among the methods: type checkers should not take every name for an attribute.
-setattr(Tensor, "__getattr__", _number_attribute)  # noqa: B010
+setattr(Tensor, "__getattr__", number_attribute)  # noqa: B010
 
 
 def _new_tensor(
