@@ -25,6 +25,7 @@ from graphc.codegen.constants import laid_out
 from graphc.codegen.grouping import grouped
 from graphc.codegen.llvm.target import Target, host_target, make_target
 from graphc.codegen.prepare import prepare
+from graphc.codegen.report import current, stage
 from graphc.codegen.stages import optimised
 from graphc.ir.function import Function
 
@@ -66,7 +67,15 @@ def plan_function(
     changing = state or {}
     prepared, fixed = laid_out(prepared, {i: a for i, a in held.items() if i not in changing})
     held.update(fixed)
-    return plan_ahead(grouped(prepared), name or f.name, held, target or host_target(), state)
+    with stage("fuse"):
+        module = grouped(prepared)
+    with stage("plan"):
+        plan = plan_ahead(module, name or f.name, held, target or host_target(), state)
+    report = current()
+    if report is not None:
+        report.groups += len(plan.launches)
+        report.kernels += len(plan.kernels)
+    return plan
 
 
 def compile_ahead(
@@ -92,9 +101,14 @@ def compile_ahead(
     check_name(name)
     target = make_target(cpu) if cpu else host_target()
     plan = plan_function(f, name, constants, target, state)
-    entry = entry_text(plan, target)
-    kernels = [emit_kernel(k, target) for k in plan.kernels]
+    with stage("emit"):
+        entry = entry_text(plan, target)
+        kernels = [emit_kernel(k, target) for k in plan.kernels]
     code = compile_modules([entry, *kernels], target, keep=[f"{name}{part}" for part in PARTS])
+    report = current()
+    if report is not None:
+        report.compiled += len(plan.kernels)
+        report.object_bytes += len(code)
     return AheadOfTime(name, target.cpu, code, header(plan, target), entry, plan)
 
 

@@ -49,12 +49,31 @@ def _compiler() -> bytes:
     """What, besides text and target, decides the bytes of an object."""
     import llvmlite  # type: ignore[import-untyped]
 
-    digest = hashlib.sha256(f"llvmlite {llvmlite.__version__}\n".encode())
+    head = f"llvmlite {llvmlite.__version__}\n"
     root = Path(__file__).parent
-    for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".ll", ".h", ".cuh")):
-        digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
-        digest.update(path.read_bytes())
+    files = sorted(_sources(str(root), ""))
+    # Reading the sources takes longer than the rest of a warm start; those of equal size and time were read before.
+    known = hashlib.sha256(f"{head}{root}\n{files}".encode()).hexdigest()
+    found = get(known)
+    if found is not None and len(found) == hashlib.sha256().digest_size:
+        return found
+    digest = hashlib.sha256(head.encode())
+    for path, _, _ in files:
+        digest.update(f"{path}\n".encode())
+        digest.update((root / path).read_bytes())
+    put(known, digest.digest())
     return digest.digest()
+
+
+def _sources(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
+    """(path, size, time of the last change) of every file of the back end's sources."""
+    with os.scandir(folder) as found:
+        for entry in found:
+            if entry.name.endswith((".py", ".ll", ".h", ".cuh")):
+                info = entry.stat()
+                yield f"{prefix}{entry.name}", info.st_size, info.st_mtime_ns
+            elif entry.name != "__pycache__" and entry.is_dir():
+                yield from _sources(entry.path, f"{prefix}{entry.name}/")
 
 
 def key(text: str, target: str) -> str:
@@ -213,24 +232,40 @@ def _unlink(file: Path) -> None:
 
 _statistics = Statistics()
 _memory: dict[str, bytes] = {}
-_disks: dict[tuple[str, str], Disk] = {}
+_disks: dict[tuple[str, str, str], Disk | None] = {}
 
 
 def disk() -> Disk | None:
-    """The cache on disk that the environment asks for; None where GRAPHC_CACHE=0."""
-    if os.environ.get("GRAPHC_CACHE", "1") == "0":
-        return None
-    place, limit = os.environ.get("GRAPHC_CACHE_DIR", ""), os.environ.get("GRAPHC_CACHE_LIMIT_MIB", "")
-    found = _disks.get((place, limit))
-    if found is None:
+    """The cache on disk that the environment asks for; None where GRAPHC_CACHE=0.
+
+    Raises `ValueError` where GRAPHC_CACHE or GRAPHC_CACHE_LIMIT_MIB has no meaning.
+    """
+    environment = os.environ
+    asked = (
+        environment.get("GRAPHC_CACHE", ""),
+        environment.get("GRAPHC_CACHE_DIR", ""),
+        environment.get("GRAPHC_CACHE_LIMIT_MIB", ""),
+    )
+    if asked in _disks:
+        return _disks[asked]
+    used, place, limit = asked
+    if used not in ("", "0", "1"):
+        raise ValueError(f"GRAPHC_CACHE={used}: it is 0 (nothing is kept on disk) or 1; unset it to keep compiled code on disk")
+    if limit and not (limit.isascii() and limit.isdigit()):
+        raise ValueError(
+            f"GRAPHC_CACHE_LIMIT_MIB={limit}: it is the most MiB that the cache on disk may hold, such as 1024; "
+            f"unset it for {DEFAULT_LIMIT_MIB}"
+        )
+    found = None
+    if used != "0":
         if place:
             path = Path(place)
         else:
             import platformdirs
 
             path = Path(platformdirs.user_cache_dir("graphc"))
-        mib = int(limit) if limit.isdigit() else DEFAULT_LIMIT_MIB
-        found = _disks[place, limit] = Disk(path, mib << 20, _statistics)
+        found = Disk(path, (int(limit) if limit else DEFAULT_LIMIT_MIB) << 20, _statistics)
+    _disks[asked] = found
     return found
 
 

@@ -299,9 +299,8 @@ def _written(m: _Missing, key: str) -> tuple[bytes, str]:
     from graphc.codegen.lower.lower import lower
 
     target = host_target()
-    with stage("lower"):
-        lowered = lower(m.canonical, target, m.hint, m.choice, m.in_place)
-        kernels = rename(lowered.kernels, key)
+    lowered = lower(m.canonical, target, m.hint, m.choice, m.in_place)
+    kernels = rename(lowered.kernels, key)
     references: dict[Any, BufferRef] = {}
     for stem, buffers in (("p", lowered.params), ("r", lowered.results)):
         references.update({b: (stem, i) for i, b in enumerate(buffers)})

@@ -36,8 +36,12 @@ SHORT = 20.0  # microseconds of a program that keeps Python's lock
 
 def check_environment() -> None:
     """Raises `ValueError` if a variable of the environment that programs depend on has no meaning."""
+    from graphc.codegen import cache
     from graphc.codegen.llvm.runner import default_threads
+    from graphc.codegen.llvm.workers import most_processes
 
+    cache.disk()
+    most_processes()
     default_threads()
     turned_off()
 

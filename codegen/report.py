@@ -112,7 +112,7 @@ class Report:
         from rich.table import Table
 
         console = Console(stderr=True, highlight=False, soft_wrap=True)
-        if self.groups < 2:
+        if self.groups == 1:
             console.print(f"compile {self.name}: {self.total * 1e3:.1f} ms, {self.summary()}", markup=False)
             return
         table = Table(title=f"compile {self.name}: {self.total * 1e3:.1f} ms", title_justify="left")
@@ -174,7 +174,7 @@ def current() -> Report | None:
 def collect(name: str) -> Iterator[Report]:
     """The report of all that is compiled inside; that of an outer `collect`, if there is one.
 
-    It is printed at the end if the environment's GRAPHC_LOG has "compile" and something was compiled or planned.
+    It is printed at the end if the environment's GRAPHC_LOG has "compile" and anything but tracing happened.
     """
     if _state.report is not None:
         yield _state.report
@@ -187,7 +187,7 @@ def collect(name: str) -> Iterator[Report]:
     finally:
         _state.report = None
         report.total = time.perf_counter() - begin
-        if report.groups and "compile" in topics():
+        if "compile" in topics() and not report.seconds.keys() <= {"trace"}:
             report.print()
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from graphc.codegen.report import current
+from graphc.codegen.report import stage as timed
 from graphc.ir.function import Function, Module
 from graphc.ir.types import DimExpr
 
@@ -17,7 +19,13 @@ def optimised(f: Function) -> Function:
     """The function after the default passes."""
     from graphc.ir.passes import DEFAULT, run_pipeline
 
-    return run_pipeline(f, DEFAULT)
+    report = current()
+    if report is not None:
+        report.operations += len(f.ops)
+    result = run_pipeline(f, DEFAULT, stage=timed)
+    if report is not None:
+        report.optimised += len(result.ops)
+    return result
 
 
 def fused(f: Function) -> Module:
@@ -25,7 +33,9 @@ def fused(f: Function) -> Module:
     from graphc.codegen.grouping import grouped
     from graphc.codegen.prepare import prepare
 
-    return grouped(prepare(optimised(f))[0])
+    prepared = prepare(optimised(f))[0]
+    with timed("fuse"):
+        return grouped(prepared)
 
 
 def fused_for_device(f: Function) -> Module:
@@ -45,7 +55,8 @@ def _each_group(
     seen: dict[object, str] = {}
     for op in fuse(f).entry.ops:
         group: Function = op.attrs["function"]
-        canonical = canonicalise(group)
+        with timed("canonical"):
+            canonical = canonicalise(group)
         sizes = ", ".join(f"{name}={d}" for name, d in canonical.extents)
         where = f" loc({op.loc})" if op.loc else ""
         title = f"; {group.name} [{sizes}]{where}"

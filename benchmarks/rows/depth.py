@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.case import Case, Clocked, Size, row
 
-FAMILY = "compilation by depth"
+FAMILY = "compiled functions"
 LAYERS = (2, 8, 32, 64)
 
 

@@ -12,27 +12,26 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import os
-import subprocess
 import sys
 import threading
 from collections import deque
 from io import RawIOBase
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from graphc.codegen.llvm import worker
 from graphc.codegen.llvm.target import Target
 from graphc.codegen.report import current, stage
+
+if TYPE_CHECKING:
+    import subprocess
 
 MOST = 8
 # A batch of fewer texts is done before a process has started; each process gets about so many.
 WORTH, EACH = 6, 4
 # Texts given to one process at a time: the next is there when it has done one.
 AHEAD = 2
-
-_log = logging.getLogger("graphc.compile")
 
 
 def most_processes() -> int:
@@ -41,7 +40,7 @@ def most_processes() -> int:
     if not text:
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(MOST, count - 1)
-    if not text.isascii() or not text.isdigit() or int(text) > 1024:
+    if not (text.isascii() and text.isdigit() and int(text) <= 1024):
         raise ValueError(
             f"GRAPHC_COMPILE_PROCESSES={text}: it is the number of processes that may help to compile, from 0 (none) to 1024; "
             "unset it to use one fewer than there are CPUs"
@@ -133,10 +132,14 @@ class _Pool:
 
     def _give_up(self, error: Exception) -> None:
         self.broken = True
-        _log.debug("no other process compiles any more: %s", error)
+        import logging
+
+        logging.getLogger("graphc.compile").debug("no other process compiles any more: %s", error)
 
     def stop(self) -> None:
         """End all processes."""
+        import subprocess
+
         with self.changed:
             processes, self.processes = self.processes, []
             self.broken = True
@@ -147,6 +150,8 @@ class _Pool:
 
 
 def _start() -> subprocess.Popen[bytes]:
+    import subprocess
+
     import llvmlite  # type: ignore[import-untyped]
 
     if not sys.executable:
@@ -166,6 +171,8 @@ def _close(process: subprocess.Popen[bytes]) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    import subprocess
+
     _close(process)
     try:
         process.wait(5.0)

@@ -14,6 +14,7 @@ from graphc.codegen.lower.map import lower_map, map_variant
 from graphc.codegen.lower.reduce import lower_reduce, schedule_of
 from graphc.codegen.lower.scan import lower_scan
 from graphc.codegen.lower.scatter import lower_scatter
+from graphc.codegen.report import stage
 from graphc.ir.function import Function
 
 
@@ -54,6 +55,11 @@ def lower(
     group: Function, target: Target, hint: dict[str, int], choice: str = "", in_place: InPlace = ()
 ) -> Lowered:
     """The kernels of a canonical group. `hint` gives likely values of its extents; `choice` is a variant."""
+    with stage("lower"):
+        return _lowered(group, target, hint, choice, in_place)
+
+
+def _lowered(group: Function, target: Target, hint: dict[str, int], choice: str, in_place: InPlace) -> Lowered:
     kind = family(group)
     if kind == "contract":
         from graphc.codegen.lower.contract import lower_contraction

@@ -58,11 +58,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _run(options: argparse.Namespace) -> None:
+    if not os.environ.get("GRAPHC_LOG"):
+        options.run(options)
+        return
+    from graphc.codegen.report import collect
+
+    with collect(f"by graphc {options.command}"):
+        options.run(options)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        _run(options)
         sys.stdout.flush()
     except Failure as failure:
         if options.traceback:

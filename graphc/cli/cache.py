@@ -18,7 +18,10 @@ def main(options: argparse.Namespace) -> None:
     from graphc.cli.files import reason
     from graphc.codegen import cache
 
-    disk = cache.disk()
+    try:
+        disk = cache.disk()
+    except ValueError as error:
+        raise Failure(str(error)) from error
     if disk is None:
         raise Failure("the cache on disk is turned off (GRAPHC_CACHE=0)")
     count, size = disk.contents()

@@ -123,7 +123,11 @@ def _compiler() -> Iterator[Row]:
 def _cache() -> Iterator[Row]:
     from graphc.codegen import cache
 
-    disk = cache.disk()
+    try:
+        disk = cache.disk()
+    except ValueError as error:
+        yield "cache", f"cannot be used: {error}"
+        return
     if disk is None:
         yield "cache", "turned off on disk by GRAPHC_CACHE=0"
         return

@@ -254,3 +254,135 @@ def test_a_deleted_directory_is_made_again(place):
     cache.put("b" * 64, b"object")
     assert [p.name for p in place.iterdir()] == ["b" * 64 + cache.SUFFIX]
     assert place.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("limit", ["x", "-1", "1.5", " 12", "1e3", "\u00b2"])
+def test_a_limit_that_is_no_number_is_refused(limit, monkeypatch):
+    monkeypatch.setenv("GRAPHC_CACHE_LIMIT_MIB", limit)
+    with pytest.raises(ValueError, match=f"GRAPHC_CACHE_LIMIT_MIB={limit}: it is the most MiB .* unset it for 1024"):
+        cache.get(NAME)
+
+
+@pytest.mark.parametrize("used", ["off", "2", "no"])
+def test_whether_it_is_used_is_0_or_1(used, monkeypatch):
+    monkeypatch.setenv("GRAPHC_CACHE", used)
+    with pytest.raises(ValueError, match=f"GRAPHC_CACHE={used}: it is 0 .* or 1; unset it"):
+        cache.get(NAME)
+
+
+def test_the_environment_is_checked_before_anything_is_compiled(monkeypatch):
+    """The user's own mistake is told as that, not as an internal error."""
+    code = "import graphc as gc; gc.ones(3) + 1"
+    for name, value in (("GRAPHC_CACHE_LIMIT_MIB", "much"), ("GRAPHC_COMPILE_PROCESSES", "all")):
+        told = {**os.environ, name: value}
+        done = subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        [told_error] = [line for line in done.stderr.splitlines() if "Error: " in line]
+        assert told_error.startswith("ValueError: ") and f"{name}={value}: it is the " in told_error
+
+
+def test_sources_are_read_once_and_again_when_they_change(place, tmp_path, monkeypatch):
+    (tmp_path / "back").mkdir()
+    file = tmp_path / "back" / "emit.py"
+    file.write_text("one")
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "back" / "cache.py"))
+
+    def digest():
+        cache._compiler.cache_clear()
+        cache.forget()
+        return cache._compiler()
+
+    first = digest()
+    read = []
+    monkeypatch.setattr(cache.Path, "read_bytes", lambda p, own=cache.Path.read_bytes: read.append(p.name) or own(p))
+    assert digest() == first and "emit.py" not in read
+    file.write_text("other")
+    assert digest() != first and "emit.py" in read
+    file.write_text("one")
+    os.utime(file, ns=(1, 1))
+    assert digest() == first
+    cache._compiler.cache_clear()
+
+
+PROGRAM = """
+import hashlib, sys
+import numpy as np, graphc as gc
+from graphc.codegen import cache
+
+@gc.compile
+def step(x, w):
+    h = gc.nn.functional.layer_norm(gc.tanh(x @ w), (24,))
+    return gc.grad(lambda w: (gc.nn.functional.softmax(h @ w, 1) ** 2).sum())(w), gc.cumsum(h, 0)
+
+x = gc.asarray(np.linspace(-1, 1, 24 * 24, dtype=np.float32).reshape(24, 24))
+print("ready", flush=True)
+sys.stdin.readline()
+result = step(x, x)
+print(hashlib.sha256(b"".join(r.numpy().tobytes() for r in result)).hexdigest(), cache.statistics().damaged, flush=True)
+"""
+
+
+def test_two_processes_compile_one_program_into_one_empty_cache(place):
+    processes = [
+        subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [p.stdout.readline() for p in processes] == ["ready\n"] * 2
+    for p in processes:
+        p.stdin.write("go\n")
+        p.stdin.flush()
+    results = [p.communicate(timeout=120)[0] for p in processes]
+    assert results[0] == results[1] and results[0].endswith(" 0\n")
+    files = list(place.iterdir())
+    assert len(files) > 5 and all(f.name.endswith(cache.SUFFIX) for f in files)
+    assert all(cache._payload(f.read_bytes()) is not None for f in files)
+    # What they left serves a third one, which compiles nothing.
+    third = subprocess.run(
+        [sys.executable, "-c", PROGRAM.replace("cache.statistics().damaged", "step.compile_reports()[0].compiled")],
+        input="go\n", capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert third.stdout == "ready\n" + results[0]
+
+
+def test_code_for_another_cpu_is_never_loaded(place, monkeypatch):
+    """A cache that was filled where the CPU has more: the same program is compiled again for what this one has."""
+    import dataclasses
+
+    import numpy as np
+    from graphc.codegen import kernels
+    from graphc.codegen.llvm import target
+    from graphc.codegen.program import compile_function
+    from graphc.ir.function import Builder
+    from graphc.ir.types import TensorType
+
+    b = Builder("scale")
+    f = b.build([b.tanh(b.param(TensorType.parse("f32[40]")))])
+    own = target.host_target()
+    more = dataclasses.replace(own, cpu="sapphirerapids", features="", vector_bits=512)
+
+    def forget():
+        cache.forget()
+        for known in (kernels._memory, kernels._choices):
+            known.clear()
+
+    # As that machine would: nothing of its code is linked here.
+    monkeypatch.setattr(target, "host_target", lambda: more)
+    monkeypatch.setattr(kernels, "_load", lambda key, data: loaded.append(key))
+    loaded: list[str] = []
+    forget()
+    with pytest.raises(AttributeError):
+        compile_function(f)
+    foreign = set(loaded)
+    assert foreign and {p.name.removesuffix(cache.SUFFIX) for p in place.iterdir()} >= foreign
+    monkeypatch.undo()
+    monkeypatch.setenv("GRAPHC_CACHE_DIR", str(place))
+    forget()
+    here: list[str] = []
+    real = kernels._load
+    monkeypatch.setattr(kernels, "_load", lambda key, data: here.append(key) or real(key, data))
+    program = compile_function(f)
+    assert here and foreign.isdisjoint(here)
+    x, y = np.linspace(-2, 2, 40, dtype=np.float32), np.empty(40, np.float32)
+    program.run([x.ctypes.data], [y.ctypes.data])
+    np.testing.assert_allclose(y, np.tanh(x), rtol=1e-6)
+    forget()
