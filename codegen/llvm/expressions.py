@@ -277,19 +277,30 @@ def _lanes(w: Writer, e: Expr, args: list[Value]) -> Value:
         return result(w, dtype, depth, deps, False, w.put(depth, question))
     narrow = dtype.kind == "f" and dtype.bits == 16
     scalar = REGISTER[short]
+    # The greatest of floats is one instruction a step; whether one of them is NaN is asked once.
+    extreme = e.data in ("max", "min") and dtype.kind == "f" and not narrow
+    nans = w.put(depth, f"fcmp uno {w.vector_types[short]} {text}, {text}") if extreme else ""
     while width > 1:
         full, width = f"<{width} x {scalar}>", width // 2
         low, high = (
             w.put(depth, f"shufflevector {full} {text}, {full} poison, {_run(start, width)}") for start in (0, width)
         )
         half = f"<{width} x {scalar}>"
-        if narrow:
+        if extreme:
+            further = w.put(depth, f"fcmp {'ogt' if e.data == 'max' else 'olt'} {half} {high}, {low}")
+            text = w.put(depth, f"select <{width} x i1> {further}, {half} {high}, {half} {low}")
+        elif narrow:
             low, high = (convert(w, depth, True, x, dtype, F32, width) for x in (low, high))
             text = combine(w, depth, e.data, "f", f"<{width} x float>", width, low, high)
             text = convert(w, depth, True, text, F32, dtype, width)
         else:
             text = combine(w, depth, e.data, dtype.kind, half, width, low, high)
-    return result(w, dtype, depth, deps, False, w.put(depth, f"extractelement <1 x {scalar}> {text}, i64 0"))
+    text = w.put(depth, f"extractelement <1 x {scalar}> {text}, i64 0")
+    if extreme:
+        lanes = w.put(depth, f"bitcast <{w.width} x i1> {nans} to i{w.width}")
+        some = w.put(depth, f"icmp ne i{w.width} {lanes}, 0")
+        text = w.put(depth, f"select i1 {some}, {scalar} 0x7FF8000000000000, {scalar} {text}")
+    return result(w, dtype, depth, deps, False, text)
 
 
 def _run(start: int, count: int) -> str:

@@ -19,6 +19,7 @@ from graphc.codegen.loops import Alloc, Assign, Buffer, Declare, For, If, Let, R
 from graphc.codegen.lower.index import Position, dim_expr
 from graphc.codegen.lower.nest import ceil_div, minimum, split_coords
 from graphc.codegen.lower.row_group import CHUNK, LANES, RowGroup, accumulator, combine, finish, identity_of
+from graphc.codegen.lower.segments import within_segments
 from graphc.ir.function import Operation, Value
 from graphc.ir.types import BOOL, I64, DType, Shape, size_of
 
@@ -195,7 +196,7 @@ class Columns:
         pairs = list(zip(ops, arrays, strict=True))
         r, i = names.fresh("r"), names.fresh("i")
         registers = [names.fresh("acc", a.dtype) for a in arrays]
-        step = tuple(self._step(ops, registers, i, ready))
+        step = self._step(ops, registers, i, ready)
         clear = [Declare(acc, identity_of(op)[0]) for acc, op in zip(registers, ops, strict=True)]
         if not depth:
             return self._in_order_of_the_tree(
@@ -258,15 +259,16 @@ class Columns:
         registers: Sequence[Expr],
         i: Expr,
         ready: Sequence[tuple[Value, Buffer]],
-    ) -> list[Stmt]:
+    ) -> tuple[Stmt, ...]:
         """Combine the elements at reduced position `i` into registers, and store what is ready there."""
         elements = [combine(op, acc, self.element(op, i)) for op, acc in zip(ops, registers, strict=True)]
         checks = self.reports()
-        return [
+        body = [
             *checks,
             *(Assign(acc, e) for acc, e in zip(registers, elements, strict=True)),
             *self.stores(ready, i),
         ]
+        return within_segments(body, self.lane, self.blocking.width)
 
     def _tree(self, op: Operation, array: Buffer) -> list[Stmt]:
         """Combine the 32 accumulators of a vector by halving: two steps in a loop, three written out."""
@@ -297,7 +299,8 @@ def lower_columns(
         body += _level(columns, ops, ready)
     if full:
         i = row.names.fresh("i")
-        body.append(For(i, index(0), row.length, (columns.vectors(columns.stores(full, i)),), index(1)))
+        stores = within_segments(columns.stores(full, i), columns.lane, blocking.width)
+        body.append(For(i, index(0), row.length, (columns.vectors(stores),), index(1)))
     body += columns.store_kept(targets)
     return columns.whole(head, body), columns.items
 

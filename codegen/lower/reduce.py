@@ -124,12 +124,27 @@ def blocking(group: Function, hint: dict[str, int], vector_bits: int) -> Blockin
     narrow = columns * max(sizes) < NARROW
     registers = 1 if narrow else 4 if len(group.ops) <= SMALL else 2
     width = min(64, lanes * registers)
+    for segment in _segments(group):
+        # Lanes that lie in one segment read side by side (segments.py).
+        if segment % 8 == 0:
+            width = min(width, segment & -segment)
     while width > 4 and width >= 2 * columns:
         width //= 2
     depth = 1 if narrow else 0 if length <= SHORT else DEPTH
     rows = LANES if depth else LEVELS
     most = ACCUMULATORS // (rows * sum(sizes))
     return Blocking(width, max(width, _power_of_two(min(most, 2 * columns - 1))), depth)
+
+
+def _segments(group: Function) -> list[int]:
+    """The lengths of the literal innermost dimensions that are split or joined in a group."""
+    found = []
+    for op in group.ops:
+        if op.name == "reshape":
+            last = [shape[-1] for shape in (op.operands[0].type.shape, op.result.type.shape) if shape]
+            if len(set(last)) == 2:
+                found += [d for d in last if isinstance(d, int) and d == min(x for x in last if isinstance(x, int))]
+    return found
 
 
 def _power_of_two(n: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from graphc.codegen.elementwise import reduction
 from graphc.codegen.expr import Expr, equal, index, load, make, select, var
 from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Let, Stmt, Vector
@@ -26,6 +28,7 @@ from graphc.codegen.lower.row_group import (
     same_value,
     stores_at,
 )
+from graphc.codegen.lower.segments import within_segments
 from graphc.ir.function import Operation, Value
 from graphc.ir.registry import lookup
 from graphc.ir.types import BOOL, I64, size_of
@@ -57,8 +60,12 @@ _EXPENSIVE = frozenset(
         "hypot",
         "logaddexp",
         "random_bits",
+        "div",
+        "sqrt",
+        "reciprocal",
     ]
 )
+WIDTH = 32  # of the sweep that only stores
 _STAYS = frozenset(("broadcast", "full", "constant", "stop_gradient"))
 
 
@@ -89,7 +96,10 @@ def lower_rows(row: RowGroup, targets: list[tuple[Value, Buffer]]) -> tuple[list
 def _full_stores(row: RowGroup, full: list[tuple[Value, Buffer]]) -> list[Stmt]:
     from graphc.codegen.lower.nest import sweep
 
-    return sweep(index(0), row.length, 16, row.names, lambda i, lane: stores_at(row, full, i))
+    def body(i: Expr, lane: Expr) -> Sequence[Stmt]:
+        return within_segments(stores_at(row, full, i), lane, WIDTH)
+
+    return sweep(index(0), row.length, WIDTH, row.names, body)
 
 
 def _row_level(
@@ -124,7 +134,7 @@ def _row_level(
         i, main = names.fresh("i"), names.fresh("m")
         region += [
             Let(main, (stop - chunk) // LANES * LANES + chunk),
-            For(i, chunk, main, step(i + lane), index(LANES)),
+            For(i, chunk, main, within_segments(step(i + lane), lane, LANES), index(LANES)),
             If(main < stop, (If(main + lane < stop, step(main + lane)),)),
         ]
         for r, t, op in zip(registers, totals, plain, strict=True):

@@ -87,6 +87,25 @@ def test_long_rows_on_several_threads(shape: Shape, axes: tuple[int, ...]) -> No
     s.check()
 
 
+def test_dimensions_that_are_split_and_joined_on_the_way() -> None:
+    """Positions with quotients and remainders of the lane, of segments longer and shorter than a vector; literal and not."""
+    for split, joined in (((3, 8, 50), (3, 4, 100)), ((2, 12, 7), (2, 4, 21)), ((2, 6, 64), (2, 2, 192)), ((5, 4, 33), (5, 1, 132))):
+        s = Sums()
+        x, gain = s.param(mixed(F32, split, 1), F32), s.param(plain(F32, split[1:2], 2), F32)
+        scaled = s.b.reshape(s.b.mul(x, s.b.broadcast(gain, shape=split, axes=(1,))), shape=joined)
+        total = s.b.sum(scaled, axes=(2,))
+        less = s.b.sub(scaled, s.b.broadcast(total, shape=joined, axes=(0, 1)))
+        s.results += [total, less, s.b.max(less, axes=(2,))]
+        s.labels += ["sum", "x - sum", "max"]
+        s.check()
+    for heads, width in ((4, 32), (3, 8), (5, 7), (2, 48)):
+        s = Sums()
+        x = s.param(mixed(F32, (3, 2, heads, 11, width), 3), F32)
+        moved = s.b.reshape(s.b.permute(x, axes=(1, 3, 0, 2, 4)), shape=(2, 11, 3 * heads * width))
+        s.add("sum", moved, axes=(0, 1))
+        s.check()
+
+
 BLOCKINGS = (Blocking(4, 4, 1), Blocking(8, 64, 0), Blocking(16, 32, 4), Blocking(32, 256, 8), Blocking(64, 1024, 2))
 
 
