@@ -7,6 +7,7 @@ wait for all that still read the old one.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 Range = tuple[Hashable, int, int]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Segment:
     """Bytes from `low` to `high` with one history: who wrote them last, who has read them since."""
 
@@ -24,6 +25,10 @@ class _Segment:
     readers: list[int] = field(default_factory=list)
 
 
+def _low(s: _Segment) -> int:
+    return s.low
+
+
 class _Space:
     """The segments of one space, ascending and disjoint."""
 
@@ -31,11 +36,17 @@ class _Space:
         self._starts: list[int] = []
         self._segments: list[_Segment] = []
 
-    def cut(self, low: int, high: int) -> list[_Segment]:
+    def at(self, low: int, high: int) -> list[_Segment]:
         """The segments that make up exactly low .. high, cut and added where there are none."""
         first = bisect_right(self._starts, low) - 1
-        if first < 0 or self._segments[first].high <= low:
-            first += 1
+        if first >= 0:
+            s = self._segments[first]
+            if s.low == low and s.high == high:
+                return [s]  # as nearly always
+            if s.high <= low:
+                first += 1
+        else:
+            first = 0
         stop = first
         found: list[_Segment] = []
         beside: list[_Segment] = []  # what sticks out on either side
@@ -53,16 +64,18 @@ class _Space:
             at = found[-1].high
         if at < high:
             found.append(_Segment(at, high))
-        self._put(first, stop, sorted([*found, *beside], key=lambda s: s.low))
+        self._put(first, stop, sorted([*found, *beside], key=_low))
         return found
 
-    def replace(self, low: int, high: int, writer: int) -> None:
-        """`writer` wrote low .. high, which has been cut before."""
-        first = bisect_right(self._starts, low) - 1
-        stop = first
-        while stop < len(self._segments) and self._segments[stop].low < high:
-            stop += 1
-        self._put(first, stop, [_Segment(low, high, writer)])
+    def replace(self, found: list[_Segment], writer: int) -> None:
+        """`writer` wrote all of these neighbours."""
+        one = found[0]
+        if len(found) > 1:
+            first = bisect_right(self._starts, one.low) - 1
+            one.high = found[-1].high
+            self._put(first, first + len(found), [one])
+        one.writer = writer
+        one.readers.clear()
 
     def _put(self, first: int, stop: int, segments: list[_Segment]) -> None:
         self._segments[first:stop] = segments
@@ -74,24 +87,24 @@ def dependences(reads: Sequence[Iterable[Range]], writes: Sequence[Iterable[Rang
 
     reads, writes: what each launch touches, in an order in which they may run.
     """
-    spaces: dict[Hashable, _Space] = {}
+    spaces: dict[Hashable, _Space] = defaultdict(_Space)
     found: list[set[int]] = []
     for i, (ins, outs) in enumerate(zip(reads, writes, strict=True)):
         needs: set[int] = set()
         for space, low, high in ins:
-            for s in spaces.setdefault(space, _Space()).cut(low, high) if high > low else ():
-                if s.writer is not None:
-                    needs.add(s.writer)
-                s.readers.append(i)
+            if low < high:
+                for s in spaces[space].at(low, high):
+                    if s.writer is not None:
+                        needs.add(s.writer)
+                    s.readers.append(i)
         for space, low, high in outs:
-            if high <= low:
-                continue
-            at = spaces.setdefault(space, _Space())
-            for s in at.cut(low, high):
-                needs.update(s.readers)
-                if s.writer is not None:
-                    needs.add(s.writer)
-            at.replace(low, high, i)
+            if low < high:
+                segments = spaces[space].at(low, high)
+                for s in segments:
+                    needs.update(s.readers)
+                    if s.writer is not None:
+                        needs.add(s.writer)
+                spaces[space].replace(segments, i)
         needs.discard(i)
         found.append(needs)
     return found

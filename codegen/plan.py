@@ -6,7 +6,8 @@ lifetimes of the values. The plan of a function is its order of launches with al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from graphc.codegen.dependences import Range
@@ -103,15 +104,15 @@ class Arena:
         self._insert(offset, max(ALIGN, -(-size // ALIGN) * ALIGN))
 
     def _insert(self, offset: int, size: int) -> None:
-        merged = []
-        for o, s in self.free:
-            if o + s == offset:
-                offset, size = o, s + size
-            elif offset + size == o:
-                size += s
-            else:
-                merged.append((o, s))
-        self.free = sorted([*merged, (offset, size)])
+        free = self.free
+        at = bisect_left(free, (offset, 0))
+        if at < len(free) and offset + size == free[at][0]:
+            size += free.pop(at)[1]
+        if at and free[at - 1][0] + free[at - 1][1] == offset:
+            at -= 1
+            offset, before = free.pop(at)
+            size += before
+        free.insert(at, (offset, size))
 
 
 @dataclass(frozen=True)
@@ -143,12 +144,31 @@ def lay_out(
     for i in (i for step in steps for i in step):
         if any(map(_bytes, entry.ops[i].results)):  # else there is nothing to compute
             needs[i] = scratch(i, entry.ops[i])
-    tight = _Placing(entry, needs, reserved, steps).all()
-    if not apart:
-        return tight
-    limit = tight.size + tight.size // SPARE + SPARE_BYTES
-    loose = _Placing(entry, needs, reserved, steps, limit).all()
-    return loose if loose.size <= limit else tight
+    if apart:
+        most = _most_alive(entry, needs, steps) + reserved
+        limit = most + most // SPARE + SPARE_BYTES
+        loose = _Placing(entry, needs, reserved, steps, limit).all()
+        if loose.size <= limit:
+            return loose
+    return _Placing(entry, needs, reserved, steps).all()
+
+
+def _most_alive(entry: Function, needs: Mapping[int, Sequence[int]], steps: Sequence[Sequence[int]]) -> int:
+    """Bytes of the arena that are in use at once, at most."""
+    outside = {*entry.params, *entry.results}
+    last = {v: n for n, step in enumerate(steps) for i in step for v in entry.ops[i].operands}
+    ends: dict[int, int] = {}
+    alive = most = 0
+    for n, step in enumerate(steps):
+        for i in step:
+            for r in entry.ops[i].results:
+                if r not in outside:
+                    size = _bytes(r)
+                    alive += size
+                    ends[last.get(r, n)] = ends.get(last.get(r, n), 0) + size
+        most = max(most, alive + sum(sum(needs.get(i, ())) for i in step))
+        alive -= ends.get(n, 0)
+    return most
 
 
 class _Placing:
@@ -211,7 +231,7 @@ class _Placing:
 
     def _take(self, size: int) -> int:
         if self.held and not self.arena.fits(size) and self.arena.size + size > self.limit:
-            self._give(lambda by: True)
+            self._give(-1)
         return self.arena.take(size)
 
     def _let_go(self, step: Sequence[int]) -> None:
@@ -221,15 +241,17 @@ class _Placing:
             done = (1 << max(0, first - OVERLAP)) - 1
             for i in step:
                 done |= self.above[i]
-            self._give(lambda by: not by & ~done)
+            self._give(done)
 
-    def _give(self, which: Callable[[int], bool]) -> None:
+    def _give(self, done: int) -> None:
+        """Give back what only these operations (a bit each) used last."""
+        others = ~done
         held, self.held = self.held, []
-        for by, offset, size in held:
-            if which(by):
-                self.arena.give(offset, size)
+        for each in held:
+            if each[0] & others:
+                self.held.append(each)
             else:
-                self.held.append((by, offset, size))
+                self.arena.give(each[1], each[2])
 
 
 def _ancestors(entry: Function) -> list[int]:
