@@ -84,7 +84,7 @@ def test_every_tile_gives_the_same_bits(name: str, tile: str) -> None:
     {"padding": ((1, 1), (1, 2)), "strides": (1, 2)},
     {"padding": ((2, 0), (0, 3)), "strides": (2, 1), "rhs_dilation": (1, 2)},
     {"padding": ((1, -1), (-1, 1))},
-    {"padding": SAME, "lhs_dilation": (2, 2)},
+    {"padding": ((0, 1), (1, 0)), "lhs_dilation": (1, 2)},
 ], ids=str)  # fmt: skip
 def test_reads_nothing_outside(attrs: dict[str, Any]) -> None:
     """The oracle checks every index."""
@@ -158,10 +158,10 @@ def changed(s: GradientSchedule, f: Function, change: dict[str, Any]) -> Gradien
 
 
 def test_few_results_read_nothing_outside() -> None:
-    f = conv_group("f32[2, 4, 9, 10]", "f32[7, 4, 8, 9]", biased(1), padding=((1, 0), (0, 1)))
+    f = conv_group("f32[1, 9, 6, 5]", "f32[5, 9, 6, 5]", biased(1), padding=((1, 0), (0, 0)))
     found = gradient_candidate(f, {}, 512)
     assert found is not None
-    for change in CHUNKS.values():
+    for change in (CHUNKS["split"], {"blocks": 0, "images": 1, "pixels": 20}):
         check_by_oracle(f, {}, changed(found[1]._replace(width=4, vectors=1), f, change))
 
 
@@ -199,7 +199,7 @@ def test_planes(name: str) -> None:
     s = plane_candidate(f, extents, 512)
     assert s is not None
     check(f, extents, schedule=s)
-    if "f32" in x and not extents:
+    if name in ("large padding", "far strides"):
         check_by_oracle(f, extents, s._replace(width=4))
 
 
