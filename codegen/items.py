@@ -66,7 +66,8 @@ def make_items(plan: Plan, costs: Costs, grain: int | None = None) -> Items:
     groups = [[i] for i in range(len(launches))] if grain is not None else _small_together(times)
     home = {i: n for n, group in enumerate(groups) for i in group}
     between = [{home[d] for i in group for d in needs[i]} - {n} for n, group in enumerate(groups)]
-    kept, above = reduced(between)
+    # The last one stands for the end of the program, which waits for all.
+    kept, above = reduced([*between, set(range(len(groups)))])
     spent = [sum(times[i] for i in group) for group in groups]
     parts = [worth(launches[group[0]], costs, grain) if len(group) == 1 else 1 for group in groups]
     left = float(sum(spent))
@@ -77,8 +78,7 @@ def make_items(plan: Plan, costs: Costs, grain: int | None = None) -> Items:
         extent = launches[group[0]].parallel if len(group) == 1 else 1
         items.append(Item(tuple(group), extent, parts[n], tuple(kept[n]), useful, spent[n]))
         left -= spent[n]
-    ends, _ = reduced([*between, set(range(len(groups)))])
-    return Items(tuple(items), tuple(ends[-1]))
+    return Items(tuple(items), tuple(kept[-1]))
 
 
 def _errors_first(launches: Sequence[PlannedLaunch], needs: list[set[int]]) -> None:
