@@ -203,12 +203,15 @@ class _Fuser:
                 return False
             group.kind = "contract"
             return True
-        if lookup(op.name).family == "pool" and group.kind != "map":
+        # A pool has the kernel to itself: what reads it reads it for several windows, and lines are those of one pool.
+        if lookup(op.name).family == "pool" and (
+            group.kind != "map" or any(lookup(o.name).family == "pool" for o in group.ops)
+        ):
             return False
         if op.name == "concat" and len(op.operands) > _MOST_PIECES:
             return False
         heavy = op.name in _HEAVY
-        if any(r.name in _REREAD and not self.sources(r).isdisjoint(op.results) for r in readers):
+        if any(r.name in _REREAD and op.results[0] in self.sources(r) for r in readers):
             return False
         if heavy and self.spreads(op, group):
             return False
@@ -221,8 +224,7 @@ class _Fuser:
     def sources(self, reader: Operation) -> set[Value]:
         """The values that `reader` reads at computed positions, seen through free operations."""
         found: set[Value] = set()
-        # Of a pooling gradient the saved positions too.
-        stack = [*reader.operands[: 2 if reader.name == "max_pool_grad" else 1]]
+        stack = [reader.operands[0]]
         while stack:
             v = stack.pop()
             if v in found:

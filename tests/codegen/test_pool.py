@@ -6,18 +6,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from graphc.codegen.canonical import canonicalise
 from graphc.codegen.expr import children_first, var
 from graphc.codegen.llvm.target import host_target
-from graphc.codegen.loops import Buffer
+from graphc.codegen.loops import Buffer, Kernel
 from graphc.codegen.lower.index import Position
 from graphc.codegen.lower.lower import lower
 from graphc.codegen.lower.pull import Pull
+from graphc.codegen.stages import fused
 from graphc.ir.function import Builder, Function
 from graphc.ir.interpret import interpret
 from graphc.ir.types import U64, TensorType, dtype, substitute
 
+from tests.codegen.compiled import assert_compiled
 from tests.codegen.kernel_oracle import same_bits
 from tests.codegen.run_kernels import Native
+from tests.codegen.values import mixed
 
 Array = np.ndarray[Any, Any]
 WINDOWS: dict[str, dict[str, Any]] = {
@@ -120,3 +124,56 @@ def test_random_bits(bits: str) -> None:
     f = b.build([b.random_bits(key, offset, shape=(5, 67), dtype=dtype(bits))])
     for start in (0, 1, 2**34 - 100, 2**64 - 50):
         same(f, {}, [np.array(0x123456789ABCDEF1, np.uint64), np.array(start, np.uint64)])
+
+
+LINES = {
+    "no padding": ("f32[3, 2, 40, 70]", (2, 2), (2, 2), ((0, 0), (0, 0))),
+    "rest of a line": ("f32[2, 41, 35]", (3, 2), (2, 2), ((0, 0), (0, 0))),
+    "padded": ("f32[2, 56, 56]", (3, 3), (2, 2), ((1, 1), (1, 1))),
+    "stride 1": ("f16[2, 28, 28]", (3, 3), (1, 1), ((1, 1), (1, 1))),
+    "stride 3": ("f64[33, 101]", (2, 5), (1, 3), ((1, 0), (2, 4))),
+    "larger stride": ("i32[2, 20, 131]", (1, 2), (2, 5), ((0, 0), (0, 1))),
+    "far outside": ("f32[17, 67]", (2, 2), (2, 2), ((3, 5), (37, 33))),
+    "one dimension": ("f32[5, 300]", (4,), (3,), ((2, 1),)),
+    "a long line": ("f32[4500]", (3,), (2,), ((1, 1),)),
+    "a volume": ("f32[2, 9, 10, 70]", (2, 3, 2), (2, 1, 2), ((0, 0), (1, 1), (0, 0))),
+    "a side of one": ("f32[3, 1, 1, 600]", (1, 3), (1, 2), ((0, 0), (1, 1))),
+}
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_lines(case: str) -> None:
+    """Images that do not fit a few vectors: forward, with what comes before and after, and the gradients."""
+    text, window, strides, padding = LINES[case]
+    attrs = {"window": window, "strides": strides, "padding": padding, "dilation": (1,) * len(window)}
+    t = TensorType.parse(text)
+    x = mixed(t.dtype, t.shape, 3)
+    b = Builder("pool")
+    p = b.param(t)
+    values, index = b.max_pool(b.add(p, p), **attrs)
+    cotangent = b.param(values.type)
+    results = [b.mul(values, values), index, b.sum_pool(p, **attrs)]
+    results.append(b.max_pool_grad(cotangent, index, input_shape=t.shape, **attrs))
+    results.append(b.sub(b.sum_pool_grad(b.add(cotangent, values), input_shape=t.shape, **attrs), p))
+    f = b.build(results)
+    assert_compiled(f, [x, mixed(t.dtype, values.type.shape, 4)], ["maxima", "positions", "sums", "to maxima", "to sums"])
+    assert sum(k.name == "pool" for k in kernels_of(f)) >= 4
+
+
+def kernels_of(f: Function) -> list[Kernel]:
+    found: list[Kernel] = []
+    for op in fused(f).entry.ops:
+        group = canonicalise(op.attrs["function"])
+        found += lower(group.function, host_target(), dict(group.extents)).kernels
+    return found
+
+
+def test_a_maximum_is_not_computed_again_for_its_gradient() -> None:
+    """Where windows overlap without strides, all of it has one shape."""
+    b = Builder("pool")
+    attrs = {"window": (3, 3), "strides": (1, 1), "padding": ((1, 1), (1, 1)), "dilation": (1, 1)}
+    x = b.param(TensorType.parse("f32[2, 20, 20]"))
+    values, index = b.max_pool(x, **attrs)
+    f = b.build([b.max_pool_grad(values, index, input_shape=(2, 20, 20), **attrs)])
+    assert [sum("pool" in o.name for o in op.attrs["function"].ops) for op in fused(f).entry.ops] == [1, 1]
+    assert_compiled(f, [mixed(dtype("f32"), (2, 20, 20), 1)])
