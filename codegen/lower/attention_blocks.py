@@ -12,6 +12,7 @@ from graphc.codegen.elementwise import convert
 from graphc.codegen.expr import (
     Expr,
     bitcast,
+    bits_const,
     cast,
     const,
     equal,
@@ -19,6 +20,7 @@ from graphc.codegen.expr import (
     fma,
     index,
     load,
+    make,
     select,
     to_bits,
     var,
@@ -29,7 +31,7 @@ from graphc.codegen.lower.index import Position, dim_expr
 from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Operation, Value
 from graphc.ir.ops.attention import KEYS, LANES, accumulator
-from graphc.ir.types import BOOL, I64, Dim, DType, Shape, size_of
+from graphc.ir.types import BOOL, F64, I64, Dim, DType, Shape, size_of
 
 Lane = Callable[[Expr], list[Stmt]]
 TILE = 16  # lanes of a tile
@@ -57,6 +59,7 @@ class Blocks:
         self.tile_rows = 8 if vector_bits >= 512 else 4
         self.tile_lanes = 2 * self.vector
         self.turned = 8  # side of the squares that are transposed
+        self.large_squares = op.name == "attention"  # faster, and more code
         # Sums in registers of a tile of `TILE` lanes.
         self.most_rows = max(2, (16 if vector_bits >= 512 else 8) * min(self.vector, TILE) // TILE)
         self.allocations: list[Stmt] = []
@@ -191,16 +194,20 @@ class Blocks:
         """`count` up to a multiple of a tile."""
         return (count + (TILE - 1)) // TILE * TILE
 
+    def side_of(self, columns: int) -> int:
+        """The side of the squares that rows of so many elements are turned by: a vector, where that is a divisor."""
+        return TILE if self.large_squares and self.vector >= TILE and columns % TILE == 0 else self.turned
+
     def turn_in(self, target: Buffer, source: Buffer, count: Expr, columns: int) -> list[Stmt]:
         """Rows source[count][columns] to tiles of target, each [columns][16]."""
-        n0, i, j, n = self.name("n"), self.name("i"), self.name("j"), self.turned
+        n0, i, j, n = self.name("n"), self.name("i"), self.name("j"), self.side_of(columns)
         square = Transpose(target, n0 * columns + j * TILE + i, index(TILE), source, (n0 + i) * columns + j, index(columns), n)
         inner = For(j, index(0), index(columns), (square,), index(n))
         return [For(n0, index(0), count, (For(i, index(0), index(TILE), (inner,), index(n)),), index(TILE))]
 
     def turn_out(self, target: Buffer, source: Buffer, count: Expr, columns: int) -> list[Stmt]:
         """Tiles of source, each [columns][16], to rows target[count][columns]."""
-        n0, i, j, n = self.name("n"), self.name("i"), self.name("j"), self.turned
+        n0, i, j, n = self.name("n"), self.name("i"), self.name("j"), self.side_of(columns)
         square = Transpose(target, (n0 + i) * columns + j, index(columns), source, n0 * columns + j * TILE + i, index(TILE), n)
         inner = For(j, index(0), index(columns), (square,), index(n))
         return [For(n0, index(0), count, (For(i, index(0), index(TILE), (inner,), index(n)),), index(TILE))]
@@ -251,6 +258,58 @@ class Blocks:
             factor = bitcast(sign | const(unsigned, float_bits(self.wide, 1.0)), self.wide) + bad
             body.append(Store(target, index(g * step) + e + lane, factor))
         return [For(e, index(0), index(step), (Vector(lane, width, tuple(body)),), index(width))]
+
+    # What may be skipped: products of 0 with finite elements change no sum but -0.0
+
+    def moderate(self, answer: Expr, blocks: Sequence[Buffer], sums: Sequence[Buffer] = ()) -> list[Stmt]:
+        """answer = 1 if sums of products of elements of the blocks are finite, and none of the sums is -0.0; else 0.
+
+        Squares are added: below 2**100 (2**900 in float64) no element is above 2**50 (2**450).
+        """
+        lane, worst, total = self.name("lane"), self.name("worst", self.wide), self.name("total", self.wide)
+        zero, one = const(self.wide, 0.0), const(self.wide, 1.0)
+        sizes = {s.buffer: s.size for s in self.allocations if isinstance(s, Alloc)}
+        body: list[Stmt] = [Declare(total, zero)]
+        for block in blocks:
+            at = self.name("at")
+            value = load(block, at + lane)
+            body.append(For(at, index(0), index(sizes[block]), (Assign(total, fma(value, value, total)),), index(KEYS)))
+        body.append(Declare(worst, select(total < (2.0**900 if self.wide is F64 else 2.0**100), zero, one)))
+        for block in sums:
+            at = self.name("at")
+            body.append(For(at, index(0), index(sizes[block]), (
+                Assign(worst, select(self.is_negative_zero(load(block, at + lane)), one, worst)),
+            ), index(KEYS)))  # fmt: skip
+        body.append(Assign(answer, select(self.any_lane(worst) > 0, index(0), index(1))))
+        return [Vector(lane, KEYS, tuple(body))]
+
+    def is_negative_zero(self, x: Expr) -> Expr:
+        return equal(to_bits(x), bits_const(to_bits(x).dtype, float_bits(self.wide, -0.0)))
+
+    def note_zeros(self, found: Buffer, lane: Expr, sums: Sequence[Expr]) -> list[Stmt]:
+        """found[lane] = 1 where one of the sums is -0.0, else as it was."""
+        value = load(found, lane)
+        for s in sums:
+            value = select(self.is_negative_zero(s), const(self.wide, 1.0), value)
+        return [Store(found, lane, value)]
+
+    def any_lane(self, x: Expr) -> Expr:
+        """The largest of all lanes."""
+        return make("lanes", self.wide, (x,), "max")
+
+    def fill_row(
+        self, target: Buffer, row: Value, outer: tuple[Expr, Expr], first: Expr, count: Expr, size: int, shifted: bool = False
+    ) -> list[Stmt]:
+        """target[r] = row[.., first + r] below `count`, else 0; shifted: 0 for -inf."""
+
+        def one(lane: Expr) -> list[Stmt]:
+            return [Store(target, lane, self.pull.at_if(row, Position(row.type.shape, (*outer, first + lane)), lane < count))]
+
+        def shift(lane: Expr) -> list[Stmt]:
+            value = load(target, lane)
+            return [Store(target, lane, select(equal(value, float("-inf")), const(self.wide, 0.0), value))]
+
+        return [*self.lanes(size, one, TILE), *(self.lanes(size, shift, TILE) if shifted else ())]
 
     # Arithmetic
 

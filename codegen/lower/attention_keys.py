@@ -20,13 +20,9 @@ from graphc.codegen.expr import (
     cast,
     const,
     equal,
-    float_bits,
-    fma,
     index,
     load,
-    make,
     select,
-    to_bits,
     var,
 )
 from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Kernel, Let, Stmt, Store, Vector
@@ -35,7 +31,7 @@ from graphc.codegen.lower.index import Position, dim_expr
 from graphc.codegen.lower.nest import ceil_div, group_extents
 from graphc.codegen.math.exponential import exp
 from graphc.ir.function import Function, Value
-from graphc.ir.types import F64, I32, Dim, size_of
+from graphc.ir.types import I32, Dim, size_of
 
 Step = Callable[[Expr, Expr], list[Stmt]]
 
@@ -151,13 +147,7 @@ def by_keys(group: Function, x: Blocks, targets: Mapping[Value, Buffer], sums_q:
 
         def put(r0: Expr, lane: Expr, totals: list[Expr]) -> list[Stmt]:
             done: list[Stmt] = [Store(sums, line(h, start + r0 + i) + l0 + lane, t) for i, t in enumerate(totals)]
-            if causal:
-                minus = const(to_bits(zero).dtype, float_bits(x.wide, -0.0))
-                any_zero: Expr = load(found, lane)
-                for t in totals:
-                    any_zero = select(equal(to_bits(t), minus), const(x.wide, 1.0), any_zero)
-                done.append(If(skip > 0, (Store(found, lane, any_zero),)))
-            return done
+            return [*done, If(skip > 0, tuple(x.note_zeros(found, lane, totals)))] if causal else done
 
         strip = x.strip(
             x.most_rows, index(0), rows_rest, reach,
@@ -169,9 +159,6 @@ def by_keys(group: Function, x: Blocks, targets: Mapping[Value, Buffer], sums_q:
         )  # fmt: skip
         return [For(l0, index(0), index(deep), (strip,), index(across))]
 
-    def largest_found(lane: Expr) -> list[Stmt]:
-        return [Assign(again, make("lanes", x.wide, (load(found, lane),), "max"))]
-
     lane = x.name("lane")
     clear_found = Vector(lane, TILE, (Store(found, lane, zero),))
     inside: list[Stmt] = [
@@ -179,16 +166,16 @@ def by_keys(group: Function, x: Blocks, targets: Mapping[Value, Buffer], sums_q:
         Let(rows_rest, x.whole_tiles(rest)),
         *x.copy(query_block, q, (b, h), start, rest, KEYS),
         *x.copy(dout_block, dout, (b, h), start, rest, KEYS),
-        *_shifted_rows(x, block_lse, lse, (b, h), start, rest),
-        *_row(x, block_delta, delta, (b, h), start, rest),
+        *x.fill_row(block_lse, lse, (b, h), start, rest, KEYS, shifted=True),
+        *x.fill_row(block_delta, delta, (b, h), start, rest, KEYS),
     ]
     if not causal:
         # Nothing is skipped, and one turn does.
         body_of_pair = [Let(turn, index(0)), *tiles, *(add_to_queries(sums_q) if sums_q is not None else ())]
     else:
         moderate = x.name("moderate")
-        checks = [(query_block, deep), (dout_block, wide), (columns, deep), (value_columns, wide)]
-        calm = _moderate(x, moderate, [*checks, (block_lse, 1), (block_delta, 1)], [sums_k, sums_v] if grouped else [])
+        checks = [query_block, dout_block, columns, value_columns, block_lse, block_delta]
+        calm = x.moderate(moderate, checks, [sums_k, sums_v] if grouped else [])
         once: list[Stmt] = [*tiles, *(add_to_queries(sums_q) if sums_q is not None else ())]
         body_of_pair = [
             Declare(moderate, index(0)),
@@ -198,7 +185,7 @@ def by_keys(group: Function, x: Blocks, targets: Mapping[Value, Buffer], sums_q:
             Declare(again, zero),
             For(turn, index(0), index(1 if sums_q is None else 2), (
                 If(equal(turn, 0) | (again > 0), tuple(once)),
-                *([] if sums_q is None else x.lanes(TILE, largest_found)),
+                *([] if sums_q is None else x.lanes(TILE, lambda lane: [Assign(again, x.any_lane(load(found, lane)))])),
             ), index(1)),
         ]  # fmt: skip
     inside += body_of_pair
@@ -268,45 +255,3 @@ def by_keys(group: Function, x: Blocks, targets: Mapping[Value, Buffer], sums_q:
         work=dim_expr(work_of(x.op, 2 * depth + 2 * width + 40)),
         body=(*x.allocations, For(item, var("begin"), var("end"), tuple(body), index(1))),
     )  # fmt: skip
-
-
-def _row(x: Blocks, target: Buffer, row: Value, outer: tuple[Expr, Expr], first: Expr, count: Expr) -> list[Stmt]:
-    """target[r] = row[.., first + r] below `count`, else 0."""
-
-    def one(lane: Expr) -> list[Stmt]:
-        return [Store(target, lane, x.pull.at_if(row, Position(row.type.shape, (*outer, first + lane)), lane < count))]
-
-    return x.lanes(KEYS, one, 16)
-
-
-def _shifted_rows(x: Blocks, target: Buffer, row: Value, outer: tuple[Expr, Expr], first: Expr, count: Expr) -> list[Stmt]:
-    """As `_row`, and 0 for -inf."""
-
-    def one(lane: Expr) -> list[Stmt]:
-        value = load(target, lane)
-        return [Store(target, lane, select(equal(value, float("-inf")), const(x.wide, 0.0), value))]
-
-    return [*_row(x, target, row, outer, first, count), *x.lanes(KEYS, one, 16)]
-
-
-def _moderate(x: Blocks, answer: Expr, blocks: list[tuple[Buffer, int]], sums: list[Buffer]) -> list[Stmt]:
-    """answer = 1 if sums of products of elements of the blocks are finite, and none of the sums is -0.0; else 0.
-
-    Squares are added: below 2**100 (2**900 in float64) no element is above 2**50 (2**450).
-    """
-    lane, worst, total = x.name("lane"), x.name("worst", x.wide), x.name("total", x.wide)
-    zero, one = const(x.wide, 0.0), const(x.wide, 1.0)
-    body: list[Stmt] = [Declare(total, zero)]
-    for block, size in blocks:
-        at = x.name("at")
-        value = load(block, at + lane)
-        body.append(For(at, index(0), index(KEYS * size), (Assign(total, fma(value, value, total)),), index(KEYS)))
-    body.append(Declare(worst, select(total < (2.0**900 if x.wide is F64 else 2.0**100), zero, one)))
-    minus = const(to_bits(zero).dtype, float_bits(x.wide, -0.0))
-    for buffer in sums:
-        at = x.name("at")
-        size = next(s.size for s in x.allocations if s.buffer is buffer)  # type: ignore[union-attr]
-        bad = equal(to_bits(load(buffer, at + lane)), minus)
-        body.append(For(at, index(0), index(size), (Assign(worst, select(bad, one, worst)),), index(KEYS)))
-    body.append(Assign(answer, select(make("lanes", x.wide, (worst,), "max") > 0, index(0), index(1))))
-    return [Vector(lane, KEYS, tuple(body))]
