@@ -57,12 +57,23 @@ def _compiler() -> bytes:
     found = get(known)
     if found is not None and len(found) == hashlib.sha256().digest_size:
         return found
+    global _first
+    _first = True
     digest = hashlib.sha256(head.encode())
     for path, _, _ in files:
         digest.update(f"{path}\n".encode())
         digest.update((root / path).read_bytes())
     put(known, digest.digest())
     return digest.digest()
+
+
+_first = False
+
+
+def is_new() -> bool:
+    """Whether nothing on disk was made by this version before this process: it is the first here to use it."""
+    _compiler()
+    return _first
 
 
 def _sources(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
@@ -230,8 +241,41 @@ def _unlink(file: Path) -> None:
         file.unlink()
 
 
+@dataclass
+class _Memory:
+    """The entries used last, up to `limit` bytes: what is loaded needs them no more, and others are read again from disk."""
+
+    limit: int = 64 << 20
+    held: dict[str, bytes] = field(default_factory=dict)
+    size: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def get(self, name: str) -> bytes | None:
+        with self.lock:
+            data = self.held.pop(name, None)
+            if data is not None:
+                self.held[name] = data
+            return data
+
+    def put(self, name: str, data: bytes) -> None:
+        with self.lock:
+            self.size += len(data) - len(self.held.pop(name, b""))
+            self.held[name] = data
+            while self.size > self.limit and len(self.held) > 1:
+                self.size -= len(self.held.pop(next(iter(self.held))))
+
+    def drop(self, name: str) -> None:
+        with self.lock:
+            self.size -= len(self.held.pop(name, b""))
+
+    def clear(self) -> None:
+        with self.lock:
+            self.held.clear()
+            self.size = 0
+
+
 _statistics = Statistics()
-_memory: dict[str, bytes] = {}
+_memory = _Memory()
 _disks: dict[tuple[str, str, str], Disk | None] = {}
 
 
@@ -281,13 +325,13 @@ def get(name: str) -> bytes | None:
         _statistics.misses += 1
         return None
     _statistics.disk_hits += 1
-    _memory[name] = data
+    _memory.put(name, data)
     return data
 
 
 def put(name: str, data: bytes) -> None:
     """Remember an entry. Two processes that write the same name write the same bytes."""
-    _memory[name] = data
+    _memory.put(name, data)
     store = disk()
     if store is not None:
         store.put(name, data)
@@ -295,7 +339,7 @@ def put(name: str, data: bytes) -> None:
 
 def drop(name: str) -> None:
     """Delete an entry that turned out to be of no use."""
-    _memory.pop(name, None)
+    _memory.drop(name)
     store = disk()
     if store is not None:
         store.drop(name)

@@ -113,6 +113,8 @@ def evaluate_size(text: str, sizes: Sizes) -> int:
     return int(names[""])
 
 
+# Groups of programs of ever other sizes are not remembered for ever; their kernels are.
+MOST_REMEMBERED = 8192
 _memory: dict[Any, CompiledGroup] = {}
 _canonical: dict[Any, Canonical] = {}
 _choices: dict[Any, str] = {}
@@ -158,6 +160,8 @@ def _canonical_of(group: Function) -> Canonical:
     key = group.key()[2:]
     found = _canonical.get(key)
     if found is None:
+        if len(_canonical) >= MOST_REMEMBERED:
+            _canonical.clear()
         found = _canonical[key] = canonicalise(group)
     return found
 
@@ -219,6 +223,8 @@ def _choice_of(a: Asked) -> str:
     key = (a.canonical.key(), tuple(sorted(a.hint.items())), a.stream, host_target())
     choice = _choices.get(key)
     if choice is None:
+        if len(_choices) >= MOST_REMEMBERED:
+            _choices.clear()
         with stage("choose"):
             choice = _choices[key] = _choice(a.canonical, a.hint, a.stream)
     return f"{choice} in place {a.in_place}" if a.in_place else choice

@@ -21,6 +21,7 @@ from graphc.codegen.donation import accepted
 from graphc.codegen.grouping import grouped
 from graphc.codegen.groups import separate
 from graphc.codegen.items import Table, make_items, worth
+from graphc.codegen.llvm.workers import expect
 from graphc.codegen.plan import ALIGN, Plan, PlannedLaunch, make_plan
 from graphc.codegen.prepare import prepare
 from graphc.codegen.report import collect, stage
@@ -231,6 +232,7 @@ def compile_function(
 
     with _collector_paused(), collect(f.name) as report:
         report.operations += len(f.ops)
+        expect(len(f.ops))
         optimised = run_pipeline(f, DEFAULT if optimise else ("inline",), stage=stage)
         report.optimised += len(optimised.ops)
         with stage("prepare"):

@@ -119,7 +119,7 @@ class Attributes(dict[str, Any]):
     def __reduce__(self) -> tuple[Any, ...]:
         return (Attributes, (dict(self),))
 
-    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _refuse
 
 
 class Operation:

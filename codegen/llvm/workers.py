@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 MOST = 8
 # A batch of fewer texts is done before a process has started; each process gets about so many.
 WORTH, EACH = 6, 4
+# Operations of a traced program, calls counted as one, that will be at least `WORTH` kernels.
+LARGE = 40
 # Texts given to one process at a time: the next is there when it has done one.
 AHEAD = 2
 
@@ -217,6 +219,23 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+_expected = False
+
+
+def expect(operations: int) -> None:
+    """Start a process for a program of so many operations before it is planned, if all its kernels will have to be compiled:
+    the process is ready when the first one is written. Only once, since later programs may find theirs in memory."""
+    global _expected
+    if _expected or operations < LARGE:
+        return
+    _expected = True
+    from graphc.codegen import cache
+    from graphc.codegen.llvm.target import host_target
+
+    if most_processes() and cache.is_new():
+        _pool(host_target()).grow(1)
 
 
 class Batch:

@@ -256,6 +256,19 @@ def test_a_deleted_directory_is_made_again(place):
     assert place.stat().st_mode & 0o777 == 0o700
 
 
+def test_memory_is_bounded_and_keeps_what_was_used_last(place, monkeypatch):
+    monkeypatch.setattr(cache, "_memory", cache._Memory(limit=100))
+    for i in range(5):
+        cache.put(str(i), bytes([i]) * 30)
+        assert cache.get("0") == bytes(30)
+    assert list(cache._memory.held) == ["3", "4", "0"] and cache._memory.size == 90
+    assert cache.get("1") == b"\1" * 30  # from disk
+    cache.put("large", bytes(1000))
+    assert list(cache._memory.held) == ["large"] and cache._memory.size == 1000
+    cache.drop("large")
+    assert cache._memory.size == 0 and cache.get("large") is None
+
+
 @pytest.mark.parametrize("limit", ["x", "-1", "1.5", " 12", "1e3", "\u00b2"])
 def test_a_limit_that_is_no_number_is_refused(limit, monkeypatch):
     monkeypatch.setenv("GRAPHC_CACHE_LIMIT_MIB", limit)

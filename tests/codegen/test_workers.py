@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from graphc.codegen import cache
 from graphc.codegen.llvm import jit, worker, workers
 from graphc.codegen.llvm.target import host_target
 
@@ -106,6 +107,19 @@ def test_a_process_that_dies_at_once_is_done_without(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(worker, "__file__", "/nowhere/worker.py")
     by_others(monkeypatch)
     assert objects(texts()) == alone()
+
+
+@pytest.mark.parametrize("new, operations, count", [(True, workers.LARGE, 1), (True, 5, 0), (False, workers.LARGE, 0)])
+def test_a_process_starts_early_where_everything_will_be_compiled(
+    new: bool, operations: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_expected", False)
+    monkeypatch.setattr(cache, "is_new", lambda: new)
+    workers.expect(operations)
+    assert len(running()) == count
+    workers.stop()
+    workers.expect(operations)  # a later program
+    assert running() == []
 
 
 PROGRAM = """
