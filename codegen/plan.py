@@ -144,13 +144,19 @@ def lay_out(
     for i in (i for step in steps for i in step):
         if any(map(_bytes, entry.ops[i].results)):  # else there is nothing to compute
             needs[i] = scratch(i, entry.ops[i])
-    if apart:
-        most = _most_alive(entry, needs, steps) + reserved
-        limit = most + most // SPARE + SPARE_BYTES
-        loose = _Placing(entry, needs, reserved, steps, limit).all()
-        if loose.size <= limit:
-            return loose
-    return _Placing(entry, needs, reserved, steps).all()
+    if not apart:
+        return _Placing(entry, needs, reserved, steps).all()
+    limit = _with_spare(_most_alive(entry, needs, steps) + reserved)
+    loose = _Placing(entry, needs, reserved, steps, limit).all()
+    if loose.size <= limit:
+        return loose
+    # Ranges may not fit each other well even when they are given at once.
+    tight = _Placing(entry, needs, reserved, steps).all()
+    return loose if loose.size <= _with_spare(tight.size) else tight
+
+
+def _with_spare(size: int) -> int:
+    return size + size // SPARE + SPARE_BYTES
 
 
 def _most_alive(entry: Function, needs: Mapping[int, Sequence[int]], steps: Sequence[Sequence[int]]) -> int:
