@@ -54,6 +54,7 @@ from graphc.codegen.lower.microkernel import (
 from graphc.codegen.lower.nest import group_extents
 from graphc.codegen.lower.packing import lane_coords, pack_kernel, small_index
 from graphc.codegen.lower.pull import guard_loads
+from graphc.codegen.lower.stream import StreamKernels
 from graphc.codegen.lower.tiles import UNROLL, Schedule, power_of_two
 from graphc.ir.function import Operation, Value
 from graphc.ir.types import BOOL, I64, Dim, DType, size_of
@@ -98,7 +99,10 @@ class ContractionKernels:
         packing = pack_kernel(self)
         if packing is not None:
             kernels.append(packing)
-        kernels += LocalKernels(self).build() if s.lane_mode == "local" else self._main_kernels()
+        if s.lane_mode == "local":
+            kernels += LocalKernels(self).build()
+        else:
+            kernels += StreamKernels(self).build() if s.lane_mode == "streamed" else self._main_kernels()
         return tuple(kernels), tuple(self.scratch)
 
     # Names, scratch memory, kernels
@@ -195,7 +199,7 @@ class ContractionKernels:
             corners.append(corner)
         return (lambda i, k: load(copied, corners[i] + load(offsets, k))), lets
 
-    def _direct_lanes(self, batch: list[Expr], n0: Expr, loops: list[Expr], width: int, cond: bool) -> LaneLoad:
+    def direct_lanes(self, batch: list[Expr], n0: Expr, loops: list[Expr], width: int, cond: bool) -> LaneLoad:
         def read(lane: Expr, k: Expr) -> Expr:
             coords = lane_coords(self.lanes, n0, lane, width)
             e = widened(self.c, self.lanes.at(batch, coords, delinearise(k, self.c.depth)))
@@ -256,7 +260,7 @@ class ContractionKernels:
                 body += summed(*self._turned_lanes(batch, n0, inner))
             else:
                 known = n0 + width <= self.count_lanes if inside is None else const(BOOL, inside)
-                direct = functools.partial(self._direct_lanes, batch, n0, inner, width)
+                direct = functools.partial(self.direct_lanes, batch, n0, inner, width)
                 body += self.choose(known, lambda masked: summed(direct(masked)), hot=True)
             if not s.split:
                 end_of_lanes = n0 + width if inside else self.count_lanes

@@ -24,6 +24,7 @@ CACHE_BYTES = 256 * 1024  # what a packed operand may take and still be in the s
 SMALL, ENOUGH = 50_000, 8
 # With so many tiles a strip, the last one of a strip matters little.
 MANY_TILES = 4096
+STREAMED_ROWS = 8
 
 
 class Schedule(NamedTuple):
@@ -35,7 +36,8 @@ class Schedule(NamedTuple):
         "table" reads a convolution's patches from a padded copy by a table of offsets (if swapped).
     lane_mode: "direct" reads where they are, "packed" copies once into panels [depth][lanes],
         "local" copies what a task needs into memory of its own, [chunk][block]; "turned" reads vectors along
-        the depth where they are and transposes them in registers, which pays where rows are few.
+        the depth where they are and transposes them in registers, which pays where rows are few; "streamed" reads
+        long stretches where they are, for few rows and a matrix beyond the second level cache.
     block: lanes of a task, a multiple of `lanes`.
     chunk: depth that is taken at a time, a multiple of 256, so that it stays in a cache ("local" packs that
         much); 0 for all.
@@ -109,10 +111,12 @@ def choose(
             for rows in ROWS:
                 if not tile_fits(rows, lanes, per_vector, vector_bits):
                     continue
-                for lane_mode in ("direct", "packed", "local", "turned"):
+                for lane_mode in ("direct", "packed", "local", "turned", "streamed"):
                     if lane_mode == "direct" and not _direct(lanes_of, lanes, rows * sizes.depth if literal_depth else 0):
                         continue
                     if lane_mode == "turned" and not _turned(lanes_of, rows, lanes, per_vector, vector_bits):
+                        continue
+                    if lane_mode == "streamed" and not _streamed(sizes, lanes_of, rows, r, lanes, n, per_vector, dtype.bits // 8):
                         continue
                     for row_mode in ("direct", "packed", "table"):
                         if row_mode == "direct" and not rows_of.direct:
@@ -144,7 +148,7 @@ def _idle(schedule: Schedule, s: Sizes, r: int, n: int, cost: float) -> float:
         tasks *= blocks
         factor += 0.5 * s.batch * r * n * blocks / cost
     wanted = min(128.0, max(ENOUGH, cost / 100_000))
-    if cost > SMALL and tasks < wanted:
+    if cost > SMALL and tasks < wanted and schedule.lane_mode != "streamed":
         factor += 0.5 * (1 - tasks / wanted)
     return factor
 
@@ -159,6 +163,13 @@ def _turned(lanes_of: Access, rows: int, lanes: int, per_vector: int, vector_bit
     if lanes_of.transposed is None or lanes_of.transposed.outer:
         return False
     return lanes == per_vector >= 4 and rows <= registers(vector_bits) - lanes - 4
+
+
+def _streamed(s: Sizes, lanes_of: Access, rows: int, r: int, lanes: int, n: int, per_vector: int, itemsize: int) -> bool:
+    """Whether a matrix may pass once, in long stretches: few rows, and too large to be read otherwise as fast."""
+    if not (lanes_of.unit_free and lanes_of.direct) or s.batch > 1 or rows > STREAMED_ROWS or r > 4 * STREAMED_ROWS:
+        return False
+    return per_vector >= 4 and lanes >= (1 if rows >= 8 else 2) * per_vector and n * itemsize >= 2048 and s.depth * n * itemsize >= 4 * CACHE_BYTES
 
 
 def _copy_cost(a: Access, run: int, per_vector: int, local: bool) -> float:
@@ -194,6 +205,9 @@ def _cost(
         copied = s.batch * s.depth * n
         cost += copied * _copy_cost(lanes_of, run, per_vector, True) + 50 * s.batch
         cost += copied * (0.25 if min(s.depth, 256) * lanes * itemsize > 32768 else 0.0)
+        if lanes_of.unit_free:
+            # Lanes are copied two vectors at a time.
+            cost += copied / (2 * per_vector) * _cold_step(s.depth * n * itemsize, n * itemsize, 1, 2)
     if row_mode == "table":
         cost += s.copied * 0.7 + s.depth * 4 + tiles * s.depth * (0.5 + 0.1 * rows + 0.5 * max(0, rows - 10)) + 600
     elif row_mode == "packed":
@@ -208,6 +222,8 @@ def _cost(
     else:
         # Every k is on a cache line of its own.
         cost += tiles * s.depth * (0.4 if rows_of.unit_free else 1.0 * rows)
+        if rows_of.unit_free and strips > 1:
+            cost += s.batch * strips * s.depth * _cold_step(r * s.depth * itemsize, r * itemsize, rows, vectors)
     # Tiles are turned before they are written where lanes are not neighbours in memory.
     scattered = swap and lanes > 1
     return cost + s.batch * r * n * (0.4 if scattered else 0.1)
@@ -217,7 +233,7 @@ def _tile_cost(
     s: Sizes, r: int, n: int, rows: int, lanes: int, lane_mode: str, lanes_of: Access, per_vector: int, itemsize: int
 ) -> float:
     """Cycles of one tile, rows read for nothing."""
-    vectors, strips = -(-lanes // per_vector), -(-r // rows)
+    vectors, strips = -(-lanes // per_vector), max(1, -(-r // rows))
     finish = rows * vectors * 3.0 + 40
     if lane_mode == "turned":
         # Shuffles and multiply-adds share ports; lines of a power of two share sets of the cache.
@@ -225,17 +241,31 @@ def _tile_cost(
         step = 3.4 + 0.95 * rows + (1.0 if line % 2048 == 0 and line >= 4096 else 0.0)
         return s.depth * step + (s.depth % lanes) * 25 + finish
     # A vector of lanes comes from the first level cache at one a cycle, from the next ones at half that each.
-    panel = min(s.depth, 1024) * lanes * itemsize
-    reach = panel if strips > 1 else s.depth * n * itemsize
-    lane_loads = vectors * (1.0 if panel <= 16384 and strips > 1 else 2.0 if reach <= 2 * CACHE_BYTES else 4.0)
+    panel, reach = min(s.depth, 1024) * lanes * itemsize, s.depth * n * itemsize
+    first = 2.0 if reach <= 2 * CACHE_BYTES else 4.0
+    again = 1.0 if panel <= 16384 else 2.0 if panel <= 2 * CACHE_BYTES else 4.0
+    lane_loads = vectors * (first + again * (strips - 1)) / strips
     multiply_adds = rows * vectors * (0.5 if lanes * 2 <= per_vector else 1.0)
+    if lane_mode == "streamed":
+        step = max(multiply_adds, 2.2 * vectors) + 0.3 * multiply_adds + 0.4
+        return s.depth * step + finish * (1 + s.depth / 256)
     step = max(multiply_adds, lane_loads, 0.55 * (rows + vectors), 4.0) + 0.1 * (lane_loads + 0.5 * rows)
     if lane_mode == "direct":
         # Rows of the operand lie far apart: pages and cache sets are used badly, worst at powers of two.
         far = n * itemsize if s.depth >= 64 and strips > 1 else 0
         apart = 0.1 if far < 2048 else 0.3 if far % 4096 else 0.85
         step += vectors * (apart if lanes_of.direct else 4.0)
+        step += max(0.0, _cold_step(reach, n * itemsize, rows, vectors) - step) / strips
     return s.depth * step + finish
+
+
+def _cold_step(reach: float, stride: float, rows: int, vectors: int) -> float:
+    """Cycles of a step of k that meets memory for the first time, on a page of its own: nothing is fetched ahead,
+    and as much latency is hidden as instructions are in flight."""
+    if stride < 2048:
+        return 0.0
+    latency = 60 if reach <= 4 * CACHE_BYTES else 190 if reach <= 32 * CACHE_BYTES else 700
+    return latency / 300 * (rows * vectors + rows + vectors + 4)
 
 
 def tail_of(n: int, lanes: int, per_vector: int, lane_mode: str) -> int:
@@ -262,7 +292,12 @@ def _finish(
 ) -> Schedule:  # fmt: skip
     itemsize = dtype.bits // 8
     block, chunk, split = lanes, 0, False
+    near = s.image * itemsize <= 65536
     strips = -(-r // rows)
+    if lane_mode == "streamed":
+        tail = per_vector if n % lanes else 0
+        block = min(1024, max(512, power_of_two(n) // 2))
+        return Schedule(swap, rows, lanes, row_mode, lane_mode, block, 0, False, 0, per_example, near, tail)
     if lane_mode == "local":
         # With one strip of rows a block is read once: small enough for the first level cache is best.
         while strips > 1 and block < 256 and block < n and (block < run or s.batch * (n // (block * 2)) >= ENOUGH):
@@ -282,7 +317,6 @@ def _finish(
     width = 0
     if lane_mode == "local" and 16 <= run < n:
         width = 32 if run >= 32 else 16
-    near = s.image * itemsize <= 65536
     many = strips * -(-n // lanes) >= MANY_TILES
     tail = 0 if split or many else tail_of(n, lanes, per_vector, lane_mode)
     return Schedule(swap, rows, lanes, row_mode, lane_mode, block, chunk, split, width, per_example, near, tail)

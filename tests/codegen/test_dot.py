@@ -70,6 +70,8 @@ SCHEDULES = {
     "tail": PLAIN._replace(rows=6, lanes=32, block=64, tail=4),
     "tail packed deep": PLAIN._replace(lane_mode="packed", block=64, chunk=256, tail=8),
     "tail local": PLAIN._replace(lane_mode="local", block=64, chunk=512, tail=4),
+    "streamed": PLAIN._replace(rows=2, lanes=32, lane_mode="streamed", block=128, tail=16),
+    "streamed one row": PLAIN._replace(rows=1, lane_mode="streamed", block=64),
     "tail swapped": PLAIN._replace(swap=True, lane_mode="packed", rows=9, lanes=32, block=32, tail=16),
 }
 
@@ -103,6 +105,15 @@ def test_lanes_turned_in_registers_under_other_schedules() -> None:
     check(product("nn"), sizes(35, 530, 7), schedule=TURNED._replace(swap=True))
     check(dot_group("f32[e0, 3, e1]", "f32[e0, 9, e1]", (2,), (2,), batch=1), {"e0": 3, "e1": 50}, schedule=TURNED)
     check_by_oracle(product("nt"), sizes(2, 19, 5), TURNED)
+
+
+def test_streams_under_other_layouts() -> None:
+    schedule = SCHEDULES["streamed"]
+    check(product("tn", "f16"), sizes(3, 257, 170), schedule=schedule)
+    check(product("tn", "f64"), sizes(300, 517, 2), schedule=schedule._replace(swap=True))
+    check(dot_group("f32[e0, 3, e1]", "f32[e0, e1, 70]", (2,), (1,), batch=1), {"e0": 3, "e1": 50}, schedule=schedule)
+    assert variant(product("nn"), sizes(1, 2048, 2048)).lane_mode == "streamed"
+    assert variant(product("nn"), sizes(512, 512, 512)).lane_mode != "streamed"
 
 
 def test_few_rows_against_a_transposed_matrix_turn_lanes() -> None:
