@@ -9,7 +9,12 @@ import pytest
 from graphc.codegen.llvm.target import host_target, make_target
 from graphc.codegen.lower.contract import variant
 from graphc.codegen.lower.windows.gradient_schedule import GradientSchedule
-from graphc.codegen.lower.windows.lower import candidate, gradient_candidate, plane_candidate
+from graphc.codegen.lower.windows.lower import (
+    candidate,
+    gradient_candidate,
+    plane_candidate,
+    spread_candidate,
+)
 from graphc.codegen.lower.windows.planes import PlaneSchedule
 from graphc.codegen.lower.windows.schedule import WindowSchedule
 from graphc.ir.function import Function
@@ -217,6 +222,55 @@ def test_the_compiler_takes_planes_for_depthwise() -> None:
     assert isinstance(variant(f, {}), PlaneSchedule)
     f = conv_group("f32[2, 20, 24, 24]", "f32[24, 20, 3, 3]", padding=SAME)
     assert isinstance(variant(f, {}), WindowSchedule)
+
+
+# A dilated x: the zeros between its elements are left out.
+SPREAD: dict[str, tuple[str, str, dict[str, Any], dict[str, int]]] = {
+    "two": ("f32[3, 5, 7, 6]", "f32[9, 5, 3, 3]", {"padding": ((1, 2), (1, 1)), "lhs_dilation": (2, 2)}, {}),
+    "two of each": ("f32[2, 30, 7, 6]", "f32[4, 30, 4, 5]", {"padding": ((2, 2), (0, 3)), "lhs_dilation": (2, 3)}, {}),
+    "one dimension": ("f32[e0, 3, 9]", "f32[4, 3, 4]", {"padding": ((2, 2),), "lhs_dilation": (2,)}, {"e0": 3}),
+    "smaller window": ("f32[2, 3, 5, 5]", "f32[4, 3, 1, 1]", {"padding": ((0, 1), (0, 1)), "lhs_dilation": (2, 2)}, {}),
+    "groups": ("f32[2, 6, 5, 5]", "f32[8, 3, 3, 3]", {"padding": SAME, "lhs_dilation": (2, 1), "groups": 2}, {}),
+    "cropped": ("f32[2, 3, 8, 7]", "f32[4, 3, 3, 3]", {"padding": ((-1, 3), (2, -2)), "lhs_dilation": (2, 2)}, {}),
+    "volume": ("f32[2, 3, 3, 4, 3]", "f32[4, 3, 2, 3, 3]", {"padding": ((1, 1),) * 3, "lhs_dilation": (2, 2, 2)}, {}),
+    "halves": ("f16[2, 30, 4, 5]", "f16[5, 30, 3, 3]", {"padding": SAME, "lhs_dilation": (2, 2)}, {}),
+    "integers": ("i8[2, 30, 4, 5]", "i8[5, 30, 3, 3]", {"padding": SAME, "lhs_dilation": (2, 2)}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_spread(name: str) -> None:
+    x, w, attrs, extents = SPREAD[name]
+    f = conv_group(x, w, biased(1), **attrs)
+    found = spread_candidate(f, extents, 512)
+    assert found is not None
+    check(f, extents, schedule=found[1])
+
+
+def test_spread_reads_nothing_outside() -> None:
+    f = conv_group(
+        "f32[3, 2, 3, 2]", "f32[3, 2, 3, 2]", biased(1), padding=((1, 2), (1, 0)), lhs_dilation=(2, 2)
+    )
+    found = spread_candidate(f, {}, 512)
+    assert found is not None
+    check_by_oracle(f, {}, found[1])
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_zeros_left_out_change_no_bit(images: int) -> None:
+    """Zeros between elements meet infinite and NaN weights, and turn a sum of -0.0 into +0.0."""
+    f = conv_group("f32[4, 16, 5, 5]", "f32[8, 16, 3, 3]", padding=((1, 2), (1, 2)), lhs_dilation=(2, 2))
+    found = spread_candidate(f, {}, 512)
+    assert found is not None
+    s = found[1]
+    s = s._replace(phases=tuple(p._replace(images=images, block=-(-36 // p.width)) for p in s.phases))
+    x, w = arguments(f, {})
+    tiny = [x * np.float32(1e-30), w * np.float32(1e-30)]
+    check(f, args=tiny, schedule=s)
+    # Products that vanish below zero come first, zeros times what is positive later.
+    check(f, args=[-abs(tiny[0]), abs(tiny[1])], schedule=s)
+    w[0, 0, 0, 0], w[3, 5, 1, 1], w[5, 15, 2, 2] = np.inf, np.nan, -np.inf
+    check(f, args=[x, w], schedule=s)
 
 
 @pytest.mark.parametrize("name", ["same", "strided", "groups", "lhs dilation", "half", "double"])

@@ -46,6 +46,8 @@ class WindowKernels(KernelBuilder):
         self.strips = -(-g.outputs // schedule.rows)
         self.segment = segment(g, schedule)
         self.vectors = -(-g.pixels // schedule.width)  # of an image
+        self.image = g.segments() * self.segment  # the copy of one example
+        self.copy_size = copy_elements(g, schedule)
         size = g.count * self.strips * g.depth * schedule.rows
         self.weights = self.new_scratch("weights", size, self.dtype)
         self.offsets = self.new_scratch("offsets", g.depth, I64)
@@ -108,7 +110,7 @@ class WindowKernels(KernelBuilder):
 
     # The main kernel
 
-    def _contract(self) -> Kernel:
+    def _contract(self, name: str = "contract") -> Kernel:
         g, s = self.g, self.s
         examples = dim_expr(g.examples)
         blocks = -(-self.vectors // s.block)
@@ -144,12 +146,12 @@ class WindowKernels(KernelBuilder):
             ),
         ]  # fmt: skip
         whole: Body = [
-            Alloc(self.copied, copy_elements(g, s)),
+            Alloc(self.copied, self.copy_size),
             Alloc(self.tile, size),
             For(task, var("begin"), var("end"), tuple(body), index(1)),
         ]
         work = examples * (g.count * g.outputs * g.pixels * (g.depth * 2 + 2))
-        return self.kernel("contract", sets * (g.count * blocks * s.parts), work, whole)
+        return self.kernel(name, sets * (g.count * blocks * s.parts), work, whole)
 
     def _copies(self, b: Expr, n0: Expr, images: Expr, row: Expr, loops: list[Expr]) -> Body:
         g, s = self.g, self.s
@@ -164,7 +166,7 @@ class WindowKernels(KernelBuilder):
             example = b * dim_expr(g.examples) + example
         rows = g.rows(min(s.block * s.width, g.pixels))
         order = [*loops, *([i] if s.images > 1 else [])]
-        body = copy.body(example, channel, i * (g.segments() * self.segment), row, index(rows), order)
+        body = copy.body(example, channel, i * self.image, row, index(rows), order)
         return [For(i, index(0), images, tuple(body), index(1))] if s.images > 1 else body
 
     def _tile(
@@ -172,8 +174,7 @@ class WindowKernels(KernelBuilder):
     ) -> Body:  # fmt: skip
         """One tile: vectors t .. t + s.vectors of the task, a strip of output channels."""
         g, s = self.g, self.s
-        start = self.name("weights")
-        lets: Body = [Let(start, (b * self.strips + strip) * (g.depth * s.rows))]
+        lets: Body = []
         bases = []
         skip = first - row * g.line
         for v in range(s.vectors):
@@ -182,6 +183,14 @@ class WindowKernels(KernelBuilder):
                 Let(at, self._vector_place(least_of(t + v, count - 1) if s.images > 1 and v else t + v, skip))
             )
             bases.append(at)
+        summed = self._sum(b * self.strips + strip, bases)
+        return [*lets, *summed, *self._epilogue(b, strip, t, n0, first, count, [*loops, strip, t])]
+
+    def _sum(self, strip: Expr, bases: list[Expr]) -> Body:
+        """The sums over all k of a strip and of vectors at `bases` of the copy, into the tile."""
+        g, s = self.g, self.s
+        start = self.name("weights")
+        lets: Body = [Let(start, strip * (g.depth * s.rows))]
         lane = self.name("lane")
         sums = [[self.name("sum", self.dtype) for _ in bases] for _ in range(s.rows)]
         block, stop, k = self.name("block"), self.name("stop"), self.name("k")
@@ -209,15 +218,19 @@ class WindowKernels(KernelBuilder):
                 Vector(lane, s.width, tuple(region)),
             ]
             summed = [For(block, index(0), index(g.depth), tuple(turn), index(BLOCK))]
-        return [*lets, *summed, *self._epilogue(b, strip, t, n0, first, count, [*loops, strip, t])]
+        return [*lets, *summed]
 
     def _vector_place(self, number: Expr, skip: Expr) -> Expr:
         """Where the first pixel of a task's vector is in the first segment of its image."""
-        g, s = self.g, self.s
+        s = self.s
         if s.images == 1:
             return skip + number * s.width
         image = number // self.vectors
-        return image * (g.segments() * self.segment) + (number - image * self.vectors) * s.width
+        return image * self.image + (number - image * self.vectors) * s.width
+
+    def _position(self, pixel: Expr) -> tuple[Expr, ...]:
+        """Where a pixel, counted through, is in the result."""
+        return delinearise(pixel, self.g.out)
 
     def _epilogue(
         self, b: Expr, strip: Expr, t: Expr, n0: Expr, first: Expr, count: Expr, loops: list[Expr]
@@ -229,7 +242,7 @@ class WindowKernels(KernelBuilder):
         o = strip * s.rows + i
         loops = [*loops, v, image, pixel, i, lane]
         total = load(self.tile, (i * s.vectors + v) * s.width + lane)
-        inner = self.finished((b, n0 + image), o, delinearise(pixel + lane, g.out), total, loops)
+        inner = self.finished((b, n0 + image), o, self._position(pixel + lane), total, loops)
         if g.pixels % s.width:
             inner = [If(pixel + lane < g.pixels, tuple(inner))]
         rows = (

@@ -17,6 +17,8 @@ from graphc.codegen.lower.windows.kernels import WindowKernels
 from graphc.codegen.lower.windows.planes import PlaneKernels, PlaneSchedule
 from graphc.codegen.lower.windows.planes import choose as choose_planes
 from graphc.codegen.lower.windows.schedule import WindowSchedule, choose
+from graphc.codegen.lower.windows.spread import SpreadKernels, SpreadSchedule
+from graphc.codegen.lower.windows.spread import choose as choose_spread
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.interpret import specialize
 from graphc.ir.types import DimExpr, Shape, size_of, substitute
@@ -27,7 +29,7 @@ GOOD, SHORT = 1.6, 64
 GOOD_GRADIENT = 1.8
 # Output channels of a group that is one channel, each of which reads it again.
 MOST_OUTPUTS = 2
-WindowSchedules = Union[WindowSchedule, GradientSchedule, PlaneSchedule]
+WindowSchedules = Union[WindowSchedule, GradientSchedule, PlaneSchedule, SpreadSchedule]
 
 
 def _root(group: Function) -> Operation:
@@ -93,6 +95,25 @@ def plane_candidate(group: Function, hint: Hint, vector_bits: int) -> PlaneSched
     return choose_planes(g, c.accumulator, vector_bits, literal)
 
 
+def spread_candidate(group: Function, hint: Hint, vector_bits: int) -> tuple[float, SpreadSchedule] | None:
+    """As `candidate`, for a dilated x, whose zeros are left out."""
+    root = _root(group)
+    x, w = root.operands
+    literal = _literal((w.type.shape, x.type.shape[1:], root.result.type.shape[1:]), hint)
+    if literal is None or all(d == 1 for d in root.attrs["lhs_dilation"]):
+        return None
+    made = specialize(group, dict(literal))
+    root = _root(made)
+    g = geometry_of(root)
+    if g is None:
+        return None
+    examples = substitute(g.examples, hint)
+    c = conv_contraction(made, root, Pull(made, _params(made)), per_example=True)
+    return choose_spread(
+        g, examples if isinstance(examples, int) else 32, c.accumulator, vector_bits, literal
+    )
+
+
 def _literal(shapes: Iterable[Shape], hint: Hint) -> tuple[tuple[str, int], ...] | None:
     """The values of all symbols in shapes, None if one is unknown."""
     symbols = set[str]().union(*(d.symbols() for shape in shapes for d in shape if isinstance(d, DimExpr)))
@@ -108,6 +129,9 @@ def windows_schedule(group: Function, hint: Hint, vector_bits: int) -> WindowSch
     planes = plane_candidate(group, hint, vector_bits)
     if planes is not None and _product(root.operands[1].type.shape[:1], hint) <= MOST_OUTPUTS * _groups(root):
         return planes
+    spread = spread_candidate(group, hint, vector_bits)
+    if spread is not None:
+        return spread[1]
     found = candidate(group, hint, vector_bits)
     if found is None:
         return None
@@ -153,6 +177,10 @@ def lower_windows(group: Function, schedule: WindowSchedules) -> Lowered:
         g = geometry_of(root)
         assert g is not None, "a schedule for windows is for known sizes"
         kernels, scratch = WindowKernels(c, g, schedule, results).build()
+    elif isinstance(schedule, SpreadSchedule):
+        g = geometry_of(root)
+        assert g is not None, "a schedule for windows is for known sizes"
+        kernels, scratch = SpreadKernels(c, g, schedule, results).build()
     elif isinstance(schedule, PlaneSchedule):
         g = geometry_of(root)
         assert g is not None, "a schedule for windows is for known sizes"

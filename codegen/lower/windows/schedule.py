@@ -47,9 +47,14 @@ def registers(vector_bits: int) -> int:
 
 
 def choose(
-    g: Geometry, examples: int, dtype: DType, vector_bits: int, literal: tuple[tuple[str, int], ...]
+    g: Geometry,
+    examples: int,
+    dtype: DType,
+    vector_bits: int,
+    literal: tuple[tuple[str, int], ...],
+    only: int = 0,
 ) -> tuple[float, WindowSchedule] | None:
-    """The cheapest schedule for about so many examples, with its cycles; None if no copy fits."""
+    """The cheapest schedule for about so many examples, with its cycles; None if no copy fits. only: rows of a tile."""
     width = max(1, vector_bits // dtype.bits)
     itemsize = dtype.bits // 8
     best: tuple[float, WindowSchedule] | None = None
@@ -57,7 +62,7 @@ def choose(
     whole = -(-g.pixels // width)  # vectors of an image
     for vectors in range(1, 9):
         for rows in range(1, min(g.outputs, 24) + 1):
-            if rows * vectors + vectors + 1 > count:
+            if rows * vectors + vectors + 1 > count or (only and rows != only):
                 continue
             for images, block in _blocks(g, whole, vectors, examples):
                 s = WindowSchedule(literal, rows, vectors, width, images, block, 1)
