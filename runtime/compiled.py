@@ -33,16 +33,21 @@ from graphc.runtime.structure import flatten, unflatten
 PATIENCE = 8
 # The most recordings of one signature, and new objects in a row that are recorded.
 PATHS = 64
+# The most signatures; the one that was not looked for the longest goes.
+SIGNATURES = 256
+# So many functions of recordings are tried before a signature is looked for.
+RECENT = 4
 # Arguments that belong to the signature by value.
 _VALUES = (*SCALARS, bytes, complex, range, frozenset)
 
 
 class Family:
-    """The recordings of one signature."""
+    """The recordings of one signature. objects: those that belong to it by their identity."""
 
-    __slots__ = ("eager", "misses", "promoted", "recordings")
+    __slots__ = ("eager", "misses", "objects", "promoted", "recordings")
 
-    def __init__(self) -> None:
+    def __init__(self, objects: list[Any]) -> None:
+        self.objects = objects
         self.recordings: list[Recording] = []
         # Numbers of the Python state that change from call to call, and so are inputs.
         self.promoted: dict[tuple[int, Any], Slot] = {}
@@ -61,10 +66,10 @@ class Compiled:
         self._f = f
         self._families: dict[Any, Family] = {}
         self._state = State()
-        # What served the last call.
+        # What served the last call, and those before; none of the latter looks at values.
         self._last: Replay = _nobody
-        # Objects that belong to a signature by their identity, and how many new ones came in a row.
-        self._alive: list[list[Any]] = []
+        self._recent: list[Replay] = []
+        # How many calls in a row passed new objects that belong to a signature by their identity.
         self._new_objects = 0
         self._reports: list[Report] = []
         functools.update_wrapper(self, f, updated=())
@@ -80,6 +85,12 @@ class Compiled:
 
     def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any], miss: Mismatch | None = None) -> Any:
         """A call that the recording of the last one does not serve."""
+        for replay in self._recent:
+            if replay is not self._last:
+                result = replay(args, kwargs)
+                if result is not MISS:
+                    self._last = replay
+                    return result
         leaves: list[Any] = []
         structure = flatten((args, kwargs), leaves)
         key, objects = self._signature(structure, leaves)
@@ -87,10 +98,14 @@ class Compiled:
         if family is None:
             if objects and self._always_new(objects):
                 return self._f(*args, **kwargs)
-            family = self._families[key] = Family()
-            self._alive.append(objects)
-        elif objects:
-            self._new_objects = 0
+            family = self._families[key] = Family(objects)
+            if len(self._families) > SIGNATURES:
+                self._families.pop(next(iter(self._families)), None)
+        else:
+            if objects:
+                self._new_objects = 0
+            if len(self._families) > SIGNATURES // 2:
+                self._families[key] = self._families.pop(key, family)
         if family.eager:
             return self._f(*args, **kwargs)
         # NumPy arrays have become tensors.
@@ -111,6 +126,8 @@ class Compiled:
                     family.recordings.insert(0, recording)
                 family.misses = 0
                 self._last = recording.replay
+                if not recording.decisions:
+                    self._recent = [self._last, *(r for r in self._recent if r is not self._last)][:RECENT]
                 return result
         return self._record(family, Arguments(key, objects), leaves)
 
@@ -152,7 +169,7 @@ class Compiled:
     def _record(self, family: Family, arguments: Arguments, leaves: list[Any]) -> Any:
         family.misses += 1
         # Whoever serves the next call is looked for, which counts misses in a row.
-        self._last = _nobody
+        self._last, self._recent = _nobody, []
         served = bool(family.recordings)
 
         def call(given: Sequence[Any]) -> Any:

@@ -10,6 +10,7 @@ from graphc.ir.function import Builder, Function, Value
 from graphc.runtime.core import ABSTRACT, Meta, Tensor, abstract, alias, make
 from graphc.runtime.device import CPU
 from graphc.runtime.dispatch import Entry, device_of, number
+from graphc.runtime.early import early
 from graphc.runtime.graph import Graph, Plan, target_of
 from graphc.runtime.guards import Difference, Slot, Snapshot, State
 from graphc.runtime.interop import item
@@ -199,17 +200,25 @@ class _Maker:
             for i, x in enumerate(tracer.externals)
             if x.tensor._traced is not None and x.tensor._traced[1] is not x.value
         ]
-        first_decision = len(self.results)
-        for d in tracer.decisions:
-            self._result(d.value, d.spec)
         b = tracer.builder
-        function = Function(b.name, b._params, b._ops, self.results, b._names)
         sources = [self._source(x.tensor) for x in tracer.externals]
         specs = [x.before[0] for x in tracer.externals]
+        known = early(
+            b.name,
+            [x.value for x in tracer.externals],
+            specs,
+            b._ops,
+            [d.value for d in tracer.decisions],
+            [d.spec for d in tracer.decisions],
+        )
+        first_decision = len(self.results)
+        for d in tracer.decisions[len(known.places) :]:
+            self._result(d.value, d.spec)
+        function = Function(b.name, b._params, b._ops, self.results, b._names)
         flags = flags_of(x.meta for x in tracer.externals)
         r = Recording(function, self.arguments, sources, specs, flags, self.specs)
         r.decisions, r.outcomes = tracer.decisions, [d.outcome for d in tracer.decisions]
-        r.first_decision = first_decision
+        r.early, r.first_decision = known, first_decision
         r.made, r.writes, r.slots, r.numbers, r.grads = self.made, writes, slots, numbers, grads
         r.leaves, r.structure, r.history = leaves, structure, history
         r.checks = self.before.checks({(id(c), k) for c, k, _ in slots})

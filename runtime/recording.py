@@ -20,6 +20,7 @@ from graphc.runtime.backend import Program, compile_function
 from graphc.runtime.core import Meta, Tensor, _new, alias, copy_bytes, empty, make, make_contiguous
 from graphc.runtime.device import CPU
 from graphc.runtime.dispatch import ALIGNED, Entry, align, device_of, number
+from graphc.runtime.early import Early
 from graphc.runtime.errors import DeviceIndexError, explain
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.guards import Check
@@ -76,7 +77,7 @@ class Recording:
 
     arguments: the signature of the call. sources: where each parameter comes from; specs, flags: its type, and whether it
     requires gradients (see `flags_of`). made: tensors that are new. writes: (parameter, result) where a tensor from outside
-    gets a new value. slots: (container, key, made) where an attribute gets a new tensor. numbers: (container, key, result,
+    gets a new value. early: the decisions that are known first; results from `first_decision` on are the others. slots: (container, key, made) where an attribute gets a new tensor. numbers: (container, key, result,
     kind) where it gets a number. grads: (leaf, whether `.grad` was None (None: it does not matter), the type it had,
     made | None | "kept"). leaves: of what is returned. checks: how the Python state was. stamp: `state.stamp` as it was when
     all held tensors were as recorded.
@@ -95,6 +96,7 @@ class Recording:
         self.arguments = arguments
         self.device = device_of(function.name, [*specs, *results])
         self.decisions: list[Decision] = []
+        self.early = Early((), Function("decisions", (), (), ()), (), ())
         self.first_decision = 0
         self.outcomes: list[bytes] = []
         self.made: list[Made] = []
@@ -128,6 +130,11 @@ class Recording:
     def looped(self) -> bool:
         """Whether calls are served by `run` rather than by lines of their own."""
         return self.device is not CPU or len(self.sources) + len(self.result_specs) > replay.MOST_TENSORS
+
+    @property
+    def late(self) -> bool:
+        """Whether an outcome is known only after the program has run."""
+        return len(self.decisions) > len(self.early.places)
 
     def agrees(self, known: list[bytes]) -> bool:
         """Whether the recorded outcomes begin as `known`, the outcomes of this call as far as known."""
@@ -175,7 +182,7 @@ class Recording:
         """The compiled function."""
         if self._program is None:
             kept = {~s for s in self.history.saved if s < 0} if self.history is not None else set()
-            donate = () if self.decisions else tuple((i, j) for i, j in self.writes if i not in kept)
+            donate = () if self.late else tuple((i, j) for i, j in self.writes if i not in kept)
             self._program = compile_function(self.function, donate, self.device, self.specs, self.result_specs)
         return self._program
 
@@ -212,13 +219,13 @@ class Recording:
         except Exception as error:
             told = self.failed(error)
             raise told from told.__cause__
-        if self.decisions:
+        if self.late:
             self._check(results)
         return self._commit(leaves, inputs, results)
 
     def failed(self, error: Exception) -> Exception:
         """What to raise where the program raised `error`."""
-        if self.decisions and isinstance(error, (IndexError, ValueError)) and not _of_another(error, self._program):
+        if self.late and isinstance(error, (IndexError, ValueError)) and not _of_another(error, self._program):
             return self.mismatch([])
         return explain(error, self.function.name, ())
 
@@ -248,8 +255,9 @@ class Recording:
         return outputs
 
     def _check(self, results: list[Any]) -> None:
-        seen = []
-        for k, expected in enumerate(self.outcomes):
+        at = len(self.early.places)
+        seen = self.outcomes[:at]
+        for k, expected in enumerate(self.outcomes[at:]):
             j = self.first_decision + k
             seen.append(ctypes.string_at(results[j].block[0], self.result_specs[j].nbytes))
             if seen[-1] != expected:

@@ -13,13 +13,17 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from graphc.runtime.core import Meta, Tensor, _new, alias, make_contiguous
+from graphc.ir.types import F64
+from graphc.runtime.backend import compile_function
+from graphc.runtime.core import Meta, Tensor, _new, alias, empty, make_contiguous
+from graphc.runtime.device import CPU
 from graphc.runtime.dispatch import number
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.guards import SCALARS, Attributes, Cell, Check, guard_of, in_order, same
 from graphc.runtime.memory import Buffer
 from graphc.runtime.node import Node
 from graphc.runtime.precision import setting
+from graphc.runtime.spec import spec_of
 
 if TYPE_CHECKING:
     from graphc.runtime.recording import Recording, Source
@@ -225,6 +229,8 @@ class _Writer:
         if any(s[0] == "held" for s in r.sources):
             t(f"if state.stamp is not {r_name}.stamp and not {r_name}.look(): return MISS")
         t("except (KeyError, IndexError, ValueError, AttributeError, TypeError, RuntimeError): return MISS", 1)
+        if r.early.places:
+            self._early()
         if r.looped():
             leaves = "".join(f"a{i}, " for i in range(len(r.arguments.leaves)))
             others = "".join(f"{self.inputs[i]}, " for i, s in enumerate(r.sources) if s[0] != "held")
@@ -303,8 +309,11 @@ class _Writer:
             t(f"p{j} = b[0]", 1)
             outputs.append(f"p{j}")
         self._run([f"{x}._address" for x in self.inputs], outputs)
-        if r.decisions:
-            self._decisions()
+        if r.late:
+            seen = [repr(o) for o in r.outcomes[: len(r.early.places)]]
+            for j, expected in enumerate(r.outcomes[len(seen) :], r.first_decision):
+                seen.append(f"string_at(p{j}, {r.result_specs[j].nbytes})")
+                self._expect(seen, expected)
         self._commit(donated)
 
     def _run(self, inputs: list[str], outputs: list[str]) -> None:
@@ -321,13 +330,32 @@ class _Writer:
         t(f"told = {t.name(self.r.failed)}(error)")
         t("raise told from told.__cause__")
 
-    def _decisions(self) -> None:
+    def _early(self) -> None:
+        """The lines that find another outcome of the first decisions before the program runs."""
         r, t = self.r, self.t
-        for k, expected in enumerate(r.outcomes):
-            j = r.first_decision + k
-            t(f"if string_at(p{j}, {r.result_specs[j].nbytes}) != {t.name(expected)}:", 1)
-            seen = ", ".join(f"string_at(p{r.first_decision + n}, {r.result_specs[r.first_decision + n].nbytes})" for n in range(k + 1))
-            t(f"raise {t.name(r.mismatch)}([{seen}])")
+        known = r.early
+        for i in {~at for at in known.places if at < 0} | set(known.inputs):
+            if r.sources[i][0] in ("arg", "slot", "grad"):
+                t(f"if {self.inputs[i]}._strides is not None: make_contiguous({self.inputs[i]})", 1)
+        if known.inputs or known.specs:
+            program = compile_function(known.function, (), CPU, [r.specs[i] for i in known.inputs], known.specs)
+            t(f"early = {t.name(empty)}({t.name(spec_of(F64, (len(known.specs),)))})", 1)
+            t("e = early._address", 1)
+            inputs = "".join(f"{self.inputs[i]}._address, " for i in known.inputs)
+            outputs = "".join(f"e + {8 * n}, " for n in range(len(known.specs)))
+            t("try:", 1)
+            t(f"{t.name(program.run)}(({inputs}), ({outputs}))")
+            t(f"except (IndexError, ValueError): raise {t.name(r.mismatch)}([]) from None", 1)
+        seen = []
+        for at, expected, d in zip(known.places, r.outcomes, r.decisions):
+            address = f"{self.inputs[~at]}._address" if at < 0 else f"e + {8 * at}"
+            seen.append(f"string_at({address}, {d.spec.nbytes})")
+            self._expect(seen, expected)
+
+    def _expect(self, seen: list[str], expected: bytes) -> None:
+        """The lines that raise `Mismatch` unless the last of the outcomes seen is the recorded one."""
+        t = self.t
+        t(f"if {seen[-1]} != {expected!r}: raise {t.name(self.r.mismatch)}([{', '.join(seen)}])", 1)
 
     def _commit(self, donated: dict[int, int]) -> None:
         r, t = self.r, self.t
