@@ -110,16 +110,27 @@ def dependences(reads: Sequence[Iterable[Range]], writes: Sequence[Iterable[Rang
     return found
 
 
-def reduced(needs: Sequence[set[int]]) -> tuple[list[list[int]], list[int]]:
-    """(the dependences that no other one implies, latest first; all that each waits for, a bit each)."""
+WINDOW = 512
+
+
+def reduced(needs: Sequence[Iterable[int]]) -> tuple[list[list[int]], list[int]]:
+    """(the dependences that no other one implies, latest first; for each all that it waits for among those just before it).
+
+    The latter is a number: bit k stands for the one k + 1 places before, up to `WINDOW`. Between two places lie all that could order
+    them, so this is exact; dependences from further away are all kept, and time is in proportion to their number.
+    """
+    mask = (1 << WINDOW) - 1
     kept: list[list[int]] = []
     above: list[int] = []
-    for direct in needs:
+    for i, direct in enumerate(needs):
         covered, own = 0, []
         for d in sorted(direct, reverse=True):
-            if not covered >> d & 1:
+            back = i - d - 1
+            if back >= WINDOW:
                 own.append(d)
-                covered |= above[d] | 1 << d
+            elif not covered >> back & 1:
+                own.append(d)
+                covered |= ((above[d] << 1 | 1) << back) & mask
         kept.append(own)
         above.append(covered)
     return kept, above

@@ -66,8 +66,7 @@ def make_items(plan: Plan, costs: Costs, grain: int | None = None) -> Items:
     groups = [[i] for i in range(len(launches))] if grain is not None else _small_together(times)
     home = {i: n for n, group in enumerate(groups) for i in group}
     between = [{home[d] for i in group for d in needs[i]} - {n} for n, group in enumerate(groups)]
-    # The last one stands for the end of the program, which waits for all.
-    kept, above = reduced([*between, set(range(len(groups)))])
+    kept, above = reduced(between)
     spent = [sum(times[i] for i in group) for group in groups]
     parts = [worth(launches[group[0]], costs, grain) if len(group) == 1 else 1 for group in groups]
     left = float(sum(spent))
@@ -78,7 +77,8 @@ def make_items(plan: Plan, costs: Costs, grain: int | None = None) -> Items:
         extent = launches[group[0]].parallel if len(group) == 1 else 1
         items.append(Item(tuple(group), extent, parts[n], tuple(kept[n]), useful, spent[n]))
         left -= spent[n]
-    return Items(tuple(items), tuple(kept[-1]))
+    waited = {d for own in kept for d in own}
+    return Items(tuple(items), tuple(n for n in reversed(range(len(groups))) if n not in waited))
 
 
 def _errors_first(launches: Sequence[PlannedLaunch], needs: list[set[int]]) -> None:
@@ -119,7 +119,7 @@ def _companions(n: int, above: Sequence[int], spent: Sequence[float], least: flo
     """How many of the next items may run beside item n, and are long enough to matter."""
     found = 0
     for m in range(n + 1, min(n + 1 + AHEAD, len(spent))):
-        if spent[m] >= least and not above[m] >> n & (1 << (m - n)) - 1:
+        if spent[m] >= least and not above[m] & (1 << (m - n)) - 1:
             found += 1
     return found
 

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from graphc.codegen.dependences import Range
+from graphc.codegen.dependences import Range, reduced
 from graphc.codegen.donation import in_place
 from graphc.codegen.kernels import BoundGroup, Launch, Site, Wanted, bind_groups, evaluate_size
 from graphc.ir.function import Function, Loc, Module, Operation, Value
@@ -197,21 +197,22 @@ class _Placing:
         if reserved:
             self.arena.take(reserved)
         self.above = _ancestors(entry) if limit else []
-        self.held: list[tuple[int, int, int]] = []  # ranges that wait: (operations that used them, a bit each; offset; size)
+        # Ranges that wait: the last operations that used them, offset, size.
+        self.held: list[tuple[tuple[int, ...], int, int]] = []
 
     def all(self) -> Layout:
         entry = self.entry
         place: dict[Value, Place] = {p: ("in", i) for i, p in enumerate(entry.params)}
         place.update({r: ("out", i) for i, r in enumerate(entry.results)})
         last: dict[Value, int] = {}
-        users: dict[Value, int] = {}
+        users: dict[Value, list[int]] = {}
         for n, step in enumerate(self.steps):
             for i in step:
                 for v in entry.ops[i].operands:
                     last[v] = n
                 if self.limit:
                     for v in (*entry.ops[i].operands, *entry.ops[i].results):
-                        users[v] = users.get(v, 0) | 1 << i
+                        users.setdefault(v, []).append(i)
         offsets: dict[int, list[int]] = {}
         for n, step in enumerate(self.steps):
             ops = [entry.ops[i] for i in step]
@@ -219,15 +220,16 @@ class _Placing:
             for r in (r for op in ops for r in op.results):
                 if r not in place:
                     place[r] = ("arena", self._take(_bytes(r)))
-            taken: list[tuple[int, int, int]] = []
+            taken: list[tuple[tuple[int, ...], int, int]] = []
             for i in step:
                 if i in self.needs:
                     offsets[i] = [self._take(size) for size in self.needs[i]]
-                    taken += [(1 << i, o, size) for o, size in zip(offsets[i], self.needs[i], strict=True)]
+                    taken += [((i,), o, size) for o, size in zip(offsets[i], self.needs[i], strict=True)]
             for v in dict.fromkeys(v for op in ops for v in (*op.operands, *op.results)):
                 kind, offset = place[v]
                 if kind == "arena" and last.get(v, n) == n:
-                    taken.append((users.get(v, 0), offset, _bytes(v)))
+                    recent = tuple(u for u in users.get(v, ()) if u > max(step) - OVERLAP)
+                    taken.append((recent, offset, _bytes(v)))
             for by, offset, size in taken:
                 if self.limit:
                     self.held.append((by, offset, size))
@@ -237,40 +239,29 @@ class _Placing:
 
     def _take(self, size: int) -> int:
         if self.held and not self.arena.fits(size) and self.arena.size + size > self.limit:
-            self._give(-1)
+            for _, offset, held in self.held:
+                self.arena.give(offset, held)
+            self.held.clear()
         return self.arena.take(size)
 
     def _let_go(self, step: Sequence[int]) -> None:
         """What was last used by operations that those of this step wait for anyway, or that are long past."""
-        if self.held:
-            first = min(step)
-            done = (1 << max(0, first - OVERLAP)) - 1
-            for i in step:
-                done |= self.above[i]
-            self._give(done)
-
-    def _give(self, done: int) -> None:
-        """Give back what only these operations (a bit each) used last."""
-        others = ~done
         held, self.held = self.held, []
         for each in held:
-            if each[0] & others:
-                self.held.append(each)
-            else:
+            if all(u <= i - OVERLAP or self.above[i] >> (i - u - 1) & 1 for i in step for u in each[0]):
                 self.arena.give(each[1], each[2])
+            else:
+                self.held.append(each)
 
 
 def _ancestors(entry: Function) -> list[int]:
-    """For each operation those whose results it needs, directly or not, a bit each."""
-    of: dict[Value, int] = {}
-    above: list[int] = []
+    """For each operation those shortly before it whose results it needs, directly or not: bit k stands for k + 1 places before."""
+    maker: dict[Value, int] = {}
+    needs: list[set[int]] = []
     for i, op in enumerate(entry.ops):
-        mask = 0
-        for v in op.operands:
-            mask |= of.get(v, 0)
-        above.append(mask)
-        of.update((r, mask | 1 << i) for r in op.results)
-    return above
+        needs.append({maker[v] for v in op.operands if v in maker})
+        maker.update((r, i) for r in op.results)
+    return reduced(needs)[1]
 
 
 def make_plan(

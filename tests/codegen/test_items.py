@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from graphc.codegen.costs import DEFAULT
-from graphc.codegen.dependences import Range, dependences, reduced
+from graphc.codegen.dependences import WINDOW, Range, dependences, reduced
 from graphc.codegen.items import TOGETHER, make_items, worth
 from graphc.codegen.kernels import Launch, Site
 from graphc.codegen.plan import Plan, PlannedLaunch
@@ -50,19 +50,27 @@ def test_what_touches_the_same_memory_is_ordered(touches: list[tuple[list[Range]
             if _meet(writes, [*earlier, *written]) or _meet(reads, written):
                 mask |= expected[i] | 1 << i
         expected.append(mask)
-    assert above == expected
+    assert [{j - 1 - k for k in range(j) if mask >> k & 1} for j, mask in enumerate(above)] == [
+        {i for i in range(j) if mask >> i & 1} for j, mask in enumerate(expected)
+    ]
     for j, needs in enumerate(kept):
         assert needs == sorted(needs, reverse=True)
-        # No dependence that another one implies.
-        assert not any(above[a] >> b & 1 for a, b in itertools.permutations(needs, 2))
+        # No dependence that another one implies, and none is missing.
+        assert not any(expected[a] >> b & 1 for a, b in itertools.permutations(needs, 2))
         union = 0
         for d in needs:
-            union |= above[d] | 1 << d
-        assert union == above[j]
+            union |= expected[d] | 1 << d
+        assert union == expected[j]
 
 
 def test_ranges_that_only_touch_do_not_meet() -> None:
     assert dependences([[], [("arena", 64, 128)], [("arena", 0, 64)]], [[("arena", 0, 64)], [], []]) == [set(), set(), {0}]
+
+
+def test_dependences_from_far_away_are_kept() -> None:
+    count = 3 * WINDOW
+    kept, _ = reduced([{i - 1, 0} - {i, -1} if i else set() for i in range(count)])
+    assert all(own == ([i - 1] if 0 < i <= WINDOW else [i - 1, 0] if i else []) for i, own in enumerate(kept))
 
 
 # --------------------------------------------------------------- items
