@@ -47,6 +47,20 @@ def width_for(group: Function) -> int:
     return {1: 64, 2: 32}.get(widest, WIDTH)
 
 
+# Bodies of so many instructions wait for their own results: two vectors at once fill the gaps. Shorter ones wait for
+# memory, longer ones have no registers for it.
+LEAST_WAITING, MOST_WAITING, MOST_STREAMS = 16, 100, 4
+
+
+def interleaved(group: Function, width: int) -> int:
+    """Lanes of the main loop, for a natural width: twice as many where two vectors at once are faster."""
+    many = len(group.params) + len(group.results) > MOST_STREAMS
+    if width != WIDTH or many or not LEAST_WAITING <= work_of(group) <= MOST_WAITING:
+        return width
+    small = all(v.type.dtype.itemsize <= 4 for op in group.ops for v in op.results)
+    return 2 * width if small else width
+
+
 def streams(group: Function, hint: Mapping[str, int]) -> bool:
     """Whether results are so large that they should go past the caches; part of the choice of kernel.
 
@@ -122,11 +136,12 @@ def lower_map(group: Function, variant: str = "map", in_place: InPlace = ()) -> 
     body += sweep(
         start,
         stop,
-        width,
+        interleaved(group, width),
         names,
         lambda i, lane: store_results(
             pull, targets, tuple(i if d == inner else c for d, c in enumerate(coords)), shape, stream, names
         ),
+        rest=width,
     )
     rows = dim_expr(size_of(outer))
     kernel = Kernel(

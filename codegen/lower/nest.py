@@ -85,22 +85,22 @@ def split_coords(item: Expr, shape: Shape, names: Names) -> tuple[list[Stmt], tu
 
 
 def sweep(
-    start: Expr, stop: Expr, width: int, names: Names, body: Callable[[Expr, Expr], Sequence[Stmt]]
+    start: Expr, stop: Expr, width: int, names: Names, body: Callable[[Expr, Expr], Sequence[Stmt]], rest: int = 0
 ) -> list[Stmt]:
     """Run `body(position, lane)` over positions start .. stop - 1, `width` lanes at a time.
 
-    The last, partial block is masked.
+    The last, partial block is masked; rest: it is gone through so many lanes at a time.
     """
     i, lane, tail_lane = names.fresh("i"), names.fresh("l"), names.fresh("l")
-    last = names.fresh("m")
+    last, first = names.fresh("m"), names.fresh("i")
     whole = (stop - start) // width * width + start
+    narrower = 0 < rest < width
+    at = (first if narrower else last) + tail_lane
+    masked = Vector(tail_lane, rest if narrower else width, (If(at < stop, tuple(body(at, tail_lane))),))
     return [
         Let(last, whole),
         For(i, start, last, (Vector(lane, width, tuple(body(i + lane, lane))),), index(width)),
-        If(
-            last < stop,
-            (Vector(tail_lane, width, (If(last + tail_lane < stop, tuple(body(last + tail_lane, tail_lane))),)),),
-        ),
+        For(first, last, stop, (masked,), index(rest)) if narrower else If(last < stop, (masked,)),
     ]
 
 
