@@ -42,7 +42,7 @@ def recompute(f: Function, device: bool = False) -> Function:
     ops: list[Operation] = []
 
     def emit(op: Operation, fresh: bool) -> Operation:
-        operands = [copy(v) if v in copied else v for v in op.operands]
+        operands = [copy(v) if v in copied or (fresh and v in sources) else v for v in op.operands]
         if fresh or any(v in copied for v in op.operands):
             op = Operation(op.name, operands, op.attrs, [Value(r.type) for r in op.results] if fresh else op.results, op.loc)
         ops.append(op)

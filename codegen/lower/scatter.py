@@ -2,12 +2,15 @@
 
 One item owns some lines of the result (all positions along the axis): it copies them from x, then
 applies its updates in ascending order. So the order is fixed, whatever the threads, and no two
-items write the same element.
+items write the same element. Where lines lie side by side, an item is a vector of them, and a thread takes all of its
+items at once: rows are copied and updates added in long stretches, and each index is read once.
 """
 
 from __future__ import annotations
 
-from graphc.codegen.expr import Expr, cast, index, load, var
+from collections.abc import Callable, Sequence
+
+from graphc.codegen.expr import Expr, cast, index, load, select, var
 from graphc.codegen.loops import Buffer, For, If, Kernel, Let, Stmt, Store, Vector
 from graphc.codegen.lower.index import Position, delinearise, dim_expr
 from graphc.codegen.lower.lowered import Lowered, Scratch
@@ -16,6 +19,7 @@ from graphc.codegen.lower.nest import (
     ceil_div,
     group_buffers,
     group_extents,
+    minimum,
     split_coords,
     sweep,
     take_reports,
@@ -48,10 +52,11 @@ def lower_scatter(group: Function) -> Lowered:
     inner = [d for d in range(axis + 1, len(shape)) if shape[d] != 1]
     lane_dim = inner[-1] if inner else None
     outer: Shape = tuple(1 if d in (axis, lane_dim) else n for d, n in enumerate(shape))
-    blocks = ceil_div(dim_expr(shape[lane_dim]), WIDTH) if lane_dim is not None else index(1)
-    item, rest, block, lane = (names.fresh(s) for s in ("item", "rest", "block", "l"))
+    count = dim_expr(shape[lane_dim]) if lane_dim is not None else index(1)
+    blocks = ceil_div(count, WIDTH)
+    rest, block, lane = (names.fresh(s) for s in ("rest", "block", "l"))
     stmts, coords = split_coords(rest, outer, names)
-    body: list[Stmt] = [Let(rest, item // blocks), Let(block, item % blocks), *stmts]
+    body: list[Stmt] = [*stmts]
     column = block * WIDTH + lane
 
     def line(position: Expr) -> Expr:
@@ -83,12 +88,31 @@ def lower_scatter(group: Function) -> Lowered:
         body += update
         if target is not out:
             body += sweep(index(0), size, WIDTH, names, narrow)
+        kernel_body: Stmt = For(rest, var("begin"), var("end"), tuple(body), index(1))
     else:
-        a, z = names.fresh("a"), names.fresh("a")
-        inside: list[Stmt] = [For(a, index(0), size, tuple(copy(a, lane)), index(1)), *update]
+        a, z, low, high, at = (names.fresh(s) for s in ("a", "a", "low", "high", "at"))
+
+        def vectors(inside: Sequence[Stmt]) -> For:
+            """`inside` for the vectors of this thread, masked where a line ends in one."""
+            whole = If((block + 1) * WIDTH <= count, tuple(inside), (If(column < count, tuple(inside)),))
+            return For(block, low, high, (whole,), index(1))
+
+        # Positions that vary over the lines are looked up for each vector.
+        applied = [vectors(update)] if along else [_over(update, vectors)]
+        inside: list[Stmt] = [For(a, index(0), size, (vectors(copy(a, lane)),), index(1)), *applied]
         if target is not out:
-            inside.append(For(z, index(0), size, tuple(narrow(z, lane)), index(1)))
-        body.append(Vector(lane, WIDTH, (If(column < dim_expr(shape[lane_dim]), tuple(inside)),)))
+            inside.append(For(z, index(0), size, (vectors(narrow(z, lane)),), index(1)))
+        start, end = var("begin") - at, minimum(var("end") - at, blocks)
+        body = [
+            Let(at, rest * blocks),
+            Let(low, select(start < 0, index(0), start)),
+            Let(high, end),
+            *body,
+            *inside,
+        ]
+        lines = For(rest, var("begin") // blocks, (var("end") + blocks - 1) // blocks, tuple(body), index(1))
+        # Without elements there are no items, but the kernel may be called.
+        kernel_body = If(blocks > 0, (Vector(lane, WIDTH, (lines,)),))
     buffers = (*params, *(s.buffer for s in scratch), out)
     total: Dim = size_of(shape) + size_of(updates.type.shape) * 4
     kernel = Kernel(
@@ -97,9 +121,17 @@ def lower_scatter(group: Function) -> Lowered:
         extents=group_extents(group),
         parallel=dim_expr(size_of(outer)) * blocks,
         work=dim_expr(total),
-        body=(For(item, var("begin"), var("end"), tuple(body), index(1)),),
+        body=(kernel_body,),
     )
     return Lowered((kernel,), params, results, scratch, tuple(pull.sites))
+
+
+def _over(loops: Sequence[Stmt], vectors: Callable[[Sequence[Stmt]], For]) -> Stmt:
+    """The loop over updates, whose index is one for all lanes, with the loop over vectors around what is stored."""
+    (loop,) = loops
+    assert isinstance(loop, For)
+    stored = [s for s in loop.body if isinstance(s, Store)]
+    return For(loop.var, loop.start, loop.stop, (*(s for s in loop.body if s not in stored), vectors(stored)), loop.step)
 
 
 def _updates(
