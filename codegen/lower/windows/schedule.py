@@ -47,14 +47,13 @@ def registers(vector_bits: int) -> int:
 
 
 def choose(
-    g: Geometry,
-    examples: int,
-    dtype: DType,
-    vector_bits: int,
-    literal: tuple[tuple[str, int], ...],
-    only: int = 0,
-) -> tuple[float, WindowSchedule] | None:
-    """The cheapest schedule for about so many examples, with its cycles; None if no copy fits. only: rows of a tile."""
+    g: Geometry, examples: int, dtype: DType, vector_bits: int, literal: tuple[tuple[str, int], ...],
+    only: int = 0, blocks: int = 0,
+) -> tuple[float, WindowSchedule] | None:  # fmt: skip
+    """The cheapest schedule for about so many examples, with its cycles; None if no copy fits.
+
+    only: rows of a tile, if not 0. blocks: that terms are in, if not in as few as possible.
+    """
     width = max(1, vector_bits // dtype.bits)
     itemsize = dtype.bits // 8
     best: tuple[float, WindowSchedule] | None = None
@@ -70,7 +69,7 @@ def choose(
                 if size > MOST_BYTES:
                     continue
                 s = _with_parts(s, g, examples, rows)
-                cost = _cost(g, s, examples, itemsize, size, whole)
+                cost = _cost(g, s, examples, itemsize, size, whole, blocks)
                 if best is None or cost < best[0]:
                     best = cost, s
     return best
@@ -101,7 +100,9 @@ def _with_parts(s: WindowSchedule, g: Geometry, examples: int, rows: int) -> Win
     return s._replace(parts=max(1, min(strips, ENOUGH // n)))
 
 
-def _cost(g: Geometry, s: WindowSchedule, examples: int, itemsize: int, size: int, whole: int) -> float:
+def _cost(
+    g: Geometry, s: WindowSchedule, examples: int, itemsize: int, size: int, whole: int, blocks: int
+) -> float:
     """Cycles of one thread, by a model of Zen 4."""
     units = tasks(g, s, examples)
     strips = -(-g.outputs // s.rows)
@@ -114,7 +115,7 @@ def _cost(g: Geometry, s: WindowSchedule, examples: int, itemsize: int, size: in
     step = max(fmas, loads, 4.0, (fmas + loads + 3) / 5)
     if size > CACHE_BYTES:
         step += 0.1 * s.vectors
-    blocks = -(-g.depth // 256)
+    blocks = blocks or -(-g.depth // 256)
     tile = g.depth * step + blocks * (3.0 * fmas + 25) + 4.0 * fmas
     cost = units * strips * tiles * tile
     lines = g.rows(min(s.block * s.width, g.pixels)) if g.line > 1 else 1

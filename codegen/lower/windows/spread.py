@@ -3,8 +3,8 @@
 Pixels of the result that lie a dilation apart meet the same positions of the window; at all others they meet the zeros
 between elements. So each phase is a convolution without dilation with a part of the window (its own geometry), and its
 terms of zeros are left out. That changes no bit while weights are finite, but for one case: a sum that is -0.0
-(of products too small for the format) would have become +0.0 by adding +0.0. A tile in which a sum is -0.0, and strips with
-infinite or NaN weights, are summed with all terms.
+(of products too small for the format) would have become +0.0 by adding +0.0. As only a total that is -0.0 shows it, a tile with
+such a total is summed again with all terms, as are strips with infinite or NaN weights.
 """
 
 from __future__ import annotations
@@ -91,10 +91,13 @@ def choose(
     if phases is None:
         return None
     best: tuple[float, SpreadSchedule] | None = None
+    blocks = -(-g.depth // BLOCK)
     for rows in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16):
         if rows > g.outputs:
             break
-        each = [choose_windows(p.geometry, examples, dtype, vector_bits, literal, rows) for p in phases]
+        each = [
+            choose_windows(p.geometry, examples, dtype, vector_bits, literal, rows, blocks) for p in phases
+        ]
         chosen = [e for e in each if e is not None]
         if len(chosen) < len(each):
             continue
@@ -184,7 +187,6 @@ class PhaseKernels(WindowKernels):
         whole, s = self.whole, self.s
         start, lane, block, stop, k = (self.name(n) for n in ("weights", "lane", "block", "stop", "k"))
         again, attempt, low, high = (self.name(n) for n in ("again", "attempt", "low", "high"))
-        first = load(self.flags, strip) if self.dtype.is_float else index(0)
         sums = [[self.name("sum", self.dtype) for _ in bases] for _ in range(s.rows)]
         offset, place = load(self.offsets, k), load(self.places, k)
         xs = [load(self.copied, base + offset + lane) for base in bases]
@@ -201,34 +203,31 @@ class PhaseKernels(WindowKernels):
             *(Declare(t, const(self.dtype, 0)) for t in flat),
             For(k, low, high, tuple(step), index(1)),
         ]
-        attempts = index(1)
-        if self.dtype.is_float:
-            attempts = index(2)
-            bits = to_bits(flat[0]).dtype
-            minus = const(bits, 1 << (bits.bits - 1))
-            some = equal(to_bits(flat[0]), minus)
-            for t in flat[1:]:
-                some = binary("or", some, equal(to_bits(t), minus))
-            any_lane = make("lanes", BOOL, (some,), "or")
-            region.append(Assign(again, select(any_lane, index(1), index(0))))
-            region.append(If(binary("or", equal(again, 0), equal(attempt, 1)), (keep,)))
-        else:
-            region.append(keep)
+        region.append(keep)
         lets: Body = [
+            Let(stop, least_of(block + BLOCK, index(whole.depth))),
             Let(low, select(equal(attempt, 0), self._terms_before(block), self.less + block)),
             Let(high, select(equal(attempt, 0), self._terms_before(stop), self.less + stop)),
         ]
-        one: Body = [*lets, Vector(lane, s.width, tuple(region))]
-        turn: Body = [
-            Let(stop, least_of(block + BLOCK, index(whole.depth))),
-            Declare(again, index(1)),
-            For(attempt, first, attempts, (If(not_equal(again, 0), tuple(one)),), index(1)),
-        ]
-        depth = index(whole.depth)
-        return [
-            Let(start, strip * (whole.depth * s.rows)),
-            For(block, index(0), depth, tuple(turn), index(BLOCK)),
-        ]
+        turn: Body = [*lets, Vector(lane, s.width, tuple(region))]
+        all_blocks = For(block, index(0), index(whole.depth), tuple(turn), index(BLOCK))
+        scale = Let(start, strip * (whole.depth * s.rows))
+        if not self.dtype.is_float:
+            return [scale, Let(attempt, index(0)), all_blocks]
+        one: Body = [all_blocks, Vector(lane, s.width, (Assign(again, self._negative_zero(places)),))]
+        first = load(self.flags, strip)
+        attempts = For(attempt, first, index(2), (If(not_equal(again, 0), tuple(one)),), index(1))
+        return [scale, Declare(again, index(1)), attempts]
+
+    def _negative_zero(self, places: Sequence[tuple[Expr, Expr]]) -> Expr:
+        """1 where a total of the tile is -0.0. Sums of blocks that are -0.0 matter nowhere else."""
+        some: Expr | None = None
+        for at, _ in places:
+            bits = to_bits(load(self.tile, at))
+            here = equal(bits, const(bits.dtype, 1 << (bits.dtype.bits - 1)))
+            some = here if some is None else binary("or", some, here)
+        assert some is not None
+        return select(make("lanes", BOOL, (some,), "or"), index(1), index(0))
 
     def _terms_before(self, k: Expr) -> Expr:
         """How many of the terms that count come before k."""
