@@ -1,9 +1,11 @@
-"""attention: an item is a block of queries of one head; it goes over the keys in blocks of 64.
+"""attention: an item is a block of queries of one head; it goes over the keys in blocks of 64, in tiles of 16 queries.
 
 Lanes run along the queries, so that the running maximum, the sum and the weights of a query stay in one lane and
-nothing is combined across lanes. In memory of the item's own: the queries as columns [D][queries], a block of keys and
-values (padded with -0.0, whose products change no sum), their scores [64][queries], the weighted sums [E][queries].
-ir/ops/attention.py is the definition; the steps are in attention_blocks.py, the gradients in attention_grad.py.
+nothing is combined across lanes. In memory of the item's own, for each tile of queries: the queries as columns [D][16],
+their scores [64][16], the weighted sums [E][16]; and a block of keys, and of values where those cannot be read in place.
+Tiles that causality hides are skipped. Their weights are 0, and what such products do to a sum is one product more
+(`Blocks.shadows`). ir/ops/attention.py is the definition; the steps are in attention_blocks.py, few queries in
+attention_few.py, the gradients in attention_grad.py and attention_keys.py.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from graphc.ir.types import I32, size_of, substitute
 NAMES = frozenset(("attention", "attention_grad"))
 SMALL = 16  # queries of an item where there are no more
 LARGE = 128  # where there are enough of them for all threads: a block of keys is copied for twice as many
-HEADS = 8  # so many heads of keys, at least, are work for all threads
+HEADS = 4  # so many heads of keys for each thread are work for all, or a multiple of the threads
 
 
 def attention_of(group: Function) -> Operation | None:
@@ -48,7 +50,8 @@ def variant(op: Operation, hint: dict[str, int]) -> str:
             lanes = LARGE
     if op.name == "attention_grad":
         heads = substitute(size_of(op.operands[1].type.shape[:2]), dict(hint))
-        if isinstance(heads, int) and heads >= max(HEADS, os.cpu_count() or 1):
+        threads = os.cpu_count() or 1
+        if isinstance(heads, int) and heads and (heads % threads == 0 or heads >= HEADS * threads):
             return f"{op.name} {lanes} whole"
     return f"{op.name} {lanes}"
 

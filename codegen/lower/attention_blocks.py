@@ -1,6 +1,6 @@
 """The steps of attention on one block of queries and one block of keys, in memory of the thread's own.
 
-Every array is [rows][lanes] or [rows][size], with rows padded to a multiple of the register tile.
+Arrays are rows, [rows][size] with sizes padded to a multiple of 8, or tiles of 16 lanes, one after the other, each [rows][16].
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from graphc.codegen.lower.affine import Levels, greatest_of, least_of, linear, t
 from graphc.codegen.lower.index import Position, dim_expr
 from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Operation, Value
-from graphc.ir.ops.attention import KEYS, LANES, accumulator
+from graphc.ir.ops.attention import KEYS, accumulator
 from graphc.ir.types import BOOL, F64, I64, Dim, DType, Shape, size_of
 
 Lane = Callable[[Expr], list[Stmt]]
@@ -55,9 +55,6 @@ class Blocks:
         self.pull, self.op, self.queries = pull, op, queries
         self.wide = accumulator(op.operands[0].type.dtype)
         self.vector = max(4, vector_bits // self.wide.bits)  # lanes of a vector
-        # Two vectors of lanes, and as many rows as leave registers for them.
-        self.tile_rows = 8 if vector_bits >= 512 else 4
-        self.tile_lanes = 2 * self.vector
         self.turned = 8  # side of the squares that are transposed
         self.large_squares = op.name == "attention"  # faster, and more code
         # Sums in registers of a tile of `TILE` lanes.
@@ -159,12 +156,6 @@ class Blocks:
             return None
         base, step, buffer = by_element[1], by_row[0], found.data
         return lambda row, element: load(buffer, base + row * step + element)
-
-    def turn(self, target: Buffer, source: Buffer, rows: int, columns: int) -> list[Stmt]:
-        """target[columns][rows] = source[rows][columns]."""
-        i, j, n = self.name("i"), self.name("j"), self.turned
-        square = Transpose(target, j * rows + i, index(rows), source, i * columns + j, index(columns), n)
-        return [For(i, index(0), index(rows), (For(j, index(0), index(columns), (square,), index(n)),), index(n))]
 
     def put(
         self, target: Buffer, shape: Shape, rows: Buffer, outer: tuple[Expr, Expr], first: Expr, count: Expr
@@ -313,29 +304,6 @@ class Blocks:
 
     # Arithmetic
 
-    def product(
-        self,
-        rows: int,
-        lanes: int,
-        depth: Expr,
-        row: Callable[[Expr, Expr], Expr],
-        lane_of: Callable[[Expr, Expr], Expr],
-        start: Callable[[Expr, Expr], Expr],
-        finish: Callable[[Expr, Expr, Expr], list[Stmt]],
-    ) -> list[Stmt]:
-        """For every row and lane the chain of fma(row(r, k), lane_of(lane, k), .) over ascending k from start(r, lane)."""
-        width = min(self.tile_lanes, lanes & -lanes)
-        height = self.tile_rows
-        n0, r0, k, lane = (self.name(s) for s in ("n", "r", "k", "lane"))
-        sums = [self.name("sum", self.wide) for _ in range(height)]
-        body: list[Stmt] = [Declare(s, start(r0 + i, n0 + lane)) for i, s in enumerate(sums)]
-        step = [Assign(s, fma(row(r0 + i, k), lane_of(n0 + lane, k), s)) for i, s in enumerate(sums)]
-        body.append(For(k, index(0), depth, tuple(step), index(1)))
-        for i, s in enumerate(sums):
-            body += finish(r0 + i, n0 + lane, s)
-        tile = For(r0, index(0), index(rows), (Vector(lane, width, tuple(body)),), index(height))
-        return [For(n0, index(0), index(lanes), (tile,), index(width))]
-
     @staticmethod
     def halved(parts: Sequence[Expr]) -> Expr:
         """The sum by halving: r with r + half."""
@@ -396,19 +364,6 @@ class Blocks:
             return select(equal(mask(j, lane), 0.0), const(self.wide, float("-inf")), total * scale)
         return fma(total, scale, mask(j, lane))
 
-    def block_sum(self, p: Buffer, lane: Expr) -> Expr:
-        """The sum over the rows of p[64][queries]: 16 lanes of rows, then halving."""
-        parts = []
-        for r in range(LANES):
-            part = load(p, index(r * self.queries) + lane)
-            for s in range(r + LANES, KEYS, LANES):
-                part = part + load(p, index(s * self.queries) + lane)
-            parts.append(part)
-        while len(parts) > 1:
-            half = len(parts) // 2
-            parts = [a + b for a, b in zip(parts[:half], parts[half:], strict=True)]
-        return parts[0]
-
     def scored(
         self, total: Expr, scale: Expr, masks: Sequence[Value], at: tuple[Expr, Expr, Expr, Expr], inside: Expr
     ) -> Expr:
@@ -421,40 +376,6 @@ class Blocks:
         if mask.type.dtype is BOOL:
             return select(value, total * scale, const(self.wide, float("-inf")))
         return fma(total, scale, cast(value, self.wide))
-
-    def scores(
-        self, target: Buffer, key_block: Buffer, columns: Buffer, depth: int, scale: Expr, masks: Sequence[Value],
-        at: Where,
-    ) -> list[Stmt]:  # fmt: skip
-        """target[j][query] = the score, [64][queries]."""
-        step = self.padded(depth)
-
-        def finish(j: Expr, lane: Expr, total: Expr) -> list[Stmt]:
-            inside = (lane < at.queries) & (j < at.keys)
-            score = self.scored(total, scale, masks, (at.b, at.h, at.first + lane, at.start + j), inside)
-            return [Store(target, j * self.queries + lane, score)]
-
-        return self.product(
-            KEYS, self.queries, index(depth),
-            lambda j, d: load(key_block, j * step + d),
-            lambda lane, d: load(columns, d * self.queries + lane),
-            lambda j, lane: const(self.wide, 0.0),
-            finish,
-        )  # fmt: skip
-
-    def hide(self, scores: Buffer, at: Where) -> list[Stmt]:
-        """Scores of keys that do not exist, or that causality hides, become -inf."""
-        lowest = const(self.wide, float("-inf"))
-        out = self.clear(scores, at.keys, index(KEYS), self.queries, lowest)
-        if self.op.attrs["causal"]:
-            j = self.name("j")
-
-            def above(lane: Expr) -> list[Stmt]:
-                return [If(at.first + lane < at.start + j, (Store(scores, j * self.queries + lane, lowest),))]
-
-            crossing = For(j, index(0), index(KEYS), tuple(self.lanes(self.queries, above)), index(1))
-            out.append(If(at.start + KEYS > at.first, (crossing,)))
-        return out
 
     def clear(self, target: Buffer, first: Expr, stop: Expr, lanes: int, value: Expr | None = None) -> list[Stmt]:
         """Rows first .. stop - 1 of target[..][lanes] become `value`, or zero."""

@@ -97,8 +97,9 @@ def test_few_queries_are_a_schedule_of_their_own() -> None:
         assert (variant(group.function, host_target(), extents) == "attention few") == few
 
 
-def test_one_kernel_for_gradients_needs_heads_enough() -> None:
-    for heads, whole in ((1, False), (4096, True)):
+def test_one_kernel_for_gradients_needs_heads_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    for heads, threads, whole in ((1, 2, False), (2, 2, True), (3, 2, False), (9, 2, True), (12, 64, False), (4096, 64, True)):
+        monkeypatch.setattr("os.cpu_count", lambda: threads)  # noqa: B023
         group = canonicalise(Case((1, heads, heads, 70, 70, 8, 8)).function(True))
         extents = {name: int(d) for name, d in group.extents}  # type: ignore[call-overload]
         assert variant(group.function, host_target(), extents).endswith("whole") == whole
@@ -122,7 +123,7 @@ CAUSAL = [
     Case((1, 4, 1, 150, 150, 8, 24), causal=True),
     Case((1, 1, 1, 200, 90, 3, 5), causal=True),
     Case((1, 2, 1, 40, 131, 32, 16), causal=True),
-    Case((1, 1, 1, 129, 64, 8, 8), causal=True, kind="float64"),
+    Case((1, 1, 1, 81, 64, 8, 8), causal=True, kind="float64"),
     Case((1, 2, 2, 100, 129, 16, 8), causal=True, mask=("added", (1, 2, 100, 129))),
     Case((2, 2, 2, 70, 70, 8, 8), causal=True, mask=("bool", (2, 1, 70, 70)), kind="bfloat16"),
 ]
@@ -150,7 +151,7 @@ def edged(case: Case, gradient: bool, how: str) -> list[Array]:
     return args
 
 
-@pytest.mark.parametrize("how", ["", "zeros", "infinite"])
+@pytest.mark.parametrize("how", ["zeros", "infinite"])
 @pytest.mark.parametrize("case", CAUSAL, ids=str)
 def test_tiles_that_causality_hides_are_skipped_without_a_trace(case: Case, how: str) -> None:
     f, args = case.function(False), edged(case, False, how)
@@ -162,7 +163,7 @@ def test_tiles_that_causality_hides_are_skipped_without_a_trace(case: Case, how:
             assert_equal_bits(a, b)
 
 
-@pytest.mark.parametrize("how", ["", "zeros", "infinite"])
+@pytest.mark.parametrize("how", ["zeros", "infinite"])
 @pytest.mark.parametrize("case", CAUSAL, ids=str)
 def test_gradients_skip_hidden_tiles_without_a_trace(case: Case, how: str) -> None:
     f, args = case.function(True), edged(case, True, how)
@@ -235,4 +236,4 @@ def test_one_kernel_serves_all_lengths() -> None:
 def test_stages_are_printed() -> None:
     f = Case((2, 2, 2, 70, 70, 8, 8), causal=True).function(True)
     assert "= attention_grad(j < e1 in blocks of 64, j <= i2: sum(d < 8: " in stage_text(f, "loops")
-    assert "kernel @attention_grad_kv" in stage_text(f, "scheduled")
+    assert "kernel @attention_grad" in stage_text(f, "scheduled")
