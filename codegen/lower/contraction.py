@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from graphc.codegen.expr import Expr, cast, index, var
+from graphc.codegen.expr import Expr, cast, children_first, index, replace, var
 from graphc.codegen.loops import Buffer
 from graphc.codegen.lower.affine import Levels, depends, linear, tidy
 from graphc.codegen.lower.index import delinearise, dim_expr
@@ -17,6 +17,8 @@ from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.types import F32, I32, U32, Dim, DType, Shape, size_of
 
+BLOCK = 256  # k of a chain of fused multiply-adds (docs/architecture.md, the bit contract)
+LEAST_RUN = 8
 Coords = Sequence[Expr]
 Element = Callable[[Coords, Coords, Coords], Expr]  # batch, free, depth coordinates -> element
 
@@ -100,6 +102,8 @@ class Access:
     direct: every element is one unconditional load, its position linear in the depth index.
     unit_free: neighbours along the free index are neighbours in memory; unit_depth likewise.
     transposed: neighbours along the depth are, so that square blocks can be transposed in registers.
+    run: not `direct`, but every element is one unconditional load whose position is linear in the depth within each
+        run of so many: heads of an attention put side by side. None where it is not so.
     """
 
     batch: tuple[int, ...]
@@ -107,6 +111,7 @@ class Access:
     unit_free: bool
     unit_depth: bool
     transposed: Transposable | None = None
+    run: Expr | None = None
 
 
 def element(c: Contraction, side: Operand, batch: Coords, free: Expr, depth: Expr) -> Expr:
@@ -133,7 +138,30 @@ def access(c: Contraction, side: Operand) -> Access:
     along_free = linear(e.args[0], free, levels)
     along_depth = linear(e.args[0], depth, levels)
     direct = len(e.args) == 1 and along_depth is not None
-    return Access(used, direct, _is_one(along_free), _is_one(along_depth), transposable(c, side))
+    run, unit_depth = None, _is_one(along_depth)
+    if along_depth is None and len(e.args) == 1:
+        run, unit_depth = _run(e.args[0], batch, free, depth)
+    return Access(used, direct, _is_one(along_free), unit_depth, transposable(c, side), run)
+
+
+def _run(position: Expr, batch: Sequence[Expr], free: Expr, depth: Expr) -> tuple[Expr | None, bool]:
+    """A run of the depth within which a position is linear, and whether its steps are one; None if there is none."""
+    nodes = children_first((position,))
+    lengths = dict.fromkeys(n.args[1] for n in nodes if n.op == "irem" and n.args[0] is depth)
+    outer, inner = var("outer"), var("inner")
+    for length in lengths:
+        if length.op == "const" and length.data < LEAST_RUN:
+            continue
+        inside = in_run(position, depth, length, outer, inner)
+        found = linear(inside, inner, Levels([*batch, free, outer, inner]))
+        if found is not None and not depends(inside, depth):
+            return length, _is_one(found)
+    return None, False
+
+
+def in_run(e: Expr, depth: Expr, length: Expr, outer: Expr, inner: Expr) -> Expr:
+    """`e` where `depth` is outer * length + inner, of which nothing but quotients and remainders by the length is read."""
+    return replace(e, {depth // length: outer, depth % length: inner})
 
 
 def transposable(c: Contraction, side: Operand) -> Transposable | None:

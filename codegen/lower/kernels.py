@@ -34,6 +34,7 @@ from graphc.codegen.lower.contraction import (
     Operand,
     access,
     element,
+    in_run,
     transposable,
     widened,
 )
@@ -77,6 +78,7 @@ class ContractionKernels:
         self.row_access, self.lane_access = access(c, self.rows), access(c, self.lanes)
         self.results = [(*layout_of(c, v), buffer) for v, buffer in zip(c.group.results, results, strict=True)]
         self.dtype = c.accumulator
+        self.run = self.row_access.run if schedule.row_mode == "direct" else None
         self.count_rows, self.count_lanes = dim_expr(self.rows.size), dim_expr(self.lanes.size)
         self.depth = dim_expr(size_of(c.depth))
         self.scratch: list[Scratch] = []
@@ -183,7 +185,14 @@ class ContractionKernels:
         def read(i: int, k: Expr) -> Expr:
             return tidy(element(self.c, self.rows, batch, names[i], k), [*levels, k])
 
-        return read, lets
+        def read_in_run(i: int, k: Expr) -> Expr:
+            product, inner = k.args
+            outer, depth = product.args[0], var("depth")
+            assert self.run is not None
+            e = in_run(element(self.c, self.rows, batch, names[i], depth), depth, self.run, outer, inner)
+            return tidy(e, [*levels, outer, inner])
+
+        return read if self.run is None else read_in_run, lets
 
     def _patch_reader(
         self, batch: list[Expr], rows: list[Expr], lets: Body, loops: list[Expr]
@@ -250,7 +259,7 @@ class ContractionKernels:
             def summed(lane: LaneLoad, turn: Turn | None = None) -> Body:
                 if s.split:
                     low, yes = kb * BLOCK, const(BOOL, True)
-                    return block_sum(tile, self.dtype, row, lane, low, least_of(low + BLOCK, self.depth), yes, turn=turn)
+                    return block_sum(tile, self.dtype, row, lane, low, least_of(low + BLOCK, self.depth), yes, False, turn, self.run)
                 return self.whole_sum(tile, row, lane, start, stop, turn)
 
             if s.lane_mode == "packed":
@@ -305,7 +314,7 @@ class ContractionKernels:
         """The blocks of k in [start, stop) added to the tile; zeros for an empty sum."""
         # Short sums are unrolled; those of conditional reads must be, so that divisions of k fold.
         short = self.depth.op == "const" and self.depth.data * tile.rows <= 2 * UNROLL
-        body = all_blocks(tile, self.dtype, row, lane, start, stop, short, turn)
+        body = all_blocks(tile, self.dtype, row, lane, start, stop, short, turn, self.run)
         if self.depth.op == "const":
             return body if self.depth.data else clear(tile, self.dtype)
         return [*body, If(equal(self.depth, 0), tuple(clear(tile, self.dtype)))]

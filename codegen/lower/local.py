@@ -56,7 +56,7 @@ class LocalKernels:
                 return load(local, n0 + ((at - start) * s.block + v))
 
             if s.split:
-                return [*body, *block_sum(tile, k.dtype, row, lane, start, stop, const(BOOL, True))]
+                return [*body, *block_sum(tile, k.dtype, row, lane, start, stop, const(BOOL, True), run=k.run)]
             body += k.whole_sum(tile, row, lane, start, stop)
             end = block.first + (n0 + width if inside else block.count)
             finish = k.epilogue(tile, batch, m0, block.first + n0, end, [*loops, strip, m0, n0])

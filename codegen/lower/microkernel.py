@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from graphc.codegen.expr import Expr, const, equal, fma, index, load, var
 from graphc.codegen.loops import Assign, Buffer, Columns, Declare, For, If, Let, Stmt, Store, Vector
-from graphc.codegen.lower.affine import least_of
+from graphc.codegen.lower.affine import greatest_of, least_of
+from graphc.codegen.lower.contraction import BLOCK
 from graphc.ir.types import DType
 
-BLOCK = 256
 _numbers = itertools.count()
 
 
@@ -56,9 +56,11 @@ def block_sum(
     first: Expr,
     unroll: bool = False,
     turn: Turn | None = None,
+    run: Expr | None = None,
 ) -> list[Stmt]:
     """Add the block of k in [start, stop) to the tile; it is the tile's first block where `first`.
 
+    run: rows are read in runs of so many k (see `Access`), as outer * run + inner.
     turn: how as many k as the tile has lanes are read at once; what is left is read by `lane`.
     """
     n = next(_numbers)
@@ -71,7 +73,7 @@ def block_sum(
         return [Assign(s, multiply_add(row(i, k), b, s)) for i, s in enumerate(sums)]
 
     k = var(f"k{n}")
-    if unroll and start.op == stop.op == "const":
+    if unroll and run is None and start.op == stop.op == "const":
         for i in range(start.data, stop.data):
             body += step(index(i))
     else:
@@ -84,7 +86,13 @@ def block_sum(
             whole = var(f"whole{n}")
             body += [Let(whole, start + (stop - start) // n_k * n_k), For(at, start, whole, tuple(square), index(n_k))]
             start = whole
-        body.append(For(k, start, stop, tuple(step(k)), index(1)))
+        if run is not None:
+            outer, safe = var(f"outer{n}"), greatest_of(run, index(1))
+            low, high = greatest_of(start - outer * run, index(0)), least_of(stop - outer * run, run)
+            inside = For(k, low, high, tuple(step(outer * run + k)), index(1))
+            body.append(For(outer, start // safe, (stop + (safe - 1)) // safe, (inside,), index(1)))
+        else:
+            body.append(For(k, start, stop, tuple(step(k)), index(1)))
     put = [Store(tile.buffer, tile.at(i, lane_var), s) for i, s in enumerate(sums)]
     add = [Store(tile.buffer, tile.at(i, lane_var), tile.read(i, lane_var) + s) for i, s in enumerate(sums)]
     if first.op == "const":
@@ -103,13 +111,14 @@ def all_blocks(
     stop: Expr,
     unroll: bool = False,
     turn: Turn | None = None,
+    run: Expr | None = None,
 ) -> list[Stmt]:
     """Every block of [start, stop), where `start` is a multiple of 256; the very first k is 0."""
     if start.op == stop.op == "const" and start.data == 0 and stop.data <= BLOCK:
-        return block_sum(tile, dtype, row, lane, start, stop, equal_zero(start), unroll, turn)
+        return block_sum(tile, dtype, row, lane, start, stop, equal_zero(start), unroll, turn, run)
     n = next(_numbers)
     b, end = var(f"block{n}"), var(f"stop{n}")
-    inner = block_sum(tile, dtype, row, lane, b, end, equal_zero(b), turn=turn)
+    inner = block_sum(tile, dtype, row, lane, b, end, equal_zero(b), turn=turn, run=run)
     body: list[Stmt] = [Let(end, least_of(b + BLOCK, stop)), *inner]
     return [For(b, start, stop, tuple(body), index(BLOCK))]
 

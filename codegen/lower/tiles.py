@@ -24,6 +24,7 @@ CACHE_BYTES = 256 * 1024  # what a packed operand may take and still be in the s
 SMALL, ENOUGH = 50_000, 8
 # With so many tiles a strip, the last one of a strip matters little.
 MANY_TILES = 4096
+WHOLE_RUNS = ("turned", "streamed")  # take several k at once, whatever runs the rows have
 STREAMED_ROWS = 8
 
 
@@ -119,7 +120,7 @@ def choose(
                     if lane_mode == "streamed" and not _streamed(sizes, lanes_of, rows, r, lanes, n, per_vector, dtype.bits // 8):
                         continue
                     for row_mode in ("direct", "packed", "table"):
-                        if row_mode == "direct" and not rows_of.direct:
+                        if row_mode == "direct" and not rows_of.direct and (rows_of.run is None or lane_mode in WHOLE_RUNS):
                             continue
                         if row_mode == "table" and not (swap and sizes.copied):
                             continue

@@ -201,6 +201,29 @@ def test_batches_under_schedules(name: str, schedule: str) -> None:
     check(dot_group(*BATCHED[name]), {"e0": 11, "e1": 21}, schedule=SCHEDULES[schedule])
 
 
+def heads(literal: bool):
+    """Heads of an attention side by side, times a matrix: rows are read in runs."""
+    b = Builder("group")
+    x = b.param(TensorType.parse("f32[3, 4, 5, 32]" if literal else "f32[e0, e1, e2, e3]"))
+    examples, count, steps, size = x.type.shape
+    w = b.param(TensorType(x.type.dtype, (count * size, *TensorType.parse("f32[e4]").shape)))
+    rows = b.reshape(b.permute(x, axes=(0, 2, 1, 3)), shape=(examples, steps, count * size))
+    return b.build([b.dot(rows, w, lhs_contract=(2,), rhs_contract=(0,))])
+
+
+@pytest.mark.parametrize("name", ["direct", "direct deep", "packed deep", "local", "split", "tail"])
+def test_rows_in_runs(name: str) -> None:
+    schedule = SCHEDULES[name]._replace(row_mode="direct")
+    check(heads(True), {"e4": 21}, schedule=schedule)
+    for size in ((2, 4, 5, 32, 20), (2, 3, 7, 100, 9), (1, 1, 1, 1, 1), (2, 5, 3, 7, 17), (0, 2, 3, 4, 5), (2, 0, 3, 4, 5), (1, 2, 3, 300, 5)):
+        check(heads(False), {f"e{i}": n for i, n in enumerate(size)}, schedule=schedule)
+
+
+def test_runs_are_chosen() -> None:
+    found = variant(heads(False), {"e0": 16, "e1": 4, "e2": 128, "e3": 32, "e4": 128})
+    assert found.row_mode == "direct" and not found.swap
+
+
 def layout_group(kind: str):
     """A product whose operands come through layout operations."""
     b = Builder("group")
