@@ -223,6 +223,9 @@ def is_contiguous(spec: Spec, strides: tuple[int, ...]) -> bool:
     return True
 
 
+_copied: Callable[[Tensor, Tensor], bool] | None = None
+
+
 def make_contiguous(t: Tensor) -> None:
     """Give the tensor contiguous memory with the same value, computing one that waits in a tracer.
 
@@ -239,7 +242,11 @@ def make_contiguous(t: Tensor) -> None:
         )
     fresh = empty(t._spec)
     if t._spec.device is CPU:
-        np.copyto(view_of(fresh, writable=True), view_of(t))
+        global _copied
+        if _copied is None:
+            from graphc.runtime.strided import copied as _copied
+        if not _copied(fresh, t):
+            np.copyto(view_of(fresh, writable=True), view_of(t))
     else:
         context = t._spec.device.context
         context.pack(fresh._address, t._address, t._spec, t._strides)
