@@ -1,7 +1,7 @@
 """Map groups: every element of the domain on its own.
 
 Rank 1 (after collapsing, most of them): lanes along the only dimension, threads along blocks.
-Higher ranks: one item is a block of the innermost dimension; the outer coordinates are divided
+Higher ranks: one item is a block of the innermost dimension of a few lines; the outer coordinates are divided
 out once an item. Where the innermost dimensions are small literals (images of a few pixels), one item
 is a whole image or several, and lanes run over all of it: which element a lane reads is then known
 when the kernel is made.
@@ -36,6 +36,7 @@ from graphc.ir.types import Dim, DimExpr, Shape, size_of, substitute
 
 STREAM_BYTES = 32 << 20  # results beyond what the caches hold
 BLOCK = 2048  # elements of the innermost dimension in one item
+LINES = 8  # of an item, where there are several dimensions
 WIDTH = 16
 
 
@@ -121,19 +122,26 @@ def lower_map(group: Function, variant: str = "map", in_place: InPlace = ()) -> 
         return lower_pieces(group, joined, params, results, pull, width, BLOCK, max(2, work))
     inner = big[-1]
     n = dim_expr(shape[inner])
-    outer = tuple(1 if i == inner else d for i, d in enumerate(shape))
+    # The dimension whose lines an item goes over, so that the others are divided out once for all of them.
+    lines = big[-2] if len(big) > 1 else None
+    outer = tuple(1 if i in (inner, lines) else d for i, d in enumerate(shape))
     blocks = ceil_div(n, BLOCK)
     item, block, row = names.fresh("item"), names.fresh("block"), names.fresh("row")
-    if len(big) == 1:
+    line, first = names.fresh("line"), names.fresh("first")
+    height = index(1) if lines is None else dim_expr(shape[lines])
+    groups = ceil_div(height, LINES)
+    if lines is None:
         body: list[Stmt] = [Let(block, item)]
         coords = tuple(index(0) for _ in shape)
     else:
-        body = [Let(row, item // blocks), Let(block, item % blocks)]
+        rest = names.fresh("rest")
+        body = [Let(rest, item // blocks), Let(block, item % blocks), Let(first, rest % groups * LINES), Let(row, rest // groups)]
         stmts, coords = split_coords(row, outer, names)
+        coords = tuple(line if i == lines else c for i, c in enumerate(coords))
         body += stmts
     start, stop = names.fresh("s"), names.fresh("t")
     body += [Let(start, block * BLOCK), Let(stop, minimum(start + BLOCK, n))]
-    body += sweep(
+    inside = sweep(
         start,
         stop,
         interleaved(group, width),
@@ -143,13 +151,17 @@ def lower_map(group: Function, variant: str = "map", in_place: InPlace = ()) -> 
         ),
         rest=width,
     )
-    rows = dim_expr(size_of(outer))
+    if lines is None:
+        body += inside
+    else:
+        body.append(For(line, first, minimum(first + LINES, height), tuple(inside), index(1)))
+    images = dim_expr(size_of(outer))
     kernel = Kernel(
         name="map",
         buffers=tuple(dict.fromkeys((*params, *results))),
         extents=group_extents(group),
-        parallel=rows * blocks,
-        work=rows * n * work_of(group),
+        parallel=images * blocks if lines is None else images * groups * blocks,
+        work=images * height * n * work_of(group),
         body=(For(item, begin, end, tuple(body), index(1)),),
     )
     return Lowered((kernel,), params, results, sites=tuple(pull.sites))
