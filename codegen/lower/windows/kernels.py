@@ -46,6 +46,7 @@ class WindowKernels(KernelBuilder):
         self.strips = -(-g.outputs // schedule.rows)
         self.segment = segment(g, schedule)
         self.vectors = -(-g.pixels // schedule.width)  # of an image
+        self.blocks = -(-self.vectors // schedule.block)
         self.image = g.segments() * self.segment  # the copy of one example
         self.copy_size = copy_elements(g, schedule)
         size = g.count * self.strips * g.depth * schedule.rows
@@ -110,13 +111,31 @@ class WindowKernels(KernelBuilder):
 
     # The main kernel
 
-    def _contract(self, name: str = "contract") -> Kernel:
+    def _contract(self) -> Kernel:
         g, s = self.g, self.s
-        examples = dim_expr(g.examples)
-        blocks = -(-self.vectors // s.block)
-        sets = (examples + (s.images - 1)) // s.images
-        task, part, unit, b, rest, n0, first = (
-            self.name(n) for n in ("task", "part", "unit", "group", "rest", "n", "first")
+        task = self.name("task")
+        whole: Body = [
+            Alloc(self.copied, self.copy_size),
+            Alloc(self.tile, s.rows * s.vectors * s.width),
+            For(task, var("begin"), var("end"), tuple(self.task(task)), index(1)),
+        ]
+        work = dim_expr(g.examples) * (g.count * g.outputs * g.pixels * (g.depth * 2 + 2))
+        return self.kernel("contract", self.tasks, work, whole)
+
+    @property
+    def _sets(self) -> Expr:
+        return (dim_expr(self.g.examples) + (self.s.images - 1)) // self.s.images
+
+    @property
+    def tasks(self) -> Expr:
+        """How many tasks there are."""
+        return self._sets * (self.g.count * self.blocks * self.s.parts)
+
+    def task(self, task: Expr) -> Body:
+        """What one task does."""
+        g, s, sets, blocks = self.g, self.s, self._sets, self.blocks
+        part, unit, b, rest, n0, first = (
+            self.name(n) for n in ("part", "unit", "group", "rest", "n", "first")
         )
         images, row = self.name("images"), self.name("row")
         lets: Body = [
@@ -126,32 +145,22 @@ class WindowKernels(KernelBuilder):
             Let(rest, unit - b * (sets * blocks)),
             Let(n0, rest // blocks * s.images),
             Let(first, (rest - rest // blocks * blocks) * (s.block * s.width)),  # pixel
-            Let(images, least_of(index(s.images), examples - n0)),
+            Let(images, least_of(index(s.images), dim_expr(g.examples) - n0)),
             Let(row, first // g.line),
         ]
         loops = [task, unit, part, b, rest, n0, first, images, row]
-        size = s.rows * s.vectors * s.width
         strip, tile = self.name("strip"), self.name("t")
         share = -(-self.strips // s.parts)
         low, high = part * share, least_of((part + 1) * share, index(self.strips))
         count = self.name("count")
         lets.append(Let(count, images * least_of(index(s.block), index(self.vectors) - first // s.width)))
-        body: Body = [
+        tiles = self._tile(b, strip, tile, n0, first, row, count, [*loops, count])
+        strips = For(tile, index(0), count, tuple(tiles), index(s.vectors))
+        return [
             *lets,
             *self._copies(b, n0, images, row, loops),
-            For(
-                strip, low, high,
-                (For(tile, index(0), count, tuple(self._tile(b, strip, tile, n0, first, row, count, [*loops, count])), index(s.vectors)),),
-                index(1),
-            ),
-        ]  # fmt: skip
-        whole: Body = [
-            Alloc(self.copied, self.copy_size),
-            Alloc(self.tile, size),
-            For(task, var("begin"), var("end"), tuple(body), index(1)),
+            For(strip, low, high, (strips,), index(1)),
         ]
-        work = examples * (g.count * g.outputs * g.pixels * (g.depth * 2 + 2))
-        return self.kernel(name, sets * (g.count * blocks * s.parts), work, whole)
 
     def _copies(self, b: Expr, n0: Expr, images: Expr, row: Expr, loops: list[Expr]) -> Body:
         g, s = self.g, self.s

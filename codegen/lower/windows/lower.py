@@ -25,7 +25,7 @@ from graphc.ir.types import DimExpr, Shape, size_of, substitute
 
 Hint = Mapping[str, int]
 # Cycles for a vector of terms up to which a schedule is taken; of short sums, always.
-GOOD, SHORT = 1.6, 64
+GOOD, SHORT = 1.5, 64
 GOOD_GRADIENT = 1.8
 # Output channels of a group that is one channel, each of which reads it again.
 MOST_OUTPUTS = 2

@@ -8,7 +8,8 @@ from graphc.codegen.lower.windows.geometry import Geometry
 from graphc.ir.types import DType
 
 # What a task's padded copy may take: the second level cache holds it and the weights that go by.
-CACHE_BYTES, MOST_BYTES = 512 * 1024, 1536 * 1024
+CACHE_BYTES, MOST_BYTES = 768 * 1024, 1536 * 1024
+MOST_ROWS, LEAST_TILE = 16, 12
 ENOUGH = 16  # tasks, for some threads and their balance
 
 
@@ -60,8 +61,9 @@ def choose(
     count = registers(vector_bits)
     whole = -(-g.pixels // width)  # vectors of an image
     for vectors in range(1, 9):
-        for rows in range(1, min(g.outputs, 24) + 1):
-            if rows * vectors + vectors + 1 > count or (only and rows != only):
+        for rows in range(1, min(g.outputs, MOST_ROWS) + 1):
+            small = rows * vectors < LEAST_TILE and rows < min(g.outputs, MOST_ROWS)
+            if rows * vectors + vectors + 1 > count or small or (only and rows != only):
                 continue
             for images, block in _blocks(g, whole, vectors, examples):
                 s = WindowSchedule(literal, rows, vectors, width, images, block, 1)
@@ -80,7 +82,7 @@ def _blocks(g: Geometry, whole: int, vectors: int, examples: int) -> list[tuple[
     tiles = -(-whole // vectors)
     found = [
         (1, min(whole, -(-tiles // cuts) * vectors))
-        for cuts in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+        for cuts in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
         if cuts <= tiles
     ]
     found += [
@@ -100,6 +102,12 @@ def _with_parts(s: WindowSchedule, g: Geometry, examples: int, rows: int) -> Win
     return s._replace(parts=max(1, min(strips, ENOUGH // n)))
 
 
+def cycles(g: Geometry, s: WindowSchedule, examples: int, dtype: DType, blocks: int) -> float:
+    """The model's cycles of one thread for a schedule; `blocks` as for `choose`."""
+    itemsize = dtype.bits // 8
+    return _cost(g, s, examples, itemsize, copy_elements(g, s) * itemsize, -(-g.pixels // s.width), blocks)
+
+
 def _cost(
     g: Geometry, s: WindowSchedule, examples: int, itemsize: int, size: int, whole: int, blocks: int
 ) -> float:
@@ -110,16 +118,19 @@ def _cost(
     tiles = -(-per_unit // s.vectors)
     fmas = s.rows * s.vectors
     aligned = g.line % s.width == 0
-    loads = s.vectors * (1.0 if aligned else 1.7) + s.rows + 0.5
+    # Two broadcasts a cycle, one vector, or half of one that reaches over a cache line's end.
+    loads = s.vectors * (1.0 if aligned else 1.7) + 0.5 * s.rows + 0.5
     # Latency of a chain: four cycles a term.
-    step = max(fmas, loads, 4.0, (fmas + loads + 3) / 5)
+    step = max(fmas, loads, 4.0, (fmas + loads + 3) / 5) + 0.15 * s.vectors
     if size > CACHE_BYTES:
-        step += 0.1 * s.vectors
+        step += 1.0 * s.vectors
     blocks = blocks or -(-g.depth // 256)
     tile = g.depth * step + blocks * (3.0 * fmas + 25) + 4.0 * fmas
     cost = units * strips * tiles * tile
     lines = g.rows(min(s.block * s.width, g.pixels)) if g.line > 1 else 1
     run = g.line if g.line > 1 else g.rows(min(s.block * s.width, g.pixels))
     each = -(-run // s.width) * (3.0 if g.strides[-1] == g.spread[-1] == 1 else 12.0) + 2
+    if len(g.out) > 2:
+        each *= 3  # lines are looked at one by one
     cost += units * s.parts * s.images * g.segments() * (lines * each + 10)
     return cost + g.count * strips * s.rows * g.depth * 1.2 + 300 * units

@@ -15,16 +15,16 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from graphc.codegen.expr import Expr, binary, const, equal, index, load, make, not_equal, select, to_bits, var
-from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Kernel, Let, Store, Vector
+from graphc.codegen.loops import Alloc, Assign, Buffer, Declare, For, If, Kernel, Let, Store, Vector
 from graphc.codegen.lower.affine import Levels, greatest_of, least_of, normal, tidy
 from graphc.codegen.lower.contraction import Contraction, widened
-from graphc.codegen.lower.index import delinearise, linearise
+from graphc.codegen.lower.index import delinearise, dim_expr, linearise
 from graphc.codegen.lower.lowered import Scratch
 from graphc.codegen.lower.microkernel import BLOCK, multiply_add
 from graphc.codegen.lower.windows.builder import Body
 from graphc.codegen.lower.windows.geometry import Geometry, Ints
 from graphc.codegen.lower.windows.kernels import WindowKernels
-from graphc.codegen.lower.windows.schedule import WindowSchedule
+from graphc.codegen.lower.windows.schedule import WindowSchedule, cycles
 from graphc.codegen.lower.windows.schedule import choose as choose_windows
 from graphc.ir.types import BOOL, I64, DType
 
@@ -95,16 +95,22 @@ def choose(
     for rows in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16):
         if rows > g.outputs:
             break
-        each = [
-            choose_windows(p.geometry, examples, dtype, vector_bits, literal, rows, blocks) for p in phases
-        ]
-        chosen = [e for e in each if e is not None]
-        if len(chosen) < len(each):
+        found = choose_windows(phases[0].geometry, examples, dtype, vector_bits, literal, rows, blocks)
+        if found is None:
             continue
-        cost = sum(cycles for cycles, _ in chosen)
+        # The first phase is the largest; the others are cut as it is.
+        first = found[1]
+        cuts = -(-vectors_of(phases[0], first) // first.block)
+        each = [first._replace(block=-(-vectors_of(p, first) // cuts)) for p in phases]
+        cost = sum(cycles(p.geometry, s, examples, dtype, blocks) for p, s in zip(phases, each, strict=True))
         if best is None or cost < best[0]:
-            best = cost, SpreadSchedule(literal, tuple(s for _, s in chosen))
+            best = cost, SpreadSchedule(literal, tuple(each))
     return best
+
+
+def vectors_of(phase: Phase, s: WindowSchedule) -> int:
+    """Vectors of an example's pixels."""
+    return -(-phase.geometry.pixels // s.width)
 
 
 class PhaseKernels(WindowKernels):
@@ -127,6 +133,11 @@ class PhaseKernels(WindowKernels):
         self.copy_size += s.images * self.segment
         if s.images == 1:
             self.copy_size += s.block * s.width
+
+    def share(self, host: PhaseKernels) -> None:
+        """Names, memory and number of tasks are those of another phase, which is as large as this one at least."""
+        self._names, self.copied, self.tile = host._names, host.copied, host.tile
+        self.blocks = host.blocks
 
     def tables(self) -> Body:
         """Offsets in the copy and places among the weights: of the terms that count, then of all terms."""
@@ -161,9 +172,6 @@ class PhaseKernels(WindowKernels):
         ]
         body: Body = [For(every, index(0), index(whole.depth), tuple(fill), index(1))]
         return [*body, *nest(counted, (whole.channels, *phase.counts))] if phase.positions else body
-
-    def main(self) -> Kernel:
-        return self._contract(f"contract{self.number}")
 
     def _copies(self, b: Expr, n0: Expr, images: Expr, row: Expr, loops: list[Expr]) -> Body:
         """The copy, and its zeros; nothing is copied where only zeros are met."""
@@ -265,10 +273,28 @@ class SpreadKernels:
             PhaseKernels(c, g, p, s, results, self.weights, self.flags, self.scratch, i)
             for i, (p, s) in enumerate(zip(phases, schedule.phases, strict=True))
         ]
+        for other in self.phases[1:]:
+            other.share(self.phases[0])
 
     def build(self) -> tuple[tuple[Kernel, ...], tuple[Scratch, ...]]:
         """The kernels in launch order, and their scratch memory."""
-        return (self._pack(), *(p.main() for p in self.phases)), tuple(self.scratch)
+        return (self._pack(), self._contract()), tuple(self.scratch)
+
+    def _contract(self) -> Kernel:
+        """A task does all phases of its pixels one after the other, so that they meet in the caches."""
+        host, g = self.phases[0], self.g
+        task = host.name("task")
+        body: Body = []
+        for p in self.phases:
+            body += p.task(task)
+        whole: Body = [
+            Alloc(host.copied, max(p.copy_size for p in self.phases)),
+            Alloc(host.tile, max(p.s.rows * p.s.vectors * p.s.width for p in self.phases)),
+            For(task, var("begin"), var("end"), tuple(body), index(1)),
+        ]
+        terms = sum(p.less * p.g.pixels for p in self.phases)
+        work = dim_expr(g.examples) * (g.count * g.outputs * (terms * 2 + g.pixels * 2))
+        return host.kernel("contract", host.tasks, work, whole)
 
     def _pack(self) -> Kernel:
         """Strips of weights, a strip a task, with a flag each; and a task for the tables of each phase."""
