@@ -102,8 +102,8 @@ class Access:
     direct: every element is one unconditional load, its position linear in the depth index.
     unit_free: neighbours along the free index are neighbours in memory; unit_depth likewise.
     transposed: neighbours along the depth are, so that square blocks can be transposed in registers.
-    run: not `direct`, but every element is one unconditional load whose position is linear in the depth within each
-        run of so many: heads of an attention put side by side. None where it is not so.
+    run: not `direct`, but every element is one unconditional load, and neighbours along the depth are neighbours in
+        memory within each run of so many: heads of an attention put side by side. None where it is not so.
     """
 
     batch: tuple[int, ...]
@@ -138,14 +138,12 @@ def access(c: Contraction, side: Operand) -> Access:
     along_free = linear(e.args[0], free, levels)
     along_depth = linear(e.args[0], depth, levels)
     direct = len(e.args) == 1 and along_depth is not None
-    run, unit_depth = None, _is_one(along_depth)
-    if along_depth is None and len(e.args) == 1:
-        run, unit_depth = _run(e.args[0], batch, free, depth)
-    return Access(used, direct, _is_one(along_free), unit_depth, transposable(c, side), run)
+    run = _run(e.args[0], batch, free, depth) if along_depth is None and len(e.args) == 1 else None
+    return Access(used, direct, _is_one(along_free), _is_one(along_depth) or run is not None, transposable(c, side), run)
 
 
-def _run(position: Expr, batch: Sequence[Expr], free: Expr, depth: Expr) -> tuple[Expr | None, bool]:
-    """A run of the depth within which a position is linear, and whether its steps are one; None if there is none."""
+def _run(position: Expr, batch: Sequence[Expr], free: Expr, depth: Expr) -> Expr | None:
+    """A run of the depth within which neighbours are neighbours in memory; None if there is none."""
     nodes = children_first((position,))
     lengths = dict.fromkeys(n.args[1] for n in nodes if n.op == "irem" and n.args[0] is depth)
     outer, inner = var("outer"), var("inner")
@@ -154,9 +152,9 @@ def _run(position: Expr, batch: Sequence[Expr], free: Expr, depth: Expr) -> tupl
             continue
         inside = in_run(position, depth, length, outer, inner)
         found = linear(inside, inner, Levels([*batch, free, outer, inner]))
-        if found is not None and not depends(inside, depth):
-            return length, _is_one(found)
-    return None, False
+        if _is_one(found) and not depends(inside, depth):
+            return length
+    return None
 
 
 def in_run(e: Expr, depth: Expr, length: Expr, outer: Expr, inner: Expr) -> Expr:
