@@ -24,18 +24,20 @@ class OutOfMemoryError(MemoryError):
 
 
 class _Counts:
-    """What this process holds of the system. asked: how often it was asked; huge: bytes that it agreed to back by huge pages."""
+    """What this process holds of the system. asked: how often it was asked; huge: bytes that it agreed to back by huge pages;
+    arenas: bytes of the arenas of programs."""
 
     def __init__(self) -> None:
-        self.blocks = self.nbytes = self.huge = self.asked = self.retries = 0
+        self.blocks = self.nbytes = self.huge = self.arenas = self.asked = self.retries = 0
         # Memory may go back while this thread counts.
         self.lock = threading.RLock()
 
-    def add(self, blocks: int, nbytes: int, huge: int) -> None:
+    def add(self, sign: int, nbytes: int, huge: int, arena: bool) -> None:
         with self.lock:
-            self.blocks += blocks
-            self.nbytes += nbytes
-            self.huge += huge
+            self.blocks += sign
+            self.nbytes += sign * nbytes
+            self.huge += sign * huge
+            self.arenas += sign * nbytes * arena
 
 
 counts = _Counts()
@@ -56,20 +58,23 @@ def release_idle() -> None:
 class Pages:
     """`size` zero bytes at `address`, as long as the object lives. huge: how many of them lie in huge pages."""
 
-    __slots__ = ("address", "huge", "memory", "size")
+    __slots__ = ("address", "arena", "huge", "memory", "size")
 
-    def __init__(self, memory: Any, address: int, size: int, huge: int) -> None:
-        self.memory, self.address, self.size, self.huge = memory, address, size, huge
+    def __init__(self, memory: Any, address: int, size: int, huge: int, arena: bool) -> None:
+        self.memory, self.address, self.size, self.huge, self.arena = memory, address, size, huge, arena
         counts.asked += 1
-        counts.add(1, size, huge)
+        counts.add(1, size, huge, arena)
 
     def __del__(self, counts: _Counts = counts) -> None:
-        counts.add(-1, -self.size, -self.huge)
+        counts.add(-1, self.size, self.huge, self.arena)
 
 
-def take(nbytes: int) -> Pages:
-    """At least `nbytes` of memory. Raises `MemoryError` where there is none even when all that was idle is given back."""
-    return with_room(lambda: _take(nbytes))
+def take(nbytes: int, arena: bool = False) -> Pages:
+    """At least `nbytes` of memory. Raises `MemoryError` where there is none even when all that was idle is given back.
+
+    arena: it is counted as that of a program.
+    """
+    return with_room(lambda: _take(nbytes, arena))
 
 
 def with_room(allocate: Callable[[], Any]) -> Any:
@@ -84,17 +89,17 @@ def with_room(allocate: Callable[[], Any]) -> Any:
     return allocate()
 
 
-def _take(nbytes: int) -> Pages:
+def _take(nbytes: int, arena: bool) -> Pages:
     size = max(1, -(-nbytes // _PAGE)) * _PAGE
     memory, address = _map(size)
     if size < HUGE:
-        return Pages(memory, address, size, 0)
+        return Pages(memory, address, size, 0, arena)
     if address % HUGE:
         # Recent kernels align large mappings by themselves.
         memory = None
         memory, address = _map(size + HUGE)
         address = -(-address // HUGE) * HUGE
-    return Pages(memory, address, size, _advise(address, size))
+    return Pages(memory, address, size, _advise(address, size), arena)
 
 
 def _map(size: int) -> tuple[Any, int]:

@@ -66,7 +66,7 @@ class _Arena(threading.local):
             self.block, self.size = None, 0
             try:
                 # In huge pages from half of one on.
-                self.block = pages.take(size if size < pages.HUGE // 2 else -(-size // pages.HUGE) * pages.HUGE)
+                self.block = pages.take(size if size < pages.HUGE // 2 else -(-size // pages.HUGE) * pages.HUGE, arena=True)
             except MemoryError:
                 raise pages.OutOfMemoryError(
                     f"out of memory: {pages.show_size(size)} asked for by the arena of program {program} (values between its "
