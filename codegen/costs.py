@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass, fields
 
 # Operations in a nanosecond, of one thread, by the kind of kernel (the first word of its name).
 RATES = {
-    "map": 70.0, "squares": 70.0, "tiles": 40.0, "pool": 70.0, "rows": 90.0, "columns": 250.0, "partials": 90.0,
-    "contract": 90.0, "attention": 60.0, "finish": 13.0, "scatter": 8.0, "scan": 2.0,
+    "map": 70.0, "squares": 70.0, "tiles": 40.0, "pool": 70.0, "rows": 75.0, "columns": 60.0, "partials": 90.0,
+    "contract": 90.0, "attention": 65.0, "finish": 13.0, "scatter": 20.0, "scan": 2.0,
 }  # fmt: skip
 RATE = 70.0  # of any other kind
+SHARED = 8 << 20  # bytes that a cache of all cores holds, which is twice as fast as memory
 # These move what the contraction reads; the operations they state are those of the contraction.
 MOVING = ("pack", "layout", "convert")
 PATIENCE = 5.0  # seconds of a process before it measures
@@ -34,7 +35,7 @@ class Costs:
     """What the estimates rest on.
 
     speed: vector operations of this machine over those of the machine of `RATES`. bandwidth: bytes a nanosecond that one
-    thread moves in the shared cache. part: microseconds that a part should take at least: some twenty times what it
+    thread moves from and to memory. part: microseconds that a part should take at least: some ten times what it
     costs to hand it to another thread. wake: microseconds that a program should still take for a sleeping
     thread to be woken.
     """
@@ -47,7 +48,7 @@ class Costs:
     def microseconds(self, kernel: str, work: int, moved: int) -> float:
         """Of one launch on one thread. kernel: its symbol; moved: bytes of the memory that it touches."""
         kind = kernel.partition("_")[0]
-        moving = moved / (self.bandwidth * 1000)
+        moving = moved / (self.bandwidth * 1000 * (2 if moved < SHARED else 1))
         if kind in MOVING:
             return LATENCY + moving
         return LATENCY + max(work / (rate_of(kind) * self.speed * 1000), moving)

@@ -22,12 +22,26 @@ INDEXING = 8  # an address of its own for every lane
 
 
 def work_of(group: Function) -> int:
-    """Elementary operations for each element of the domain, loads and the store included."""
-    return 1 + len(group.params) + sum(map(operations_of, group.ops))
+    """Elementary operations for each element of the domain, loads and the store included.
+
+    What has one element (a learning rate), or one for each row that is reduced, does not count.
+    """
+    kept = {op.results[0].type.shape for op in group.ops if _shrinks(op)}
+    once = [op for op in group.ops if op.results and (_single(op) or (op.results[0].type.shape in kept and not _shrinks(op)))]
+    few = [p for p in group.params if all(d == 1 for d in p.type.shape)]
+    return 1 + len(group.params) - len(few) + sum(map(operations_of, group.ops)) - sum(map(operations_of, once))
+
+
+def _shrinks(op: Operation) -> bool:
+    return lookup(op.name).family == "reduce" and op.results[0].type.shape != op.operands[0].type.shape
+
+
+def _single(op: Operation) -> bool:
+    return not _shrinks(op) and all(d == 1 for d in op.results[0].type.shape)
 
 
 def operations_of(op: Operation) -> int:
-    """Elementary operations of one element of an operation; at least one."""
+    """Elementary operations of one element of an operation. Layout is folded into addresses."""
     family = lookup(op.name).family
     if family == "random":
         return RANDOM_WORD
@@ -39,7 +53,7 @@ def operations_of(op: Operation) -> int:
     if family in ("elementwise", "compare"):
         attrs = tuple(sorted(op.attrs.items()))
         return _instructions(op.name, tuple(v.type.dtype for v in op.operands), attrs, op.results[0].type.dtype)
-    return 1
+    return 0 if family == "layout" else 1
 
 
 @functools.cache

@@ -35,8 +35,9 @@ def test_kinds_of_kernels_are_comparable() -> None:
     times = [DEFAULT.microseconds(f"{kind}_1", 10**6, 0) for kind in ("contract", "map", "scatter", "scan")]
     assert times == sorted(times) and times[0] == pytest.approx(costs.LATENCY + 1000 / costs.RATES["contract"])
     # A map of few operations is bound by memory, and packing by what it moves whatever the product's operations.
-    assert DEFAULT.microseconds("map_1", 1000, 10**6) == pytest.approx(40.1)
-    assert DEFAULT.microseconds("pack_1", 10**9, 10**6) == pytest.approx(40.1)
+    assert DEFAULT.microseconds("map_1", 1000, 10**6) == pytest.approx(20.1)
+    assert DEFAULT.microseconds("map_1", 1000, 10**8) == pytest.approx(4000.1)
+    assert DEFAULT.microseconds("pack_1", 10**9, 10**6) == pytest.approx(20.1)
     assert Costs(speed=2.0).microseconds("map_1", 10**6, 0) < DEFAULT.microseconds("map_1", 10**6, 0)
 
 
@@ -122,5 +123,20 @@ def test_operations_are_counted_by_what_they_take() -> None:
     b.sum_pool(x, window=(3, 3), strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1))
     b.permute(x, axes=(1, 0))
     f = b.build([])
-    assert [operations_of(op) for op in f.ops] == [8, 18, 1]
-    assert work_of(f) == 1 + 2 + 8 + 18 + 1
+    assert [operations_of(op) for op in f.ops] == [8, 18, 0]
+    assert work_of(f) == 1 + 2 + 8 + 18
+
+
+def test_what_is_computed_once_does_not_count() -> None:
+    b = Builder("update")
+    p, g, rate, steps = (b.param(TensorType.parse(t)) for t in ("f32[100]", "f32[100]", "f32[]", "f32[]"))
+    scale = b.div(rate, b.pow(rate, steps))
+    f = b.build([b.sub(p, b.mul(g, b.broadcast(scale, shape=(100,), axes=())))])
+    assert work_of(f) == 1 + 2 + 1 + 1
+    b = Builder("rows")
+    x = b.param(TensorType.parse("f32[64, 100]"))
+    f = b.build([b.exp(b.log(b.sum(b.square(x), axes=(1,))))])
+    assert work_of(f) == 1 + 1 + 1 + 1
+    b = Builder("one")
+    x = b.param(TensorType.parse("f32[]"))
+    assert work_of(b.build([b.exp(x)])) == 1
