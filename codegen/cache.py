@@ -51,7 +51,7 @@ def _compiler() -> bytes:
 
     head = f"llvmlite {llvmlite.__version__}\n"
     root = Path(__file__).parent
-    files = sorted(_sources(str(root), ""))
+    files = sorted(sources(str(root)))
     # Reading the sources takes longer than the rest of a warm start; those of equal size and time were read before.
     known = hashlib.sha256(f"{head}{root}\n{files}".encode()).hexdigest()
     found = get(known)
@@ -76,15 +76,15 @@ def is_new() -> bool:
     return _first
 
 
-def _sources(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
-    """(path, size, time of the last change) of every file of the back end's sources."""
+def sources(folder: str, prefix: str = "") -> Iterator[tuple[str, int, int]]:
+    """(path, size, time of the last change) of every source file in a folder and below."""
     with os.scandir(folder) as found:
         for entry in found:
             if entry.name.endswith((".py", ".ll", ".h", ".cuh")):
                 info = entry.stat()
                 yield f"{prefix}{entry.name}", info.st_size, info.st_mtime_ns
             elif entry.name != "__pycache__" and entry.is_dir():
-                yield from _sources(entry.path, f"{prefix}{entry.name}/")
+                yield from sources(entry.path, f"{prefix}{entry.name}/")
 
 
 def key(text: str, target: str) -> str:

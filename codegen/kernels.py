@@ -7,7 +7,7 @@ whatever its shapes, its names and the Python lines it came from.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ Sizes = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel of a compiled group. `parallel` and `work` are text over the extents."""
+    """One kernel of a compiled group, the one of that `number` in the cache entry `kernel`. `parallel` and `work` are text over the extents."""
 
     symbol: str
     buffers: tuple[BufferRef, ...]
@@ -33,6 +33,8 @@ class Launch:
     parallel: str
     work: str
     address: int = 0
+    kernel: str = ""
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,7 @@ def _from_disk_or_compile(missing: Sequence[_Missing]) -> list[CompiledGroup]:
     target = host_target().key()
     with stage("cache"):
         keys = [cache.key(kernel_text(m.canonical, m.choice), target) for m in missing]
-        found = [cache.get(key) for key in keys]
+        found = [b"" if key in _linked else cache.get(key) for key in keys]
     absent = [i for i, data in enumerate(found) if data is None]
     made = compile_groups([(missing[i], keys[i]) for i in absent])
     with stage("cache"):
@@ -272,10 +274,47 @@ def _from_disk_or_compile(missing: Sequence[_Missing]) -> list[CompiledGroup]:
             found[i] = data
     report = current()
     if report is not None:
+        memory = sum(key in _linked for key in keys)
         report.compiled += len(absent)
-        report.from_disk += len(missing) - len(absent)
+        report.from_memory += memory
+        report.from_disk += len(missing) - len(absent) - memory
         report.object_bytes += sum(len(data) for data in found if data is not None)
-    return [_load(key, data) for key, data in zip(keys, found, strict=True) if data is not None]
+    return [_link(key, data) for key, data in zip(keys, found, strict=True) if data is not None]
+
+
+_linked: dict[str, CompiledGroup] = {}
+
+
+def _link(key: str, data: bytes) -> CompiledGroup:
+    """The entry `data`, whose code comes into this process once."""
+    found = _linked.get(key)
+    if found is None:
+        found = _linked[key] = _load(key, data)
+    return found
+
+
+def linked(keys: Iterable[str]) -> dict[str, CompiledGroup] | None:
+    """The kernels of these cache entries; None where one of them is in neither memory nor cache."""
+    from graphc.codegen import cache
+
+    found: dict[str, CompiledGroup] = {}
+    memory = size = 0
+    for key in keys:
+        if key in _linked:
+            found[key] = _linked[key]
+            memory += 1
+            continue
+        data = cache.get(key)
+        if data is None:
+            return None
+        size += len(data)
+        found[key] = _link(key, data)
+    report = current()
+    if report is not None:
+        report.from_memory += memory
+        report.from_disk += len(found) - memory
+        report.object_bytes += size
+    return found
 
 
 def compile_groups(missing: Sequence[tuple[_Missing, str]]) -> list[bytes]:
@@ -362,8 +401,10 @@ def _load(key: str, data: bytes) -> CompiledGroup:
             launch["parallel"],
             launch["work"],
             addresses[launch["symbol"]],
+            key,
+            number,
         )
-        for launch in head["launches"]
+        for number, launch in enumerate(head["launches"])
     )
     return CompiledGroup(
         key,

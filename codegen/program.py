@@ -18,12 +18,9 @@ import numpy as np
 from graphc.codegen import pages
 from graphc.codegen.costs import costs, measure_in_time, turned_off
 from graphc.codegen.donation import accepted
-from graphc.codegen.grouping import grouped
-from graphc.codegen.groups import separate
 from graphc.codegen.items import Table, make_items, worth
 from graphc.codegen.llvm.workers import expect
 from graphc.codegen.plan import ALIGN, Plan, PlannedLaunch, make_plan
-from graphc.codegen.prepare import prepare
 from graphc.codegen.report import collect, stage
 from graphc.ir.function import Function, Module
 from graphc.ir.types import TensorType
@@ -101,6 +98,7 @@ class Program:
         input_types, output_types: of the function that was compiled.
         run: run(input addresses, output addresses) runs the program on that memory. Raises `IndexError`
             if an index was out of range, naming the operation and its Python line.
+        constants: arrays that the launches read beside the inputs.
         donated: pairs (input, output) where the output is written in place of the input, so that
             the caller passes the same address for both.
     """
@@ -108,32 +106,48 @@ class Program:
     def __init__(
         self,
         function: Function,
-        module: Module,
+        module: Module | None,
         plan: Plan,
         constants: Sequence[Any],
         donated: frozenset[tuple[int, int]] = frozenset(),
         grain: int | None = None,
     ) -> None:
+        """module: None for a program that an earlier process planned, whose function is the one that was given."""
         from graphc.codegen.llvm.runner import runner
 
-        self.function = function
-        self.module = module
+        self._made = (function, module)
         self.plan = plan
         self.input_types: tuple[TensorType, ...] = function.param_types
         self.output_types: tuple[TensorType, ...] = function.result_types
         self.donated = donated
-        self._constants = [np.ascontiguousarray(c) for c in constants]
+        self.constants = [np.ascontiguousarray(c) for c in constants]
         self._runner = runner()
         self.run: Run
         self._grain = grain or GRAIN
         self._build()
+
+    @property
+    def function(self) -> Function:
+        return self._optimised()[0]
+
+    @property
+    def module(self) -> Module:
+        return self._optimised()[1]
+
+    def _optimised(self) -> tuple[Function, Module]:
+        """The function and its groups, made again where the plan came from disk."""
+        function, module = self._made
+        if module is None:
+            function, module, _ = front(function)
+            self._made = (function, module)
+        return function, module
 
     def _build(self) -> None:
         """The table of items, and `run` in the form that suits the program."""
         inputs, outputs = len(self.input_types), len(self.output_types)
         # Pointers: the caller's inputs and outputs, then the arena.
         given = inputs + outputs
-        constants = [int(c.ctypes.data) for c in self._constants]
+        constants = [int(c.ctypes.data) for c in self.constants]
 
         def pointer_of(place: tuple[str, int]) -> tuple[int | None, int]:
             kind, at = place
@@ -168,7 +182,7 @@ class Program:
                 return
             if not plain:
                 plan = make_plan(self.module, stream=False, donated=self.donated)
-                plain.append(Program(self.function, self.module, plan, self._constants, self.donated, self._grain))
+                plain.append(Program(self.function, self.module, plan, self.constants, self.donated, self._grain))
             plain[0].run(inputs, outputs)
 
         return run
@@ -186,7 +200,7 @@ class Program:
     def _locked_run(
         self, call: Callable[..., int] | None, call_program: Callable[..., int], address: int, given: int
     ) -> Run:
-        lock, fail, size, name = threading.Lock(), self._fail, self.plan.arena, self.function.name
+        lock, fail, size, name = threading.Lock(), self._fail, self.plan.arena, self.plan.entry.name
         pointers: Any = self._table.pointers
         # NumPy assigns a list slowly, one object at a time.
         fill = struct.Struct(f"{given}q").pack_into
@@ -215,35 +229,59 @@ class Program:
             raise IndexError(self.plan.launches[launch].sites[site - 1].message(value))
 
 
+def front(f: Function, optimise: bool = True, fused: bool = True) -> tuple[Function, Module, Sequence[Any]]:
+    """The function after its passes, its groups, and the constants that became parameters."""
+    # A program that is found on disk needs none of these.
+    from graphc.codegen.grouping import grouped
+    from graphc.codegen.groups import separate
+    from graphc.codegen.prepare import prepare
+    from graphc.ir.passes import DEFAULT, run_pipeline
+
+    optimised = run_pipeline(f, DEFAULT if optimise else ("inline",), stage=stage)
+    with stage("prepare"):
+        prepared, constants = prepare(optimised)
+    with stage("fuse"):
+        module = grouped(prepared) if fused else separate(prepared)
+    return optimised, module, constants
+
+
 def compile_function(
     f: Function,
     donate: Sequence[tuple[int, int]] = (),
     optimise: bool = True,
     fused: bool = True,
     grain: int | None = None,
+    keep: bool = False,
 ) -> Program:
     """Compile a function with concrete dimensions.
 
     donate: pairs (input, output) that may share memory; `Program.donated` tells which do.
     optimise: run the default passes first. fused: let operations share kernels. grain: elementary operations of
     a part at least, instead of what the machine's costs say. The results are the same to the bit either way.
+    keep: remember the plan on disk, for processes to come.
     """
-    from graphc.ir.passes import DEFAULT, run_pipeline
+    from graphc.codegen import stored
 
+    keep = keep and optimise and fused and len(f.ops) >= stored.LEAST
     with _collector_paused(), collect(f.name) as report:
         report.operations += len(f.ops)
-        expect(len(f.ops))
-        optimised = run_pipeline(f, DEFAULT if optimise else ("inline",), stage=stage)
-        report.optimised += len(optimised.ops)
-        with stage("prepare"):
-            prepared, constants = prepare(optimised)
-        with stage("fuse"):
-            module = grouped(prepared) if fused else separate(prepared)
-        with stage("plan"):
-            donated = accepted(module, donate) if donate else frozenset()
-            plan = make_plan(module, donated=donated)
-        with stage("table"):
-            program = Program(optimised, module, plan, constants, donated, grain)
+        key = stored.key_of(f, donate) if keep else ""
+        known = stored.find(key, f) if keep else None
+        if known is not None:
+            with stage("table"):
+                program = Program(f, None, known.plan, known.constants, known.donated, grain)
+        else:
+            expect(len(f.ops))
+            optimised, module, constants = front(f, optimise, fused)
+            report.optimised += len(optimised.ops)
+            with stage("plan"):
+                donated = accepted(module, donate) if donate else frozenset()
+                plan = make_plan(module, donated=donated)
+            with stage("table"):
+                program = Program(optimised, module, plan, constants, donated, grain)
+            if keep:
+                counts = len(optimised.ops), len(module.entry.ops)
+                stored.keep(key, stored.Stored(plan, tuple(program.constants), donated, *counts))
     measure_in_time()
     return program
 
