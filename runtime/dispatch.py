@@ -16,7 +16,7 @@ from graphc.ir.function import Builder, Function, Value
 from graphc.ir.types import BOOL, F64, I64, U64, DType
 from graphc.runtime import memory
 from graphc.runtime.backend import compile_function
-from graphc.runtime.core import ABSTRACT, Tensor, _new, copy_bytes, empty, make_contiguous, write_bytes
+from graphc.runtime.core import ABSTRACT, Tensor, _new, copy_bytes, empty, make, make_contiguous, write_bytes
 from graphc.runtime.device import CPU, Device
 from graphc.runtime.errors import explain, here
 from graphc.runtime.grad_mode import local, state
@@ -61,7 +61,7 @@ class Entry:
     """
 
     __slots__ = (
-        "attrs", "backwards", "device", "float_outputs", "function", "name", "operands", "run", "spec", "specs", "view",
+        "attrs", "backwards", "device", "float_outputs", "function", "name", "operands", "place", "run", "spec", "specs", "view",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +84,8 @@ class Entry:
         self.spec = self.specs[0] if len(self.specs) == 1 and device is CPU else None
         self.float_outputs = float_outputs(function)
         self.view = view
+        # How far from the first element of a row-major operand the view begins, and its strides; () if it is a copy.
+        self.place: Any = None
         self.attrs = attrs
         self.run: Callable[[Sequence[int], Sequence[int]], None] = self._first_run
         # The gradients by the set of inputs they are for, a number whose bit i stands for input i.
@@ -211,9 +213,24 @@ def apply(op: Op, inputs: Sequence[Tensor], attrs: tuple[Any, ...] = ()) -> Tens
 
 def _seen(entry: Entry, x: Tensor) -> Tensor:
     """The result of a layout operation, in the memory of its operand where that can be."""
-    t = _view(entry, x)
-    if t is None:
-        return apply_entry(entry, (x,))[0]
+    if x._strides is None:
+        place = entry.place
+        if place is None:
+            assert entry.view is not None
+            place = entry.place = entry.view(make(x._spec, None, 0), entry.specs[0], entry.attrs) or ()
+        if not place:
+            return apply_entry(entry, (x,))[0]
+        t: Any = _new(Tensor)
+        t._spec = entry.specs[0]
+        t._buffer = x._buffer
+        offset, t._strides = place
+        t._address = x._address + offset
+        t._meta = None
+        t._traced = None
+    else:
+        t = _view(entry, x)
+        if t is None:
+            return apply_entry(entry, (x,))[0]
     if x._meta is not None and local.grad:
         record(entry, (x,), (t,))
     return t

@@ -11,12 +11,12 @@ from typing import Any
 from graphc.ir.function import Builder, Value
 from graphc.ir.types import BOOL, Shape
 from graphc.runtime import emission as e
-from graphc.runtime.core import Tensor, contiguous_strides
-from graphc.runtime.dispatch import Op, apply, operand_of
+from graphc.runtime.core import ABSTRACT, Tensor, contiguous_strides, make
+from graphc.runtime.dispatch import Op, apply, operand_of, remember
 from graphc.runtime.ops_elementwise import OPS
-from graphc.runtime.ops_layout import PERMUTE, expand_dims, matrix_transpose
+from graphc.runtime.ops_layout import expand_dims, matrix_transpose
 from graphc.runtime.precision import attribute, setting
-from graphc.runtime.spec import broadcast_shapes, promote_all
+from graphc.runtime.spec import Spec, broadcast_shapes, promote_all
 
 Attrs = tuple[Any, ...]
 
@@ -102,25 +102,30 @@ def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
     if a._strides is None and b._strides is None:
         return apply(_MATMUL, (a, b), setting.attrs)
     # A transposed view of contiguous memory is read as it lies, not copied.
-    turned = (_is_transposed(a), _is_transposed(b))
-    if not any(turned) or a._meta is not None or b._meta is not None or a._traced is not None or b._traced is not None:
+    sides = _turned(a), _turned(b)
+    if sides == (None, None) or a._meta is not None or b._meta is not None or a._traced is not None or b._traced is not None:
         return apply(_MATMUL, (a, b), setting.attrs)
-    sides = [_turn(t) if flag else t for t, flag in zip((a, b), turned)]
-    return apply(_MATMUL, sides, (*turned, *setting.attrs))
+    given = [t if spec is None else make(spec, t._buffer, t._address) for t, spec in zip((a, b), sides)]
+    return apply(_MATMUL, given, (*[spec is not None for spec in sides], *setting.attrs))
 
 
-def _is_transposed(t: Tensor) -> bool:
-    strides, shape = t._strides, t._spec.shape
-    if strides is None or t.is_abstract or len(shape) < 2:
-        return False
-    turned = t._spec.with_shape((*shape[:-2], shape[-1], shape[-2]))
-    plain = contiguous_strides(turned)
-    return strides == (*plain[:-2], plain[-1], plain[-2])
+# (type, strides) -> the type of the contiguous matrices that such a tensor is the transposed view of, or None.
+_layouts: dict[Any, Spec | None] = {}
 
 
-def _turn(t: Tensor) -> Tensor:
-    rank = len(t._spec.shape)
-    return apply(PERMUTE, (t,), ((*range(rank - 2), rank - 1, rank - 2),))
+def _turned(t: Tensor) -> Spec | None:
+    strides, spec = t._strides, t._spec
+    if strides is None or strides is ABSTRACT:
+        return None
+    key = (spec, strides)
+    if key not in _layouts:
+        shape, turned = spec.shape, None
+        if len(shape) >= 2:
+            turned = spec.with_shape((*shape[:-2], shape[-1], shape[-2]))
+            plain = contiguous_strides(turned)
+            turned = turned if strides == (*plain[:-2], plain[-1], plain[-2]) else None
+        remember(_layouts, key, turned)
+    return _layouts[key]
 
 
 def tensordot(x1: Tensor, x2: Tensor, /, *, axes: Any = 2) -> Tensor:

@@ -194,10 +194,14 @@ def _stride(x: Tensor, dim: int | None = None) -> Any:
     return steps if dim is None else steps[dim]
 
 
+def _reversed(x: Tensor) -> Tensor:
+    return apply(ops_layout.PERMUTE, (x,), (tuple(range(len(x._spec.shape) - 1, -1, -1)),))
+
+
 def _transpose(x: Tensor, dim0: int | None = None, dim1: int | None = None) -> Tensor:
     """Two dimensions exchanged; without arguments, all dimensions reversed."""
     if dim0 is None or dim1 is None:
-        return ops_layout.permute_dims(x, tuple(reversed(range(x.ndim))))
+        return _reversed(x)
     return ops_layout.swapaxes(x, dim0, dim1)
 
 
@@ -314,7 +318,7 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "repeat_interleave": lambda x, repeats, dim=None: ops_layout.repeat(x, repeats, axis=dim),
     "view": _view,
     "transpose": _transpose,
-    "t": lambda x: ops_layout.permute_dims(x, tuple(reversed(range(x.ndim)))),
+    "t": lambda x: _reversed(x),
     "dot": ops_linear.vecdot,
     "mm": ops_linear.matmul,
     "bmm": ops_linear.matmul,
@@ -376,7 +380,7 @@ _METHODS: dict[str, Callable[..., Any]] = {
     **OPERATORS,
 }
 _PROPERTIES: dict[str, Any] = {
-    "T": property(lambda x: ops_layout.permute_dims(x, tuple(reversed(range(x.ndim)))), doc="Dimensions reversed."),
+    "T": property(_reversed, doc="Dimensions reversed."),
     "mT": property(ops_layout.matrix_transpose, doc="The last two dimensions exchanged."),
     "size": property(_size, doc="The number of elements; `x.size(dim)` is the size of a dimension."),
     "nbytes": property(lambda x: x._spec.nbytes, doc="The number of bytes of the elements."),
