@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields
 
 # Operations in a nanosecond, of one thread, by the kind of kernel (the first word of its name).
 RATES = {
-    "map": 70.0, "squares": 70.0, "tiles": 40.0, "pool": 70.0, "rows": 75.0, "columns": 60.0, "partials": 90.0,
+    "map": 70.0, "squares": 70.0, "tiles": 20.0, "pool": 70.0, "rows": 40.0, "columns": 60.0, "partials": 90.0,
     "contract": 90.0, "attention": 65.0, "finish": 13.0, "scatter": 20.0, "scan": 2.0,
 }  # fmt: skip
 RATE = 70.0  # of any other kind
@@ -42,7 +42,7 @@ class Costs:
 
     speed: float = 1.0
     bandwidth: float = 25.0
-    part: float = 3.0
+    part: float = 2.0
     wake: float = 25.0
 
     def microseconds(self, kernel: str, work: int, moved: int) -> float:

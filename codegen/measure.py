@@ -13,7 +13,7 @@ from graphc.ir.types import F32, TensorType
 SECONDS = 0.004  # of each measurement
 CHAIN = 60.0  # operations a nanosecond of `_speed` on the machine of `costs.RATES`
 # What a busy or strange machine may say at most.
-SPEED, BANDWIDTH, PART = (0.25, 4.0), (4.0, 60.0), (2.0, 10.0)
+SPEED, BANDWIDTH, PART = (0.25, 4.0), (4.0, 60.0), (1.0, 5.0)
 
 
 def measure() -> Costs:
