@@ -118,7 +118,7 @@ def _cost(g: Geometry, s: GradientSchedule, examples: int, full: int, chunk: int
     lines = covered * g.line // max(1, g.out[-1]) if g.line > 1 or len(g.out) > 1 else 1
     run = g.out[-1] if len(g.out) > 1 else covered
     each = -(-run // s.width) * (4.5 if g.strides[-1] == g.spread[-1] == 1 else 14.0) + 2
-    cost += parts * chunks * s.images * s.block * g.inner * g.phases * (lines * each + 10)
+    cost += parts * chunks * s.images * s.block * g.inner * g.phases * (lines * each + 40)
     cost += parts * depth * g.outputs * (0.45 if g.outputs % 4 == 0 else 0.8)
     if s.blocks:
         cost += 2.0 * (depth / BLOCK) * g.count * g.channels * g.positions * lanes / s.width * 3

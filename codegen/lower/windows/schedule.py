@@ -10,7 +10,7 @@ from graphc.ir.types import DType
 # What a task's padded copy may take: the second level cache holds it and the weights that go by.
 CACHE_BYTES, MOST_BYTES = 768 * 1024, 1536 * 1024
 MOST_ROWS, LEAST_TILE = 16, 12
-ENOUGH = 16  # tasks, for some threads and their balance
+SMALL, ENOUGH = 50_000, 8  # cycles from which on there should be enough tasks for some threads
 
 
 class WindowSchedule(NamedTuple):
@@ -70,10 +70,16 @@ def choose(
                 size = copy_elements(g, s) * itemsize
                 if size > MOST_BYTES:
                     continue
-                s = _with_parts(s, g, examples, rows)
-                cost = _cost(g, s, examples, itemsize, size, whole, blocks)
-                if best is None or cost < best[0]:
-                    best = cost, s
+                cut = tasks(g, s, examples)
+                for parts in (1, 2, 4, 8):
+                    if parts > 1 and (cut * parts > 2 * ENOUGH or parts > -(-g.outputs // rows)):
+                        break
+                    made = s._replace(parts=parts)
+                    cost = _cost(g, made, examples, itemsize, size, whole, blocks)
+                    if cost > SMALL:
+                        cost *= 1 + 0.5 * max(0.0, 1 - cut * parts / ENOUGH)
+                    if best is None or cost < best[0]:
+                        best = cost, made
     return best
 
 
@@ -94,12 +100,6 @@ def _blocks(g: Geometry, whole: int, vectors: int, examples: int) -> list[tuple[
 def tasks(g: Geometry, s: WindowSchedule, examples: int) -> int:
     whole = -(-g.pixels // s.width)
     return g.count * -(-examples // s.images) * -(-whole // s.block)
-
-
-def _with_parts(s: WindowSchedule, g: Geometry, examples: int, rows: int) -> WindowSchedule:
-    n = tasks(g, s, examples)
-    strips = -(-g.outputs // rows)
-    return s._replace(parts=max(1, min(strips, ENOUGH // n)))
 
 
 def cycles(g: Geometry, s: WindowSchedule, examples: int, dtype: DType, blocks: int) -> float:
@@ -129,8 +129,8 @@ def _cost(
     cost = units * strips * tiles * tile
     lines = g.rows(min(s.block * s.width, g.pixels)) if g.line > 1 else 1
     run = g.line if g.line > 1 else g.rows(min(s.block * s.width, g.pixels))
-    each = -(-run // s.width) * (3.0 if g.strides[-1] == g.spread[-1] == 1 else 12.0) + 2
+    each = -(-run // s.width) * (4.5 if g.strides[-1] == g.spread[-1] == 1 else 14.0) + 2
     if len(g.out) > 2:
         each *= 3  # lines are looked at one by one
-    cost += units * s.parts * s.images * g.segments() * (lines * each + 10)
+    cost += units * s.parts * s.images * g.segments() * (lines * each + 40)
     return cost + g.count * strips * s.rows * g.depth * 1.2 + 300 * units

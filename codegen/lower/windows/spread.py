@@ -92,15 +92,16 @@ def choose(
         return None
     best: tuple[float, SpreadSchedule] | None = None
     blocks = -(-g.depth // BLOCK)
+    heavy = max(phases, key=lambda p: p.positions)
     for rows in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16):
         if rows > g.outputs:
             break
-        found = choose_windows(phases[0].geometry, examples, dtype, vector_bits, literal, rows, blocks)
+        found = choose_windows(heavy.geometry, examples, dtype, vector_bits, literal, rows, blocks)
         if found is None:
             continue
-        # The first phase is the largest; the others are cut as it is.
+        # All are cut as the one with the most terms is.
         first = found[1]
-        cuts = -(-vectors_of(phases[0], first) // first.block)
+        cuts = -(-vectors_of(heavy, first) // first.block)
         each = [first._replace(block=-(-vectors_of(p, first) // cuts)) for p in phases]
         cost = sum(cycles(p.geometry, s, examples, dtype, blocks) for p, s in zip(phases, each, strict=True))
         if best is None or cost < best[0]:
@@ -134,10 +135,10 @@ class PhaseKernels(WindowKernels):
         if s.images == 1:
             self.copy_size += s.block * s.width
 
-    def share(self, host: PhaseKernels) -> None:
-        """Names, memory and number of tasks are those of another phase, which is as large as this one at least."""
+    def share(self, host: PhaseKernels, blocks: int) -> None:
+        """Take the names and memory of another phase, and so many blocks of an image, the last ones maybe empty."""
         self._names, self.copied, self.tile = host._names, host.copied, host.tile
-        self.blocks = host.blocks
+        self.blocks = blocks
 
     def tables(self) -> Body:
         """Offsets in the copy and places among the weights: of the terms that count, then of all terms."""
@@ -273,8 +274,9 @@ class SpreadKernels:
             PhaseKernels(c, g, p, s, results, self.weights, self.flags, self.scratch, i)
             for i, (p, s) in enumerate(zip(phases, schedule.phases, strict=True))
         ]
-        for other in self.phases[1:]:
-            other.share(self.phases[0])
+        blocks = max(p.blocks for p in self.phases)
+        for p in self.phases:
+            p.share(self.phases[0], blocks)
 
     def build(self) -> tuple[tuple[Kernel, ...], tuple[Scratch, ...]]:
         """The kernels in launch order, and their scratch memory."""
