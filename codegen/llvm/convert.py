@@ -8,6 +8,8 @@ correctly rounded sums: proved algorithms using rounding to odd", 2008).
 
 from __future__ import annotations
 
+import struct
+
 from graphc.codegen.llvm.scope import REGISTER, Writer
 from graphc.ir.types import BF16, BOOL, F16, F32, F64, I32, I64, U64, DType
 
@@ -21,7 +23,7 @@ class _Converter:
     def type(self, scalar: str) -> str:
         return f"<{self.width} x {scalar}>" if self.width else scalar
 
-    def number(self, scalar: str, value: int) -> str:
+    def number(self, scalar: str, value: int | str) -> str:
         return f"splat ({scalar} {value})" if self.width else str(value)
 
     def put(self, text: str) -> str:
@@ -90,6 +92,30 @@ class _Converter:
             return self.change("bitcast", self.change("fptrunc", x, "float", "half"), "half", "i16")
         return self.float_to_bfloat(x)
 
+    def saturated(self, x: str, scalar: str, target: DType) -> str:
+        """A float to an integer: truncated, saturated, NaN gives 0. LLVM's own such conversion goes lane by lane."""
+        signed, register = target.kind == "i", max(32, target.bits)
+        bits = target.bits - signed
+        digits = 24 if scalar == "float" else 53
+        # The largest float within range; where that is not the largest integer, floats beyond are replaced afterwards.
+        most = ((1 << min(bits, digits)) - 1) << max(0, bits - digits)
+        least = -(1 << bits) if signed else 0
+
+        def number(value: int) -> str:
+            literal = "0x" + struct.pack(">d", float(value)).hex().upper()
+            return self.number(scalar, literal)
+
+        def bounded(test: str, y: str, bound: int) -> str:
+            return self.choose(self.integer(f"fcmp {test}", scalar, y, number(bound)), scalar, number(bound), y)
+
+        y = self.choose(self.integer("fcmp uno", scalar, x, x), scalar, number(0), x)
+        y = bounded("ogt", bounded("olt", y, least), most)
+        y = self.change("fptosi" if signed else "fptoui", y, scalar, f"i{register}")
+        if bits > digits:
+            beyond = self.integer("fcmp ogt", scalar, x, number(most))
+            y = self.choose(beyond, f"i{register}", self.number(f"i{register}", (1 << bits) - 1 if signed else -1), y)
+        return self.change("trunc", y, f"i{register}", REGISTER[target.short]) if target.bits < register else y
+
     def from_integer(self, x: str, source: DType, target: DType) -> str:
         scalar, signed = REGISTER[source.short], source.kind == "i"
         if target is BF16 and source.bits >= 32:
@@ -134,5 +160,4 @@ def convert(
         if target.bits == 16:
             return c.narrow(c.double_to_float_odd(x) if source is F64 else x, target)
         return c.change("fpext" if target is F64 else "fptrunc", x, a, b)
-    name = "llvm.fptosi.sat" if target.kind == "i" else "llvm.fptoui.sat"
-    return c.put(f"call {c.type(b)} @{name}({c.type(a)} {x})")
+    return c.saturated(x, a, target)

@@ -99,6 +99,20 @@ def test_cast(source, target, width):
     check_map(lambda x: make("cast", target, (x,)), [source], target, width)
 
 
+@pytest.mark.parametrize("target", [d for d in ALL_DTYPES if d.is_integer], ids=str)
+@pytest.mark.parametrize("source", [F32, F64], ids=str)
+def test_the_ends_of_integer_ranges(source, target):
+    """The floats next to every power of two, whole and with fractions, from either side."""
+    powers = np.ldexp(1.0, np.arange(-1, 66)).astype(source.numpy)
+    near = np.concatenate([powers, *(np.nextafter(powers, np.array(e, source.numpy)) for e in (-np.inf, np.inf)), powers - 0.5, powers + 0.5])
+    x = np.resize(np.concatenate([near, -near, [np.nan, np.inf, -np.inf, 0.0, -0.0]]).astype(source.numpy), 1024)
+
+    def prepare(_):
+        return (x,)
+
+    check_map(lambda e: cast(e, target), [source], target, 32, prepare)
+
+
 def test_wide_integers_round_once_to_bfloat16():
     # Half way between two bfloat16 values, and just above: through float32 both would round to even.
     x = np.array([(0x8080 << 44), (0x8080 << 44) + 1, (0x8080 << 44) - 1, -(0x8080 << 44) - 1] * 8, np.int64)
