@@ -17,12 +17,16 @@ from graphc.codegen.lower.windows.lower import (
 )
 from graphc.codegen.lower.windows.planes import PlaneSchedule
 from graphc.codegen.lower.windows.schedule import WindowSchedule
+from graphc.ir.autodiff import vjp
 from graphc.ir.function import Function
+from graphc.ir.passes import DEFAULT, run_pipeline
 
+from tests.codegen.compiled import assert_compiled
 from tests.codegen.contractions import arguments, biased, check, check_by_oracle, conv_group
 from tests.codegen.test_conv import CASES, gradients, group
 
 SAME = ((1, 1), (1, 1))
+Ints = tuple[int, ...]
 
 
 def schedule_of(f: Function, extents: dict[str, int], vector_bits: int = 512) -> WindowSchedule:
@@ -278,6 +282,24 @@ def test_avx2(name: str) -> None:
     target = make_target("x86-64-v3") if host_target().architecture == "x86_64" else host_target()
     f, extents = group(name)
     check(f, extents, schedule=schedule_of(f, extents, target.vector_bits), target=target)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "stride", "groups"),
+    [
+        ((3, 5, 11, 13), (7, 5, 3, 3), 2, 1),
+        ((2, 6, 17, 35), (6, 1, 3, 3), 1, 6),
+        ((4, 3, 12, 12), (8, 3, 5, 5), 1, 1),
+    ],
+)
+def test_with_its_gradients(x: Ints, w: Ints, stride: int, groups: int) -> None:
+    """As a program: with guards around every result, on one thread and three."""
+    both, pad = (stride, stride), w[2] // 2
+    f = conv_group(
+        f"f32{list(x)}", f"f32{list(w)}", strides=both, groups=groups, padding=((pad, pad), (pad, pad))
+    )
+    g = run_pipeline(vjp(f), DEFAULT)
+    assert_compiled(g, arguments(g, {}))
 
 
 @pytest.mark.slow
