@@ -28,7 +28,7 @@ from graphc.codegen.lower.nest import (
 )
 from graphc.codegen.lower.pieces import following
 from graphc.codegen.lower.pool import TRUE, Window, total_dtype
-from graphc.codegen.lower.pull import Pull
+from graphc.codegen.lower.pull import Bound, Pull
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.types import I32, DType, size_of
 
@@ -80,7 +80,7 @@ class _Lines:
     def results(self, values: Sequence[Expr], coords: Sequence[Expr]) -> list[Stmt]:
         """Stores of the group's results, the operation's own being `values`."""
         for r, e in zip(self.op.results, values):
-            self.pull.bind(r, lambda at, e=e: e)
+            self.pull.bind(r, always(e))
         return store_results(self.pull, self.targets, tuple(coords), self.shape, names=self.names)
 
     def loops(self, coords: Sequence[Expr], gradient: bool) -> list[tuple[Expr, Expr, Expr]]:
@@ -244,6 +244,11 @@ class _Lines:
 
         whole = logical_and(after(begin), begin + stride * self.lanes <= n)
         return [Vector(lane, self.lanes, tuple(body)), Let(begin, first * stride - dim_expr(low)), If(whole, turn(False), turn(True))]
+
+
+def always(e: Expr) -> Bound:
+    """The rule of a value that is read at the current element only."""
+    return lambda at: e
 
 
 def lower_pooling(
