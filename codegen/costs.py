@@ -10,6 +10,7 @@ compiled kernels, under the CPU's name and the number of cores. `GRAPHC_COSTS=de
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -134,7 +135,8 @@ def measure_in_time() -> None:
 
     _settled.append(True)
     if not turned_off() and cache.disk() is not None and _stored() is None:
-        measured()
+        with contextlib.suppress(MemoryError):  # nobody asked for it
+            measured()
 
 
 def state() -> str:
