@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphc.codegen.expr import Expr, children_first, const, index, logical_and, make
+from graphc.codegen.expr import Expr, children_first, const, index, logical_and, make, select
 from graphc.codegen.loops import If, Stmt
 from graphc.codegen.lower.rewrite import expressions, rewritten
 from graphc.ir.types import BOOL
@@ -27,7 +27,8 @@ def within_segments(body: Sequence[Stmt], lane: Expr, width: int) -> tuple[Stmt,
     inside = const(BOOL, True)
     for base, d in segments.found:
         inside = logical_and(inside, base % d <= d - width)
-    return (If(inside, rewritten(body, segments.rewrite), tuple(body)),)
+    across = _Across(segments, width)
+    return (If(inside, rewritten(body, segments.rewrite), rewritten(body, across.rewrite)),)
 
 
 class _Segments:
@@ -50,24 +51,50 @@ class _Segments:
                     self.base[node] = self.base[a] + b if node.op == "add" else self.base[a] - b
                 elif node.op == "add" and b in self.base and a not in self.varying:
                     self.base[node] = a + self.base[b]
-            elif self._divides(node):
+            elif self.divides(node):
                 base, d = self.base[node.args[0]], node.args[1]
                 self.found[(base, d)] = None
                 if node.op == "irem":
                     self.base[node] = base % d
 
-    def _divides(self, node: Expr) -> bool:
+    def divides(self, node: Expr) -> bool:
         return node.op in ("idiv", "irem") and node.args[0] in self.base and node.args[1] not in self.varying
 
     def rewrite(self, e: Expr) -> Expr:
+        """`e` where all lanes lie within one segment."""
         done = self.done
         for node in children_first((e,)):
             if node in done:
                 continue
-            if self._divides(node):
+            if self.divides(node):
                 base, d = self.base[node.args[0]], node.args[1]
                 done[node] = base // d if node.op == "idiv" else base % d + self.lane
                 continue
             args = tuple(done[a] for a in node.args)
             done[node] = node if args == node.args else make(node.op, node.dtype, args, node.data)
         return done[e]
+
+
+class _Across:
+    """Quotients and remainders of a vector that ends in the next segment, if segments are known to be as long as vectors: one
+    comparison a lane instead of a division."""
+
+    def __init__(self, segments: _Segments, width: int) -> None:
+        self.segments, self.width = segments, width
+        self.done: dict[Expr, Expr] = {}
+
+    def rewrite(self, e: Expr) -> Expr:
+        for node in children_first((e,)):
+            if node in self.done:
+                continue
+            args = tuple(self.done[a] for a in node.args)
+            if self.segments.divides(node) and args == node.args and args[1].op == "const" and args[1].data >= self.width:
+                base, d = self.segments.base[args[0]], args[1]
+                at = base % d + self.segments.lane
+                if node.op == "idiv":
+                    self.done[node] = base // d + select(at >= d, index(1), index(0))
+                else:
+                    self.done[node] = at - select(at >= d, d, index(0))
+                continue
+            self.done[node] = node if args == node.args else make(node.op, node.dtype, args, node.data)
+        return self.done[e]
