@@ -34,7 +34,6 @@ SIDE = 16  # of a square
 # Of a tile, in elements along `across` and along `inner`; a tile's array has a margin for squares that reach back.
 DOWN, RIGHT = 64, 64
 PITCH = RIGHT + SIDE
-LEAST_AREA = 1024  # smaller images fit the first cache
 MOST_LOADS = 4
 
 
@@ -64,7 +63,7 @@ def across_dim(group: Function, sizes: Mapping[str, int]) -> int | None:
 
 def _fits(shape: Shape, k: int, sizes: Mapping[str, int]) -> bool:
     a, b = (substitute(shape[d], dict(sizes)) for d in (k, innermost(shape)))
-    return isinstance(a, int) and isinstance(b, int) and min(a, b) >= SIDE and a * b >= LEAST_AREA
+    return isinstance(a, int) and isinstance(b, int) and min(a, b) >= SIDE
 
 
 def lower_squares(group: Function, k: int, width: int, work: int, in_place: InPlace = ()) -> Lowered:
