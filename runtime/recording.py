@@ -120,6 +120,9 @@ class Recording:
         self._inputs: list[Any] = [s[1] if s[0] == "held" else None for s in sources]
         # The addresses of held tensors, None for the others, while `stamp` holds.
         self._addresses: list[Any] = [None] * len(sources)
+        # Once it is compiled: results that get memory of their own, and writes that are not made in place.
+        self._fresh: list[tuple[int, Spec]] = []
+        self._rebound: list[tuple[int, int]] = []
 
     # checking
 
@@ -184,6 +187,9 @@ class Recording:
             kept = {~s for s in self.history.saved if s < 0} if self.history is not None else set()
             donate = () if self.late else tuple((i, j) for i, j in self.writes if i not in kept)
             self._program = compile_function(self.function, donate, self.device, self.specs, self.result_specs)
+            in_place = {j for _, j in self._program.donated}
+            self._fresh = [(j, spec) for j, spec in enumerate(self.result_specs) if j not in in_place]
+            self._rebound = [(i, j) for i, j in self.writes if j not in in_place]
         return self._program
 
     def run(self, leaves: Sequence[Any], others: Sequence[Tensor]) -> Any:
@@ -205,15 +211,14 @@ class Recording:
                 self.own(t)
                 addresses[i] = t._address
             results[j], targets[j] = t, t._address
-        for j, spec in enumerate(self.result_specs):
-            if results[j] is None:
-                try:
-                    block = spec.free.pop()
-                except IndexError:
-                    block = self.obtain(spec)
-                results[j] = buffer = _new(Buffer)
-                buffer.block = block
-                targets[j] = block[0]
+        for j, spec in self._fresh:
+            try:
+                block = spec.free.pop()
+            except IndexError:
+                block = self.obtain(spec)
+            results[j] = buffer = _new(Buffer)
+            buffer.block = block
+            targets[j] = block[0]
         try:
             program.run(addresses, targets)
         except Exception as error:
@@ -221,7 +226,7 @@ class Recording:
             raise told from told.__cause__
         if self.late:
             self._check(results)
-        return self._commit(leaves, inputs, results)
+        return self._commit(leaves, inputs, results, targets)
 
     def failed(self, error: Exception) -> Exception:
         """What to raise where the program raised `error`."""
@@ -263,23 +268,23 @@ class Recording:
             if seen[-1] != expected:
                 raise self.mismatch(seen)
 
-    def _commit(self, leaves: Sequence[Any], inputs: list[Tensor], results: list[Any]) -> Any:
-        """Apply the changes. results: buffers, or the tensors that were written in place."""
-        objects = [make(m.spec, b := results[m.result], b.block[0]) for m in self.made]
+    def _commit(self, leaves: Sequence[Any], inputs: list[Tensor], results: list[Any], targets: list[int]) -> Any:
+        """Apply the changes. results: buffers, or the tensors that were written in place; targets: their addresses."""
+        objects = [make(spec, results[j], targets[j]) for j, spec, _ in self.made]
         if self.history is not None and local.grad:
             self._attach(leaves, inputs, results, objects)
-        written = False
-        for i, j in self.writes:
-            t, new = inputs[i], results[j]
-            if t is not new:
-                t._buffer, t._address, t._strides = new, new.block[0], None
-                written = True
-        if written:
+        if self._rebound:
+            held, addresses = self._inputs, self._addresses.copy()
+            for i, j in self._rebound:
+                t = inputs[i]
+                t._buffer = results[j]
+                t._address = address = targets[j]
+                t._strides = None
+                if held[i] is not None:
+                    addresses[i] = address
+            # Whoever comes in between finds another stamp and looks at the tensors.
+            self._addresses = addresses
             self.wrote()
-            if self.stamp is state.stamp:
-                for i, _ in self.writes:
-                    if self._inputs[i] is not None:
-                        self._addresses[i] = inputs[i]._address
         for source, _, _, m in self.grads:
             if m != "kept":
                 t = resolve(source, leaves)
