@@ -31,10 +31,10 @@ from graphc.codegen.loops import (
     Vector,
 )
 from graphc.codegen.lower.affine import Levels, ceil_div, greatest_of, least_of, linear, normal, tidy
-from graphc.codegen.lower.contraction import Contraction, transposable, widened
+from graphc.codegen.lower.contraction import BLOCK, Contraction, transposable, widened
 from graphc.codegen.lower.index import delinearise, dim_expr
 from graphc.codegen.lower.lowered import Scratch
-from graphc.codegen.lower.microkernel import BLOCK, multiply_add
+from graphc.codegen.lower.microkernel import multiply_add
 from graphc.codegen.lower.windows.builder import Body, KernelBuilder
 from graphc.codegen.lower.windows.copy import WindowCopy
 from graphc.codegen.lower.windows.geometry import Geometry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from graphc.codegen.lower.microkernel import BLOCK
+from graphc.codegen.lower.contraction import BLOCK
 from graphc.codegen.lower.windows.geometry import Geometry
 from graphc.codegen.lower.windows.schedule import registers
 from graphc.ir.types import DType

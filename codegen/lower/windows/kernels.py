@@ -24,10 +24,10 @@ from graphc.codegen.loops import (
     Vector,
 )
 from graphc.codegen.lower.affine import Levels, greatest_of, least_of, normal, tidy
-from graphc.codegen.lower.contraction import Contraction, widened
+from graphc.codegen.lower.contraction import BLOCK, Contraction, widened
 from graphc.codegen.lower.index import delinearise, dim_expr, linearise
 from graphc.codegen.lower.lowered import Scratch
-from graphc.codegen.lower.microkernel import BLOCK, multiply_add
+from graphc.codegen.lower.microkernel import multiply_add
 from graphc.codegen.lower.windows.builder import Body, KernelBuilder
 from graphc.codegen.lower.windows.copy import WindowCopy
 from graphc.codegen.lower.windows.geometry import Geometry

@@ -17,10 +17,10 @@ from typing import NamedTuple
 from graphc.codegen.expr import Expr, binary, const, equal, index, load, make, not_equal, select, to_bits, var
 from graphc.codegen.loops import Alloc, Assign, Buffer, Declare, For, If, Kernel, Let, Store, Vector
 from graphc.codegen.lower.affine import Levels, greatest_of, least_of, normal, tidy
-from graphc.codegen.lower.contraction import Contraction, widened
+from graphc.codegen.lower.contraction import BLOCK, Contraction, widened
 from graphc.codegen.lower.index import delinearise, dim_expr, linearise
 from graphc.codegen.lower.lowered import Scratch
-from graphc.codegen.lower.microkernel import BLOCK, multiply_add
+from graphc.codegen.lower.microkernel import multiply_add
 from graphc.codegen.lower.windows.builder import Body
 from graphc.codegen.lower.windows.geometry import Geometry, Ints
 from graphc.codegen.lower.windows.kernels import WindowKernels
@@ -77,8 +77,8 @@ def phases_of(g: Geometry) -> list[Phase] | None:
         if 0 in out:
             continue
         ones = (1,) * len(out)
-        window = tuple(max(1, n) for n in counts)
-        own = replace(g, window=window, out=tuple(out), strides=ones, low=tuple(low), spread=ones, reach=ones)
+        met = tuple(max(1, n) for n in counts)
+        own = replace(g, window=met, out=tuple(out), strides=ones, low=tuple(low), spread=ones, reach=ones)
         found.append(Phase(pixel, tuple(first), tuple(counts), own))
     return found
 
