@@ -14,6 +14,7 @@ kernel adds up their sums.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from graphc.codegen.expr import Expr, const, equal, index, load, var
 from graphc.codegen.loops import (
@@ -31,7 +32,7 @@ from graphc.codegen.loops import (
     Vector,
 )
 from graphc.codegen.lower.affine import Levels, ceil_div, greatest_of, least_of, linear, normal, tidy
-from graphc.codegen.lower.contraction import BLOCK, Contraction, transposable, widened
+from graphc.codegen.lower.contraction import BLOCK, Contraction, Transposable, transposable, widened
 from graphc.codegen.lower.index import delinearise, dim_expr
 from graphc.codegen.lower.lowered import Scratch
 from graphc.codegen.lower.microkernel import multiply_add
@@ -244,8 +245,6 @@ class GradientKernels(KernelBuilder):
         return [Let(row, p0 // g.line), *each, *self._blocks(b, part, n, images, p0, row, low, high, loops)]
 
     def _of_task(self) -> Geometry:
-        from dataclasses import replace
-
         return replace(self.g, channels=self.s.block)
 
     def _turn(
@@ -272,12 +271,10 @@ class GradientKernels(KernelBuilder):
         return [*lets, *body]
 
     def _turn_rows(
-        self, b: Expr, n: Expr, source: object, o: Expr, size: int, start: Expr, stop: Expr, base: Expr, o0: int,
+        self, b: Expr, n: Expr, source: Transposable | None, o: Expr, size: int, start: Expr, stop: Expr, base: Expr, o0: int,
         together: int, loops: list[Expr],
     ) -> Body:  # fmt: skip
         """`together` times `size` output channels from o0."""
-        from graphc.codegen.lower.contraction import Transposable
-
         g, c = self.g, self.c
         body: Body = []
         p, rest = self.name("p"), start
@@ -287,7 +284,7 @@ class GradientKernels(KernelBuilder):
         def coords(at: Expr) -> tuple[Expr, ...]:
             return (n, *delinearise(at, g.out))
 
-        if isinstance(source, Transposable) and size > 1:
+        if source is not None and size > 1:
             levels = Levels(order)
             split = linear(source.position((b, index(0)), free, coords(p)), free, levels)
             along = linear(source.position((b, index(0)), o, coords(p)), p, levels)
