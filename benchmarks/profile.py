@@ -76,7 +76,7 @@ class Memory:
         types = program.input_types
         self.inputs = [self._input(t, a) for t, a in zip(types, given, strict=True)]
         self.outputs = [limits.aligned(-(-int(t.nbytes) // 4) + 1) for t in program.output_types]
-        self.constants = list(program._constants)
+        self.constants = list(program.constants)
         self.arena = limits.aligned(-(-program.plan.arena // 4) + 1)
 
     @staticmethod
