@@ -139,7 +139,7 @@ def access(c: Contraction, side: Operand) -> Access:
     along_depth = linear(e.args[0], depth, levels)
     direct = len(e.args) == 1 and along_depth is not None
     run = _run(e.args[0], batch, free, depth) if along_depth is None and len(e.args) == 1 else None
-    return Access(used, direct, _is_one(along_free), _is_one(along_depth) or run is not None, transposable(c, side), run)
+    return Access(used, direct, _is_one(along_free), _is_one(along_depth), transposable(c, side), run)
 
 
 def _run(position: Expr, batch: Sequence[Expr], free: Expr, depth: Expr) -> Expr | None:

@@ -213,7 +213,7 @@ def _cost(
         cost += s.copied * 0.7 + s.depth * 4 + tiles * s.depth * (0.5 + 0.1 * rows + 0.5 * max(0, rows - 10)) + 600
     elif row_mode == "packed":
         cost += rb * s.depth * strips * rows * (1.2 if rows_of.direct else 3.0) + 1500
-    elif rows_of.unit_depth:
+    elif rows_of.unit_depth or rows_of.run is not None:
         if lane_mode != "turned" and per_vector // 2 < lanes <= per_vector:
             # A load for every multiply-add, and one for its place.
             cost += tiles * s.depth * 0.4 * max(0, rows - POINTERS)
@@ -237,9 +237,9 @@ def _tile_cost(
     vectors, strips = -(-lanes // per_vector), max(1, -(-r // rows))
     finish = rows * vectors * 3.0 + 40
     if lane_mode == "turned":
-        # Shuffles and multiply-adds share ports; lines of a power of two share sets of the cache.
+        # Shuffles and multiply-adds share ports, one row is a single chain; lines of a power of two share sets of the cache.
         line = s.depth * itemsize
-        step = 3.4 + 0.95 * rows + (1.0 if line % 2048 == 0 and line >= 4096 else 0.0)
+        step = max(4.2, 0.85 * math.log2(lanes) + 0.95 * rows) + (1.0 if line % 2048 == 0 and line >= 4096 else 0.0)
         return s.depth * step + (s.depth % lanes) * 25 + finish
     # A vector of lanes comes from the first level cache at one a cycle, from the next ones at half that each.
     panel, reach = min(s.depth, 1024) * lanes * itemsize, s.depth * n * itemsize
