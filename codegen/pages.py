@@ -74,7 +74,8 @@ def take(nbytes: int, arena: bool = False) -> Pages:
 
     arena: it is counted as that of a program.
     """
-    return with_room(lambda: _take(nbytes, arena))
+    pages: Pages = with_room(lambda: _take(nbytes, arena))
+    return pages
 
 
 def with_room(allocate: Callable[[], Any]) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from types import CodeType, FrameType
 from typing import Any
 
-from graphc.codegen.pages import OutOfMemoryError
+from graphc.codegen.pages import OutOfMemoryError as OutOfMemoryError
 from graphc.ir.function import Function, Loc
 
 

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from graphc.codegen import pages
-from graphc.codegen.pages import release_idle, show_size
-from graphc.runtime.errors import OutOfMemoryError, called, here
+from graphc.codegen.pages import OutOfMemoryError, release_idle
+from graphc.codegen.pages import show_size as show_size
+from graphc.runtime.errors import called, here
 
 ALIGNMENT = 64
 SMALL = 256 << 10

@@ -94,10 +94,11 @@ def _forward(group: Function, x: Blocks, targets: Mapping[Value, Buffer]) -> Ker
     running, shrink = x.array("running", TILE), x.array("shrink", TILE)
     shadow = x.array("shadow", 4 * wide) if causal else None
     where = Where(b, h, first, count, start, keys)
-    value_block, copied = x.direct(v, (b, kh), start), ()
+    value_block = x.direct(v, (b, kh), start)
+    copied: list[Stmt] = []
     if value_block is None:
         values = x.array("values", KEYS * wide)
-        copied = tuple(x.copy(values, v, (b, kh), start, keys, KEYS))
+        copied = x.copy(values, v, (b, kh), start, keys, KEYS)
         value_block = lambda j, e: load(values, j * wide + e)  # noqa: E731
     mask = x.mask_tile(masks, where, n0)
 
