@@ -45,7 +45,7 @@ def turned(w: Writer, depth: int, rows: Sequence[str], element: str, bits: int) 
             else:
                 low = [whole(mine[p], mine[p + 1], (0, 1, 4, 5)) for p in (0, 2)]
                 high = [whole(mine[p], mine[p + 1], (2, 3, 6, 7)) for p in (0, 2)]
-                moved = [whole(*half, order) for half in (low, high) for order in ((0, 2, 4, 6), (1, 3, 5, 7))]
+                moved = [whole(a, b, order) for a, b in (low, high) for order in ((0, 2, 4, 6), (1, 3, 5, 7))]
             found[i::width] = moved
     elif pieces > 1:
         width = n  # many small elements: exchanges of single lanes

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from graphc.codegen.expr import Expr, index, load, select, var
 from graphc.codegen.loops import Buffer, For, If, Kernel, Let, Stmt, Store
 from graphc.codegen.lower.affine import ceil_div, greatest_of, least_of
+from graphc.codegen.lower.contraction import BLOCK
 from graphc.codegen.lower.index import dim_expr
-from graphc.codegen.lower.microkernel import BLOCK, Tile, clear, equal_zero, region
+from graphc.codegen.lower.microkernel import Tile, clear, equal_zero, region
 from graphc.codegen.lower.tiles import power_of_two
 from graphc.ir.types import Dim, Shape, size_of
 

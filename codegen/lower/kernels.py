@@ -29,6 +29,7 @@ from graphc.codegen.loops import (
 from graphc.codegen.lower.affine import Levels, ceil_div, decided, greatest_of, least_of, normal, tidy
 from graphc.codegen.lower.blocks import Blocks
 from graphc.codegen.lower.contraction import (
+    BLOCK,
     Access,
     Contraction,
     Operand,
@@ -42,7 +43,6 @@ from graphc.codegen.lower.index import Position, delinearise, dim_expr, linearis
 from graphc.codegen.lower.local import LocalKernels
 from graphc.codegen.lower.lowered import Scratch
 from graphc.codegen.lower.microkernel import (
-    BLOCK,
     LaneLoad,
     RowLoad,
     Tile,

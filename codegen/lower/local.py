@@ -8,10 +8,9 @@ from graphc.codegen.expr import Expr, const, index, load, var
 from graphc.codegen.loops import Alloc, Buffer, For, If, Kernel, Let, Stmt, Store
 from graphc.codegen.lower.affine import ceil_div, decided, greatest_of, least_of, tidy
 from graphc.codegen.lower.blocks import Block, Blocks
-from graphc.codegen.lower.contraction import widened
+from graphc.codegen.lower.contraction import BLOCK, widened
 from graphc.codegen.lower.index import delinearise
 from graphc.codegen.lower.microkernel import (
-    BLOCK,
     Tile,
     block_sum,
     region,

@@ -15,7 +15,8 @@ from graphc.codegen.expr import Expr, const, equal, index, var
 from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Kernel, Let, Stmt, Store
 from graphc.codegen.lower.affine import least_of
 from graphc.codegen.lower.blocks import Blocks
-from graphc.codegen.lower.microkernel import BLOCK, Tile, multiply_add, region
+from graphc.codegen.lower.contraction import BLOCK
+from graphc.codegen.lower.microkernel import Tile, multiply_add, region
 
 if TYPE_CHECKING:
     from graphc.codegen.lower.kernels import ContractionKernels
