@@ -17,7 +17,16 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 
 from graphc.codegen.groups import Group, module_of, own_results, without
-from graphc.codegen.positions import Positions, Tokens, in_place, squeezed, step, tokens_of, units_out, with_units
+from graphc.codegen.positions import (
+    Positions,
+    Tokens,
+    in_place,
+    squeezed,
+    step,
+    tokens_of,
+    units_out,
+    with_units,
+)
 from graphc.ir.function import Function, Module, Operation, Value
 from graphc.ir.registry import lookup
 from graphc.ir.types import Dim, size_of

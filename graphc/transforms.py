@@ -14,6 +14,7 @@ from graphc.runtime import autograd
 from graphc.runtime.core import Tensor, alias, set_requires_grad
 from graphc.runtime.creation import zeros_like
 from graphc.runtime.grad_mode import enable_grad
+from graphc.runtime.graph import Graph
 from graphc.runtime.interop import asarray
 from graphc.runtime.ops_elementwise import FUNCTIONS
 from graphc.runtime.structure import flatten, unflatten
@@ -53,7 +54,7 @@ def _closed(structures: list[Any], values: Sequence[Any]) -> list[Any]:
 def _watched(outputs: Sequence[Tensor], own: Sequence[Tensor]) -> bool:
     """Whether the outputs depend on something differentiable besides the arguments' own leaves."""
     mine = {id(x._meta) for x in own if x.is_leaf}
-    graph = autograd.Graph(outputs, None)
+    graph = Graph(outputs, None)
     return any(id(owner) not in mine for owner, _ in graph.targets)
 
 

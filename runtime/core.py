@@ -245,6 +245,7 @@ def make_contiguous(t: Tensor) -> None:
         global _copied
         if _copied is None:
             from graphc.runtime.strided import copied as _copied
+        assert _copied is not None
         if not _copied(fresh, t):
             np.copyto(view_of(fresh, writable=True), view_of(t))
     else:

@@ -330,7 +330,7 @@ class Recording:
     freed = Backward(Function("freed", (), (), ()), (), (), ())
 
 
-def _of_another(error: Exception, program: Program) -> bool:
+def _of_another(error: Exception, program: Program | None) -> bool:
     """Whether a device tells, now that somebody waits, what an operation before `program` met."""
     return isinstance(error, DeviceIndexError) and error.owner is not getattr(program, "owner", None)
 

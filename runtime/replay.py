@@ -146,7 +146,7 @@ class Arguments:
             return
         if kind is dict:
             t(f"if tuple({name}) != {t.name(keys)}: return MISS")
-        inner = []
+        inner: list[tuple[str, Structure, int]] = []
         for item in items:
             inner.append((f"a{first}" if item is None else f"x{len(t.lines)}_{len(inner)}", item, first))
             first += _leaves(item)
@@ -301,9 +301,9 @@ class _Writer:
             if j in donated:
                 outputs.append(f"{self.inputs[donated[j]]}._address")
                 continue
-            s = t.name(spec)
-            t(f"try: b = {s}.free.pop()", 1)
-            t(f"except IndexError: b = {t.name(r.obtain)}({s})", 1)
+            wanted = t.name(spec)
+            t(f"try: b = {wanted}.free.pop()", 1)
+            t(f"except IndexError: b = {t.name(r.obtain)}({wanted})", 1)
             t(f"o{j} = new(Buffer)", 1)
             t(f"o{j}.block = b", 1)
             t(f"p{j} = b[0]", 1)
@@ -374,10 +374,10 @@ class _Writer:
                 x = self._source(source)
                 t(f"if (m := {x}._meta) is None: m = {t.name(without_gradient)}({x})", 1)
                 t(f"m.grad = {'None' if new is None else f't{new}'}", 1)
-        for c, k, m in r.slots:
-            write_item(t, c, k, f"t{m}")
-        for c, k, j, kind in r.numbers:
-            write_item(t, c, k, f"{t.name(kind)}({self._number(j)})")
+        for c, k, slot in r.slots:
+            write_item(t, c, k, f"t{slot}")
+        for c, k, made, kind in r.numbers:
+            write_item(t, c, k, f"{t.name(kind)}({self._number(made)})")
         t(f"return {self._result(r.structure, iter(r.leaves))}", 1)
 
     def _tensor(self, name: str, spec: str, buffer: str, address: str) -> None:
