@@ -9,6 +9,7 @@ itself and of installed packages are not looked into, except layers and optimize
 from __future__ import annotations
 
 import enum
+import functools
 import operator
 import pickle
 import sys
@@ -58,6 +59,30 @@ class Attributes:
 
     def __setitem__(self, name: str, value: Any) -> None:
         setattr(self.owner, name, value)
+
+
+class Content:
+    """What a set or a small array holds, as a container of one item: the same object for as long as it is equal."""
+
+    __slots__ = ("kept", "owner")
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self.kept = self._now()
+
+    def _now(self) -> Any:
+        return frozenset(self.owner) if isinstance(self.owner, set) else self.owner.tobytes()
+
+    def __getitem__(self, key: Any) -> Any:
+        now = self._now()
+        return self.kept if now == self.kept else now
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(self.owner, set):
+            self.owner.clear()
+            self.owner.update(value)
+        else:
+            self.owner[...] = np.frombuffer(value, self.owner.dtype).reshape(self.owner.shape)
 
 
 Slot = tuple[Any, Any]  # (container, key)
@@ -177,9 +202,14 @@ class Snapshot:
         return self._states() == self.random
 
     def _visit(self, x: Any) -> list[Any]:
-        if id(x) in self._seen or isinstance(x, (_OPAQUE, SCALARS)):
+        if id(x) in self._seen or isinstance(x, SCALARS):
             return []
         self._seen[id(x)] = x
+        if isinstance(x, _OPAQUE):
+            if isinstance(x, np.ndarray) and x.nbytes <= 8 * LONG and not x.dtype.hasobject:
+                # Python may have looked at its elements.
+                self._container(self._views.setdefault(id(x), Content(x)), (0,), False)
+            return []
         if isinstance(x, Tensor):
             hooks = None if x._meta is None else x._meta.hooks
             if hooks:
@@ -197,10 +227,16 @@ class Snapshot:
         if isinstance(x, (tuple, set, frozenset)):
             if isinstance(x, set):
                 self._sets.append((x, frozenset(x)))
+                if len(x) <= LONG:
+                    self._container(self._views.setdefault(id(x), Content(x)), (0,), False)
             return list(x) if len(x) <= LONG else []
         if isinstance(x, type):
             return self._class(x)
-        if hasattr(x, "bit_generator") and type(x).__module__.startswith("numpy.random"):
+        if isinstance(x, functools.partial):
+            return [x.func, x.args, x.keywords]
+        if type(x) is getattr(sys.modules.get("graphc.runtime.compiled"), "Compiled", None):
+            return [x._f]
+        if type(x).__module__.startswith("numpy.random") and hasattr(x, "bit_generator"):
             self._generators.append(x)
             return []
         inside: list[Any] = []
@@ -219,8 +255,8 @@ class Snapshot:
             return []
         self._classes.append((x, len(vars(x))))
         names = [n for n, v in vars(x).items() if not n.startswith("__") and not isinstance(v, _DESCRIPTORS)]
-        functions = [f for f in vars(x).values() if isinstance(f, types.FunctionType)]
-        return [*self._container(self._views.setdefault(id(x), Attributes(x)), names, False), *functions]
+        inner = [f for v in vars(x).values() for f in _functions_of(v)]
+        return [*self._container(self._views.setdefault(id(x), Attributes(x)), names, False), *inner]
 
     def _function(self, f: types.FunctionType) -> list[Any]:
         if f.__module__ is not None and f.__module__.startswith("graphc."):
@@ -420,7 +456,16 @@ def _shared_generators() -> list[tuple[str, Any]]:
 
 
 # What stands for the values of a class's instances rather than for a value of the class.
-_DESCRIPTORS = (types.FunctionType, property, classmethod, staticmethod, types.MemberDescriptorType, types.GetSetDescriptorType)
+_DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+
+
+def _functions_of(x: Any) -> list[Any]:
+    """The functions of a class's attribute."""
+    if isinstance(x, property):
+        return [f for f in (x.fget, x.fset, x.fdel) if f is not None]
+    if isinstance(x, (classmethod, staticmethod)):
+        return [x.__func__]
+    return [x.func] if isinstance(x, functools.cached_property) else [x] if isinstance(x, types.FunctionType) else []
 
 
 def _slots(kind: type) -> list[str]:
@@ -435,7 +480,7 @@ def _slots(kind: type) -> list[str]:
 
 
 def _is_state(x: Any) -> bool:
-    if not hasattr(x, "__dict__") or callable(getattr(x, "__next__", None)):
+    if not hasattr(x, "__dict__") or hasattr(type(x), "__next__"):
         return False
     home = type(x).__module__
     if home.startswith("graphc."):

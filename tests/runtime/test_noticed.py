@@ -1,0 +1,138 @@
+"""Changes of the Python state that a compiled function must notice, in places that are not plain attributes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import graphc as gc
+import numpy as np
+import pytest
+
+CONFIG = {"factor": 2}
+
+
+class Holder:
+    """Reads what lies outside in every way that a class offers."""
+
+    def __init__(self) -> None:
+        self.flag = True
+
+    @property
+    def factor(self) -> int:
+        return CONFIG["factor"]
+
+    @staticmethod
+    def static(x: Any) -> Any:
+        return x * CONFIG["factor"]
+
+    @classmethod
+    def of_class(cls, x: Any) -> Any:
+        return x * CONFIG["factor"]
+
+    def chosen(self, x: Any) -> Any:
+        return x * 2 if self.flag else x * 3
+
+    def doubled(self, x: Any) -> Any:
+        return x * 2
+
+
+class Strict:
+    """Its `__getattr__` does not raise what Python expects."""
+
+    known = {"factor": 2}
+
+    def __getattr__(self, name: str) -> Any:
+        return Strict.known[name]
+
+
+Case = tuple[Callable[..., Any], Callable[[], Any]]  # a function, and what changes its result
+
+
+def _set() -> Case:
+    chosen = {0, 1}
+    return lambda x: x * sum(1 << i for i in range(4) if i in chosen), lambda: (chosen.remove(1), chosen.add(3))
+
+
+def _array() -> Case:
+    factors = np.array([1.0, 2.0])
+    return lambda x: x * float(factors[1]), lambda: factors.__setitem__(1, 5.0)
+
+
+def _property() -> Case:
+    h = Holder()
+    return lambda x: x * h.factor, lambda: CONFIG.update(factor=7)
+
+
+def _static() -> Case:
+    h = Holder()
+    return lambda x: h.static(x), lambda: CONFIG.update(factor=7)
+
+
+def _of_class() -> Case:
+    h = Holder()
+    return lambda x: h.of_class(x), lambda: CONFIG.update(factor=7)
+
+
+def _method() -> Case:
+    h = Holder()
+    return lambda x: h.doubled(x), lambda: setattr(Holder, "doubled", lambda self, x: x * 5)
+
+
+def _partial() -> Case:
+    h = Holder()
+    return functools.partial(Holder.chosen, h), lambda: setattr(h, "flag", False)
+
+
+def _partial_inside() -> Case:
+    h = Holder()
+    g = functools.partial(Holder.chosen, h)
+    return lambda x: g(x) + 1, lambda: setattr(h, "flag", False)
+
+
+def _compiled_inside() -> Case:
+    factor = [2.0]
+    g = gc.compile(lambda x: x * factor[0])
+    return lambda x: g(x) + 1, lambda: factor.__setitem__(0, 9.0)
+
+
+def _strict() -> Case:
+    s = Strict()
+    return lambda x: x * s.factor, lambda: Strict.known.update(factor=5)
+
+
+CASES = (_set, _array, _property, _static, _of_class, _method, _partial, _partial_inside, _compiled_inside, _strict)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__[1:])
+def test_change_is_noticed(case: Callable[[], Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONFIG, "factor", 2)
+    monkeypatch.setattr(Holder, "doubled", Holder.doubled)
+    f, change = case()
+    x = gc.tensor(np.arange(4, dtype=np.float32))
+    compiled = gc.compile(f)
+    for _ in range(3):
+        assert compiled(x).tolist() == f(x).tolist()
+    before = f(x).tolist()
+    change()
+    expected = f(x).tolist()
+    assert expected != before
+    for _ in range(3):
+        assert compiled(x).tolist() == expected
+
+
+def test_a_failed_call_restores_sets_and_arrays() -> None:
+    seen: set[int] = set()
+    counts = np.zeros(3)
+
+    def f(x: Any, i: Any) -> Any:
+        seen.add(1)
+        counts[1] += 1
+        return x[i]
+
+    x = gc.tensor(np.arange(4, dtype=np.float32))
+    with pytest.raises(IndexError):
+        gc.compile(f)(x, gc.tensor(np.array([9])))
+    assert seen == set()
+    assert counts.tolist() == [0, 0, 0]
