@@ -78,7 +78,8 @@ def to_odd(value: Array, error: Array) -> Array:
 
 def _fma64(a: Array, b: Array, c: Array) -> Array:
     product = a * b
-    plain = product + c
+    # An infinite c stays what it is, even where the rounded product would be the other infinity.
+    plain = np.where(np.isfinite(a) & np.isfinite(b) & ~np.isfinite(c), c, product + c)
     special = ~(np.isfinite(a) & np.isfinite(b) & np.isfinite(c)) | (a == 0) | (b == 0)
     size = np.abs(product)
     safe = (size < 2.0**1000) & (size > 2.0**-900) & (np.abs(c) < 2.0**1000)

@@ -261,6 +261,13 @@ def test_fma_rounds_once(dtype: type) -> None:
         assert nearest(exact, float(result), dtype)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fma_keeps_an_infinity_beside_a_product_beyond_the_range(dtype: type) -> None:
+    large = np.array([np.finfo(dtype).max, -np.finfo(dtype).max])
+    got = fma(large.astype(dtype), np.full(2, 2.0, dtype), np.array([-INF, INF], dtype))
+    assert got.tolist() == [-INF, INF]
+
+
 # ---- type rules --------------------------------------------------------------------------------
 
 
