@@ -9,9 +9,11 @@ import pytest
 from graphc.codegen.llvm.target import host_target, make_target
 from graphc.codegen.lower.contract import variant
 from graphc.codegen.lower.windows.gradient_schedule import GradientSchedule
+from graphc.codegen.lower.windows.groups import GroupSchedule
 from graphc.codegen.lower.windows.lower import (
     candidate,
     gradient_candidate,
+    group_candidate,
     plane_candidate,
     spread_candidate,
 )
@@ -183,6 +185,64 @@ def test_few_results_with_specials() -> None:
     check(f, args=[x, w], schedule=found[1])
 
 
+# The same with many groups of few channels: lanes over groups. Groups are the kernel's channels of each part.
+GROUPS: dict[str, tuple[str, str, dict[str, Any], dict[str, int]]] = {
+    "depthwise": ("f32[20, 3, 9, 20]", "f32[20, 3, 9, 20]", {"padding": SAME, "batch_groups": 20}, {}),
+    "many pixels": ("f32[4, 2, 23, 41]", "f32[4, 2, 23, 41]", {"padding": ((1, 1), (2, 0)), "batch_groups": 4}, {}),
+    "small images": ("f32[17, 90, 3, 2]", "f32[17, 90, 3, 2]", {"padding": SAME, "batch_groups": 17}, {}),
+    "two and three": ("f32[10, 3, 8, 9]", "f32[15, 3, 6, 7]", {"batch_groups": 5}, {}),
+    "strided": ("f32[7, 3, 13, 11]", "f32[7, 3, 6, 5]", {"rhs_dilation": (2, 2), "padding": ((0, 0), (1, -1)), "batch_groups": 7}, {}),
+    "dilated": ("f32[8, 3, 20, 18]", "f32[16, 3, 16, 15]", {"strides": (2, 3), "padding": ((1, 1), (2, 2)), "batch_groups": 8}, {}),
+    "cropped": ("f32[6, 3, 12, 16]", "f32[6, 3, 9, 11]", {"padding": ((-1, 0), (1, -5)), "batch_groups": 6}, {}),
+    "far strides": ("f32[4, 2, 30, 33]", "f32[4, 2, 7, 9]", {"rhs_dilation": (4, 4), "padding": ((3, 0), (2, 1)), "batch_groups": 4}, {}),
+    "large windows": ("f32[9, 2, 16, 30]", "f32[9, 2, 12, 17]", {"padding": ((1, 2), (1, 4)), "batch_groups": 9}, {}),
+    "long": ("f32[18, 3, 700]", "f32[18, 3, 700]", {"padding": ((3, 5),), "batch_groups": 18}, {}),
+    "short": ("f32[5, 300, 3]", "f32[5, 300, 2]", {"padding": ((2, 1),), "batch_groups": 5, "rhs_dilation": (2,)}, {}),
+    "symbolic": ("f32[8, e0, 9, 9]", "f32[8, e0, 9, 9]", {"padding": SAME, "batch_groups": 8}, {"e0": 5}),
+    "halves": ("f16[12, 6, 9, 9]", "f16[12, 6, 8, 8]", {"padding": SAME, "batch_groups": 6}, {}),
+    "doubles": ("f64[9, 6, 9, 9]", "f64[18, 6, 8, 8]", {"batch_groups": 9}, {}),
+    "integers": ("i8[9, 6, 9, 9]", "i8[18, 6, 8, 8]", {"batch_groups": 9}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+@pytest.mark.parametrize("name", GROUPS)
+def test_many_groups(name: str, blocks: int) -> None:
+    x, w, attrs, extents = GROUPS[name]
+    f = conv_group(x, w, biased(1), **attrs)
+    found = group_candidate(f, extents, 512)
+    assert found is not None
+    check(f, extents, schedule=found[1]._replace(blocks=blocks))
+
+
+@pytest.mark.parametrize("attrs", [
+    {"padding": SAME},
+    {"padding": ((2, 0), (-1, 3)), "strides": (2, 1)},
+    {"padding": ((1, 1), (0, 1)), "rhs_dilation": (2, 2)},
+], ids=str)  # fmt: skip
+def test_many_groups_read_nothing_outside(attrs: dict[str, Any]) -> None:
+    f = conv_group("f32[5, 2, 6, 7]", "f32[5, 2, 4, 4]", biased(1), batch_groups=5, **attrs)
+    found = group_candidate(f, {}, 512)
+    assert found is not None
+    check_by_oracle(f, {}, found[1]._replace(blocks=1, width=4))
+
+
+def test_many_groups_with_specials() -> None:
+    f = conv_group("f32[4, 2, 4, 4]", "f32[4, 2, 4, 4]", padding=SAME, batch_groups=4)
+    x, w = arguments(f, {})
+    w[0, 0, 0, 0], w[1, 1, 2, 2], x[0, 0, 1, 2] = np.inf, np.nan, -np.inf
+    found = group_candidate(f, {}, 512)
+    assert found is not None
+    check(f, args=[x, w], schedule=found[1])
+
+
+def test_the_compiler_takes_lanes_over_groups() -> None:
+    f = conv_group("f32[32, 2, 9, 9]", "f32[64, 2, 9, 9]", padding=SAME, batch_groups=32)
+    assert isinstance(variant(f, {}), GroupSchedule)
+    f = conv_group("f32[12, 2, 9, 9]", "f32[64, 2, 9, 9]", padding=SAME, batch_groups=2)
+    assert isinstance(variant(f, {}), GradientSchedule)
+
+
 # Channels that are alone: nothing is copied.
 PLANES: dict[str, tuple[str, str, dict[str, Any], dict[str, int]]] = {
     "depthwise": ("f32[2, 5, 9, 20]", "f32[5, 1, 3, 3]", {"padding": SAME, "groups": 5}, {}),
@@ -328,6 +388,7 @@ def test_random_geometries() -> None:
         for found in (
             candidate(f, {}, 512),
             gradient_candidate(f, {}, 512),
+            group_candidate(f, {}, 512),
             (0.0, plane_candidate(f, {}, 512)),
         ):
             if found is not None and found[1] is not None:

@@ -9,10 +9,12 @@ from graphc.codegen.loops import Buffer
 from graphc.codegen.lower.conv import conv_contraction
 from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.pull import Pull
-from graphc.codegen.lower.windows.geometry import geometry_of, gradient_geometry
+from graphc.codegen.lower.windows.geometry import Geometry, geometry_of, gradient_geometry
 from graphc.codegen.lower.windows.gradient import GradientKernels
 from graphc.codegen.lower.windows.gradient_schedule import GradientSchedule
 from graphc.codegen.lower.windows.gradient_schedule import choose as choose_gradient
+from graphc.codegen.lower.windows.groups import GroupKernels, GroupSchedule
+from graphc.codegen.lower.windows.groups import choose as choose_groups
 from graphc.codegen.lower.windows.kernels import WindowKernels
 from graphc.codegen.lower.windows.planes import PlaneKernels, PlaneSchedule
 from graphc.codegen.lower.windows.planes import choose as choose_planes
@@ -21,7 +23,7 @@ from graphc.codegen.lower.windows.spread import SpreadKernels, SpreadSchedule
 from graphc.codegen.lower.windows.spread import choose as choose_spread
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.interpret import specialize
-from graphc.ir.types import DimExpr, Shape, size_of, substitute
+from graphc.ir.types import DimExpr, DType, Shape, size_of, substitute
 
 Hint = Mapping[str, int]
 # Cycles for a vector of terms up to which a schedule is taken; of short sums, always.
@@ -29,7 +31,7 @@ GOOD, SHORT = 1.5, 64
 GOOD_GRADIENT = 1.8
 # Output channels of a group that is one channel, each of which reads it again.
 MOST_OUTPUTS = 2
-WindowSchedules = Union[WindowSchedule, GradientSchedule, PlaneSchedule, SpreadSchedule]
+WindowSchedules = Union[WindowSchedule, GradientSchedule, GroupSchedule, PlaneSchedule, SpreadSchedule]
 
 
 def _root(group: Function) -> Operation:
@@ -61,6 +63,20 @@ def gradient_candidate(
     group: Function, hint: Hint, vector_bits: int
 ) -> tuple[float, GradientSchedule] | None:
     """As `candidate`, for lanes over output channels; literal are all sizes but for the number of channels of x."""
+    known = _gradient_of(group, hint)
+    return None if known is None else choose_gradient(*known[:-1], vector_bits, known[-1])
+
+
+def group_candidate(group: Function, hint: Hint, vector_bits: int) -> tuple[float, GroupSchedule] | None:
+    """As `gradient_candidate`, for lanes over groups."""
+    known = _gradient_of(group, hint)
+    return None if known is None else choose_groups(*known[:-1], vector_bits, known[-1])
+
+
+def _gradient_of(
+    group: Function, hint: Hint
+) -> tuple[Geometry, int, DType, tuple[tuple[str, int], ...]] | None:
+    """The geometry of a gradient, its examples, the dtype of sums, and literals."""
     root = _root(group)
     x, w = root.operands
     shapes = (w.type.shape[:1], w.type.shape[2:], x.type.shape[:1], x.type.shape[2:], root.result.type.shape)
@@ -74,9 +90,7 @@ def gradient_candidate(
         return None
     examples = substitute(g.examples, hint)
     c = conv_contraction(made, root, Pull(made, _params(made)), per_example=True)
-    return choose_gradient(
-        g, examples if isinstance(examples, int) else 32, c.accumulator, vector_bits, literal
-    )
+    return g, examples if isinstance(examples, int) else 32, c.accumulator, literal
 
 
 def plane_candidate(group: Function, hint: Hint, vector_bits: int) -> PlaneSchedule | None:
@@ -142,7 +156,10 @@ def windows_schedule(group: Function, hint: Hint, vector_bits: int) -> WindowSch
 
 def _gradient_schedule(
     group: Function, root: Operation, hint: Hint, vector_bits: int
-) -> GradientSchedule | None:
+) -> GradientSchedule | GroupSchedule | None:
+    many = group_candidate(group, hint, vector_bits)
+    if many is not None:
+        return many[1]
     found = gradient_candidate(group, hint, vector_bits)
     if found is None:
         return None
@@ -188,7 +205,10 @@ def lower_windows(group: Function, schedule: WindowSchedules) -> Lowered:
     else:
         g = gradient_geometry(root)
         assert g is not None, "a schedule for windows is for known sizes"
-        kernels, scratch = GradientKernels(c, g, schedule, results).build()
+        if isinstance(schedule, GroupSchedule):
+            kernels, scratch = GroupKernels(c, g, schedule, results).build()
+        else:
+            kernels, scratch = GradientKernels(c, g, schedule, results).build()
     return Lowered(kernels, tuple(buffers[p] for p in made.params), results, scratch, tuple(pull.sites))
 
 
