@@ -77,11 +77,15 @@ class Site:
 
 @dataclass(frozen=True)
 class BoundGroup:
-    """A compiled group applied to one group function: its extents' dimensions are known."""
+    """A compiled group applied to one group function: its extents' dimensions are known.
+
+    borrowed: its kernels were chosen for other sizes.
+    """
 
     compiled: CompiledGroup
     extents: dict[str, Dim]
     sites: tuple[Site, ...] = ()
+    borrowed: bool = False
 
     def concrete(self) -> dict[str, int]:
         return {k: int(v) for k, v in self.extents.items()}
@@ -118,6 +122,10 @@ def evaluate_size(text: str, sizes: Sizes) -> int:
 # Groups of programs of ever other sizes are not remembered for ever; their kernels are.
 MOST_REMEMBERED = 8192
 _memory: dict[Any, CompiledGroup] = {}
+# Sizes are near where no extent is more than so many times another.
+NEAR = 4
+# Of a canonical group, the last kernels that were loaded among those that serve all sizes, and the extents that chose them.
+_general: dict[Any, tuple[dict[str, int], CompiledGroup]] = {}
 _canonical: dict[Any, Canonical] = {}
 _choices: dict[Any, str] = {}
 
@@ -140,8 +148,11 @@ def bind_group(group: Function, stream: bool = True, in_place: InPlace = ()) -> 
     return bind_groups([Wanted(group, stream, in_place)])[0]
 
 
-def bind_groups(wanted: Sequence[Wanted]) -> list[BoundGroup]:
-    """As `bind_group` for all the groups of a program; what no cache holds is compiled at once, by several processes."""
+def bind_groups(wanted: Sequence[Wanted], hurry: bool = False) -> list[BoundGroup]:
+    """As `bind_group` for all the groups of a program; what no cache holds is compiled at once, by several processes.
+
+    hurry: rather than that, borrow the kernels that were chosen for sizes nearby.
+    """
     with stage("canonical"):
         canonical = [_canonical_of(w.group) for w in wanted]
     hints = [{name: d for name, d in c.extents if not isinstance(d, DimExpr)} for c in canonical]
@@ -149,11 +160,12 @@ def bind_groups(wanted: Sequence[Wanted]) -> list[BoundGroup]:
         [
             Asked(c.function, hint, w.stream, w.in_place)
             for c, hint, w in zip(canonical, hints, wanted, strict=True)
-        ]
+        ],
+        hurry,
     )
     return [
-        BoundGroup(k, dict(c.extents), tuple(site_of(w.group, *site) for site in k.sites))
-        for k, c, w in zip(compiled, canonical, wanted, strict=True)
+        BoundGroup(k, dict(c.extents), tuple(site_of(w.group, *site) for site in k.sites), borrowed)
+        for (k, borrowed), c, w in zip(compiled, canonical, wanted, strict=True)
     ]
 
 
@@ -193,11 +205,13 @@ class _Missing:
     hint: dict[str, int]
     choice: str
     in_place: InPlace
+    stream: bool = True
 
 
-def compiled_groups(asked: Sequence[Asked]) -> list[CompiledGroup]:
-    """The loaded kernels of canonical groups."""
+def compiled_groups(asked: Sequence[Asked], hurry: bool = False) -> list[tuple[CompiledGroup, bool]]:
+    """The loaded kernels of canonical groups, and whether they were borrowed (see `bind_groups`)."""
     from graphc.codegen.llvm.target import host_target
+    from graphc.codegen.lower.lower import serves_all_sizes
 
     target = host_target()
     keys: list[Any] = []
@@ -207,16 +221,36 @@ def compiled_groups(asked: Sequence[Asked]) -> list[CompiledGroup]:
         key = (a.canonical.key(), choice, target)
         keys.append(key)
         if key not in _memory and key not in missing:
-            missing[key] = _Missing(a.canonical, a.hint, choice, a.in_place)
+            missing[key] = _Missing(a.canonical, a.hint, choice, a.in_place, a.stream)
     distinct = set(keys)
     report = current()
     if report is not None:
         report.groups += len(asked)
         report.kernels += len(distinct)
         report.from_memory += len(distinct) - len(missing)
+    borrowed: dict[Any, CompiledGroup] = {}
+    if missing and hurry:
+        borrowed = {key: found for key, m in missing.items() if (found := _nearby(m, target)) is not None}
+        for key in borrowed:
+            del missing[key]
     if missing:
         _memory.update(zip(missing, _from_disk_or_compile(list(missing.values())), strict=True))
-    return [_memory[key] for key in keys]
+        for m, key in zip(missing.values(), missing, strict=True):
+            if serves_all_sizes(m.canonical, m.choice):
+                _general[m.canonical.key(), m.in_place, target] = (m.hint, _memory[key])
+    return [(borrowed[key], True) if key in borrowed else (_memory[key], False) for key in keys]
+
+
+def _nearby(m: _Missing, target: Any) -> CompiledGroup | None:
+    """Kernels of the same group that were chosen for sizes nearby, unless the right ones are on disk."""
+    from graphc.codegen import cache
+
+    hint, found = _general.get((m.canonical.key(), m.in_place, target), ({}, None))
+    if found is None or (found.streams and not m.stream) or hint.keys() != m.hint.keys():
+        return None
+    if any(max(n, hint[e]) > NEAR * max(1, min(n, hint[e])) for e, n in m.hint.items()):
+        return None
+    return None if cache.get(cache.key(kernel_text(m.canonical, m.choice), target.key())) is not None else found
 
 
 def _choice_of(a: Asked) -> str:

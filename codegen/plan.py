@@ -54,13 +54,14 @@ class PlannedLaunch:
 class Plan:
     """The launches of a fused module in order, and the size of the arena in bytes.
 
-    streams: outputs must be aligned to 64 bytes.
+    streams: outputs must be aligned to 64 bytes. borrowed: some kernels were chosen for other sizes.
     """
 
     entry: Function
     launches: tuple[PlannedLaunch, ...]
     arena: int
     streams: bool = False
+    borrowed: bool = False
 
     def __str__(self) -> str:
         lines = [f"plan @{self.entry.name}: {len(self.launches)} launches, arena {self.arena} bytes"]
@@ -265,17 +266,17 @@ def _ancestors(entry: Function) -> list[int]:
 
 
 def make_plan(
-    module: Module, stream: bool = True, donated: frozenset[tuple[int, int]] = frozenset()
+    module: Module, stream: bool = True, donated: frozenset[tuple[int, int]] = frozenset(), hurry: bool = False
 ) -> Plan:
     """The plan of a fused module with concrete dimensions.
 
-    stream: as in `Wanted`. donated: (input, output) that are the same memory.
+    stream: as in `Wanted`. donated: (input, output) that are the same memory. hurry: as in `bind_groups`.
     """
     entry = module.entry
     calls = [i for i, op in enumerate(entry.ops) if any(map(_bytes, op.results))]
     shared = in_place(module, donated)
     wanted = [Wanted(entry.ops[i].attrs["function"], stream, shared[i]) for i in calls]
-    bound = dict(zip(calls, bind_groups(wanted), strict=True))
+    bound = dict(zip(calls, bind_groups(wanted, hurry), strict=True))
 
     def scratch(i: int, op: Operation) -> list[int]:
         return bound[i].compiled.scratch_bytes(bound[i].concrete())
@@ -286,7 +287,8 @@ def make_plan(
     for i, group in bound.items():
         launches += _launches(entry.ops[i], group, memory, layout.scratch[i])
     streams = any(group.compiled.streams for group in bound.values())
-    return Plan(entry, tuple(launches), layout.size, streams)
+    borrowed = any(group.borrowed for group in bound.values())
+    return Plan(entry, tuple(launches), layout.size, streams, borrowed)
 
 
 @dataclass(frozen=True)

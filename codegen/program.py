@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import struct
 import sys
 import threading
@@ -29,6 +30,8 @@ Run = Callable[[Sequence[int], Sequence[int]], None]
 
 # Elementary operations that make a part worth a thread of its own. None: what the costs of the machine say.
 GRAIN: int | None = None
+# So often a program runs with kernels that were chosen for other sizes, before its own are compiled.
+BORROWED_RUNS = 3
 SHORT = 20.0  # microseconds of a program that keeps Python's lock
 
 
@@ -99,6 +102,7 @@ class Program:
         run: run(input addresses, output addresses) runs the program on that memory. Raises `IndexError`
             if an index was out of range, naming the operation and its Python line.
         constants: arrays that the launches read beside the inputs.
+        short: whether other Python threads wait while it runs.
         donated: pairs (input, output) where the output is written in place of the input, so that
             the caller passes the same address for both.
     """
@@ -160,17 +164,34 @@ class Program:
         self.items = make_items(self.plan, costs(), self._grain)
         self._table = Table(self.plan, self.items, pointer_of, given + 1, self._runner.forget)
         # A short program keeps Python's lock, which is cheaper; a long one lets other threads run.
-        short = sum(item.microseconds for item in self.items.items) < SHORT
+        self.short = short = sum(item.microseconds for item in self.items.items) < SHORT
         native = self._runner
         direct = native.with_pointers_short if short else native.with_pointers
         address = self._table.address
-        if short and not self.plan.arena and given < len(direct):
+        # Where a launch may report an error nobody else may run the program before that is read.
+        if short and not self.plan.arena and given < len(direct) and not any(p.sites for p in self.plan.launches):
             self.run = self._direct_run(direct[given], address)
         else:
             call = direct[given] if given < len(direct) else None
             self.run = self._locked_run(call, native.run_program, address, given)
         if self.plan.streams:
             self.run = self._aligned_run(self.run)
+        if self.plan.borrowed:
+            self.run = self._borrowing_run(self.run)
+
+    def _borrowing_run(self, borrowing: Run) -> Run:
+        """`borrowing` for the first few runs; then these sizes come again, and kernels are chosen for them."""
+        runs = itertools.count(1)
+        own: list[Run] = []
+
+        def run(inputs: Sequence[int], outputs: Sequence[int]) -> None:
+            if not own and next(runs) > BORROWED_RUNS:
+                with collect(self.plan.entry.name), stage("plan"):
+                    plan = make_plan(self.module, donated=self.donated)
+                own.append(Program(self.function, self.module, plan, self.constants, self.donated, self._grain).run)
+            (own[0] if own else borrowing)(inputs, outputs)
+
+        return run
 
     def _aligned_run(self, aligned: Run) -> Run:
         """`aligned` where all outputs are aligned, else a program that does not ask for that."""
@@ -252,13 +273,15 @@ def compile_function(
     fused: bool = True,
     grain: int | None = None,
     keep: bool = False,
+    hurry: bool = False,
 ) -> Program:
     """Compile a function with concrete dimensions.
 
     donate: pairs (input, output) that may share memory; `Program.donated` tells which do.
     optimise: run the default passes first. fused: let operations share kernels. grain: elementary operations of
     a part at least, instead of what the machine's costs say. The results are the same to the bit either way.
-    keep: remember the plan on disk, for processes to come.
+    keep: remember the plan on disk, for processes to come. hurry: run with kernels that were chosen for sizes nearby, rather
+    than compile, until these sizes have come a few times.
     """
     from graphc.codegen import stored
 
@@ -276,10 +299,10 @@ def compile_function(
             report.optimised += len(optimised.ops)
             with stage("plan"):
                 donated = accepted(module, donate) if donate else frozenset()
-                plan = make_plan(module, donated=donated)
+                plan = make_plan(module, donated=donated, hurry=hurry)
             with stage("table"):
                 program = Program(optimised, module, plan, constants, donated, grain)
-            if keep:
+            if keep and not plan.borrowed:
                 counts = len(optimised.ops), len(module.entry.ops)
                 stored.keep(key, stored.Stored(plan, tuple(program.constants), donated, *counts))
     measure_in_time()

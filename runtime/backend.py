@@ -90,7 +90,7 @@ def compile_function(
         check_environment()
         _compiler = compiler
     try:
-        program: Program = _compiler(function, donate, keep=True)
+        program: Program = _compiler(function, donate, keep=True, hurry=True)
     except MemoryError:
         raise
     except Exception as error:

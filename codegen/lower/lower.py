@@ -43,6 +43,15 @@ def variant(group: Function, target: Target, hint: dict[str, int], stream: bool 
     return map_variant(group, hint, stream) if kind == "map" else kind
 
 
+def serves_all_sizes(group: Function, choice: str) -> bool:
+    """Whether the kernels of a variant are right whatever the extents, and do about the work that they should.
+
+    Those of convolutions over windows have the geometry in them, and attention has kernels for few queries.
+    """
+    kind = family(group)
+    return kind in ("row", "map") or (kind == "contract" and choice.startswith("contract Schedule("))
+
+
 @functools.lru_cache(maxsize=256)
 def _schedule(group: Function, target: Target, hint: tuple[tuple[str, int], ...]) -> Any:
     """The schedule of a contraction: asked for once for the key, and again if it must be lowered."""
