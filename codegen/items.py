@@ -220,6 +220,12 @@ class Table:
         errors[:] = 0
         return i, site, value
 
+    def renew(self) -> None:
+        """As if the program had never run. Nobody may be running it."""
+        self._states.array[:] = 0
+        self._errors.array[:] = 0
+        self._program.array[16] = 0  # the epoch
+
     def __del__(self) -> None:
         # A worker may still look around in a program that has ended.
         if self._forget is not None:

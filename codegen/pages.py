@@ -41,6 +41,16 @@ class _Counts:
 
 
 counts = _Counts()
+
+
+def _after_fork() -> None:
+    # Another thread of the parent may have held it.
+    counts.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
 _shortage: list[Callable[[], None]] = []
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import os
 import struct
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -126,6 +128,8 @@ class Program:
         self.donated = donated
         self.constants = [np.ascontiguousarray(c) for c in constants]
         self._runner = runner()
+        self._lock = threading.Lock()
+        _alive.add(self)
         self.run: Run
         self._grain = grain or GRAIN
         self._build()
@@ -177,6 +181,7 @@ class Program:
         if self.plan.streams:
             self.run = self._aligned_run(self.run)
         if self.plan.borrowed:
+            self.short = False  # the kernels that follow may take longer
             self.run = self._borrowing_run(self.run)
 
     def _borrowing_run(self, borrowing: Run) -> Run:
@@ -221,7 +226,7 @@ class Program:
     def _locked_run(
         self, call: Callable[..., int] | None, call_program: Callable[..., int], address: int, given: int
     ) -> Run:
-        lock, fail, size, name = threading.Lock(), self._fail, self.plan.arena, self.plan.entry.name
+        lock, fail, size, name = self._lock, self._fail, self.plan.arena, self.plan.entry.name
         pointers: Any = self._table.pointers
         # NumPy assigns a list slowly, one object at a time.
         fill = struct.Struct(f"{given}q").pack_into
@@ -241,6 +246,12 @@ class Program:
 
         return run
 
+    def _after_fork(self) -> None:
+        """In a child: another thread of the parent, which is not here, may have been running this."""
+        if self._lock.locked():
+            self._table.renew()
+            self._lock.release()
+
     def _fail(self, failed: int) -> None:
         if failed & 2:
             self._runner.complain()
@@ -248,6 +259,18 @@ class Program:
         if found is not None:
             launch, site, value = found
             raise IndexError(self.plan.launches[launch].sites[site - 1].message(value))
+
+
+_alive: weakref.WeakSet[Program] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for program in list(_alive):
+        program._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def front(f: Function, optimise: bool = True, fused: bool = True) -> tuple[Function, Module, Sequence[Any]]:

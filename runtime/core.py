@@ -252,7 +252,10 @@ def make_contiguous(t: Tensor) -> None:
         context = t._spec.device.context
         context.pack(fresh._address, t._address, t._spec, t._strides)
         context.moved(t._buffer, fresh._buffer)
+    # What dies here runs Python, and another thread may look at the tensor then: not before the address is there.
+    old = t._buffer
     t._buffer, t._address, t._strides = fresh._buffer, fresh._address, None
+    del old
     state.stamp = object()
 
 
@@ -354,7 +357,10 @@ def rebind(t: Tensor, new: Tensor, operation: str) -> Tensor:
     if state.active and local.tracer is not None:
         local.tracer.note_write(t)
         new = local.tracer.settled(new)
+    # As in `make_contiguous`: the old memory goes once the tensor has the new.
+    old = t._buffer
     t._spec, t._buffer, t._address, t._strides = new._spec, new._buffer, new._address, new._strides
+    del old
     # A Python number's mark as a constant does not pass to a tensor, whose value may change.
     t._traced = new._traced if new._traced is None or new._traced[0] is not None else None
     if new._meta is not None and new._meta.requires_grad:

@@ -61,7 +61,8 @@ class Entry:
     """
 
     __slots__ = (
-        "attrs", "backwards", "device", "float_outputs", "function", "name", "operands", "place", "run", "spec", "specs", "view",
+        "attrs", "backwards", "device", "float_outputs", "function", "long", "name", "operands", "place", "run", "spec", "specs",
+        "view",
     )  # fmt: skip
 
     def __init__(
@@ -88,11 +89,14 @@ class Entry:
         self.place: Any = None
         self.attrs = attrs
         self.run: Callable[[Sequence[int], Sequence[int]], None] = self._first_run
+        # Whether other Python threads run meanwhile: they may give an operand other memory, and this one holds what it reads.
+        self.long = True
         # The gradients by the set of inputs they are for, a number whose bit i stands for input i.
         self.backwards: dict[int, Backward] = {}
 
     def _first_run(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        self.run = compile_function(self.function, (), self.device, self.operands, self.specs).run
+        program = compile_function(self.function, (), self.device, self.operands, self.specs)
+        self.run, self.long = program.run, not getattr(program, "short", True)
         self.run(inputs, outputs)
 
     def execute(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -249,6 +253,10 @@ def run_one(entry: Entry, inputs: Sequence[Tensor]) -> Tensor:
         if x._meta is not None:
             differentiable = True
         addresses.append(x._address)
+    held = None
+    if entry.long:
+        held = [(x._buffer, x._address) for x in inputs]
+        addresses = [address for _, address in held]
     try:
         block = spec.free.pop()
     except IndexError:
@@ -266,6 +274,7 @@ def run_one(entry: Entry, inputs: Sequence[Tensor]) -> Tensor:
     except Exception as error:
         told = explain(error, entry.name, [x._spec for x in inputs])
         raise told from told.__cause__
+    del held
     if differentiable and local.grad:
         record(entry, inputs, (t,))
     return t  # type: ignore[no-any-return]
@@ -303,12 +312,17 @@ def execute(entry: Entry, inputs: Sequence[Tensor]) -> list[Tensor]:
         if t._strides is not None:
             make_contiguous(t)
         addresses.append(t._address)
+    held = None
+    if entry.long:
+        held = [(t._buffer, t._address) for t in inputs]
+        addresses = [address for _, address in held]
     outputs = [empty(s) for s in entry.specs]
     try:
         entry.run(addresses, [t._address for t in outputs])
     except Exception as error:
         told = explain(error, entry.name, [t._spec for t in inputs])
         raise told from told.__cause__
+    del held
     return outputs
 
 
@@ -348,6 +362,8 @@ def run_single(entry: Entry, a: Tensor, b: Tensor) -> Tensor:
         make_contiguous(a)
     if b._strides is not None:
         make_contiguous(b)
+    addresses = (a._address, b._address)
+    held = (a._buffer, b._buffer) if entry.long else None
     spec = entry.spec
     try:
         block = spec.free.pop()  # type: ignore[union-attr]
@@ -362,10 +378,11 @@ def run_single(entry: Entry, a: Tensor, b: Tensor) -> Tensor:
     t._meta = None
     t._traced = None
     try:
-        entry.run((a._address, b._address), (address,))
+        entry.run(addresses, (address,))
     except Exception as error:
         told = explain(error, entry.name, (a._spec, b._spec))
         raise told from told.__cause__
+    del held
     return t
 
 

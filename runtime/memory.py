@@ -253,6 +253,15 @@ def _release() -> None:
 pages.on_shortage(_release)
 
 
+def _after_fork() -> None:
+    # Another thread of the parent may have held it.
+    _pool.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 # statistics and control
 
 

@@ -70,6 +70,7 @@ class History(NamedTuple):
 
 _spec_of = operator.attrgetter("_spec")
 _meta_of = operator.attrgetter("_meta")
+_buffer_of = operator.attrgetter("_buffer")
 
 
 class Recording:
@@ -113,6 +114,8 @@ class Recording:
         self.stamp: Any = None
         self.replay: Replay = self._first_replay
         self._program: Program | None = None
+        # Whether no other Python thread runs together with the program.
+        self.short = False
         held = [(i, s[1]) for i, s in enumerate(sources) if s[0] == "held"]
         self._held = [t for _, t in held]
         self._held_specs, self._held_flags = [specs[i] for i, _ in held], [flags[i] for i, _ in held]
@@ -187,6 +190,7 @@ class Recording:
             kept = {~s for s in self.history.saved if s < 0} if self.history is not None else set()
             donate = () if self.late else tuple((i, j) for i, j in self.writes if i not in kept)
             self._program = compile_function(self.function, donate, self.device, self.specs, self.result_specs)
+            self.short = getattr(self._program, "short", True)
             in_place = {j for _, j in self._program.donated}
             self._fresh = [(j, spec) for j, spec in enumerate(self.result_specs) if j not in in_place]
             self._rebound = [(i, j) for i, j in self.writes if j not in in_place]
@@ -219,11 +223,14 @@ class Recording:
             results[j] = buffer = _new(Buffer)
             buffer.block = block
             targets[j] = block[0]
+        # Another thread may give a tensor other memory meanwhile.
+        held = None if self.short else list(map(_buffer_of, inputs))
         try:
             program.run(addresses, targets)
         except Exception as error:
             told = self.failed(error)
             raise told from told.__cause__
+        del held
         if self.late:
             self._check(results)
         return self._commit(leaves, inputs, results, targets)
@@ -277,9 +284,10 @@ class Recording:
             held, addresses = self._inputs, self._addresses.copy()
             for i, j in self._rebound:
                 t = inputs[i]
+                old = t._buffer  # goes once the tensor has its address
                 t._buffer = results[j]
                 t._address = address = targets[j]
-                t._strides = None
+                t._strides = old = None
                 if held[i] is not None:
                     addresses[i] = address
             # Whoever comes in between finds another stamp and looks at the tensors.
@@ -367,4 +375,6 @@ def _own(t: Tensor) -> None:
     """Give `t` memory of its own with the same value."""
     fresh = empty(t._spec)
     copy_bytes(fresh, t)
+    old = t._buffer  # goes once the tensor has its address
     t._buffer, t._address, t._strides = fresh._buffer, fresh._address, None
+    del old

@@ -318,6 +318,9 @@ class _Writer:
 
     def _run(self, inputs: list[str], outputs: list[str]) -> None:
         t = self.t
+        if not self.r.short:
+            # Another thread may give a tensor other memory meanwhile.
+            t(f"held = ({''.join(f'{x}._buffer, ' for x in self.inputs)})", 1)
         t("try:", 1)
         direct = getattr(self.program, "direct", None)
         if direct is None:
@@ -329,6 +332,8 @@ class _Writer:
         t("except Exception as error:", 1)
         t(f"told = {t.name(self.r.failed)}(error)")
         t("raise told from told.__cause__")
+        if not self.r.short:
+            t("del held", 1)
 
     def _early(self) -> None:
         """The lines that find another outcome of the first decisions before the program runs."""
@@ -366,7 +371,8 @@ class _Writer:
         writes = [(i, j) for i, j in r.writes if j not in donated]
         for i, j in writes:
             x = self.inputs[i]
-            t(f"{x}._buffer = o{j}; {x}._address = p{j}; {x}._strides = None", 1)
+            # The old memory goes once the tensor has the new address.
+            t(f"old = {x}._buffer; {x}._buffer = o{j}; {x}._address = p{j}; {x}._strides = old = None", 1)
         if writes:
             t(f"{t.name(r.wrote)}()", 1)
         for source, _, _, new in r.grads:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import graphc as gc
 import numpy as np
@@ -121,3 +122,118 @@ def test_a_pool_that_cannot_start(allowed: int) -> None:
         "same results. Raise the limit on processes (ulimit -u, the container's pids limit) or ask for fewer threads with "
         "GRAPHC_THREADS or graphc.set_num_threads"
     )
+
+
+def _at_once(*work: Callable[[], None]) -> None:
+    """Run functions in threads that change places as often as Python lets them."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=f) for f in work]
+    try:
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    finally:
+        sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_error_is_raised_in_the_thread_that_made_it(compiled: bool) -> None:
+    def take(x: gc.Tensor, index: gc.Tensor) -> gc.Tensor:
+        return x[index]
+
+    f = gc.compile(take) if compiled else take
+    x = gc.tensor(np.arange(8.0))
+    good, bad = gc.tensor(np.array([1, 2, 3])), gc.tensor(np.array([1, 99, 3]))
+    f(x, good)
+    wrong: list[str] = []
+
+    def fine() -> None:
+        for _ in range(4000):
+            try:
+                f(x, good)
+            except IndexError as error:
+                wrong.append(str(error))
+
+    def fails() -> None:
+        for _ in range(4000):
+            try:
+                wrong.append(str(f(x, bad).tolist()))
+            except IndexError:
+                pass
+
+    _at_once(fine, fails)
+    assert not wrong
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_memory_stays_while_a_program_reads_it(compiled: bool) -> None:
+    ones = np.ones(1_000_000, np.float32)
+    x = gc.tensor(ones)
+
+    def read() -> gc.Tensor:
+        return gc.tanh(x)
+
+    f = gc.compile(read) if compiled else read
+    expected = f().numpy()[0]
+    f()
+    seen: set[float] = set()
+    done = threading.Event()
+
+    def change() -> None:
+        while not done.is_set():
+            x.copy_(gc.tensor(ones))
+            gc.tensor(ones * 3)  # takes the memory that became free
+
+    def look() -> None:
+        try:
+            for _ in range(40):
+                seen.update(np.unique(f().numpy()).tolist())
+        finally:
+            done.set()
+
+    _at_once(change, look)
+    assert seen == {expected}
+
+
+FORKS = """
+import os, threading, time
+import graphc as gc
+import numpy as np
+
+gc.set_num_threads(2)
+x = gc.tensor(np.random.default_rng(0).random((500, 500), np.float32))
+f = gc.compile(lambda x: gc.exp(x @ x / 600) @ x)
+expected = f(x).numpy().tobytes()
+done = threading.Event()
+
+def work():
+    while not done.is_set():
+        f(x)
+
+thread = threading.Thread(target=work)
+thread.start()
+for _ in range(5):
+    time.sleep(0.005)
+    child = os.fork()
+    if not child:
+        os._exit(f(x).numpy().tobytes() != expected)
+    end = time.time() + 20
+    while not (found := os.waitpid(child, os.WNOHANG))[0] and time.time() < end:
+        time.sleep(0.005)
+    if not found[0]:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        print("hangs")
+        break
+    print(found[1])
+done.set()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_child_of_a_fork_during_a_run() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.stdout.split(), done.returncode) == (["0"] * 5, 0), done.stderr
