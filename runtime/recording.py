@@ -282,12 +282,14 @@ class Recording:
             self._attach(leaves, inputs, results, objects)
         if self._rebound:
             held, addresses = self._inputs, self._addresses.copy()
+            # What goes does so once the tensors have their addresses.
+            old = []
             for i, j in self._rebound:
                 t = inputs[i]
-                old = t._buffer  # goes once the tensor has its address
+                old.append(t._buffer)
                 t._buffer = results[j]
                 t._address = address = targets[j]
-                t._strides = old = None
+                t._strides = None
                 if held[i] is not None:
                     addresses[i] = address
             # Whoever comes in between finds another stamp and looks at the tensors.

@@ -38,13 +38,14 @@ class Holder:
         return x * 2
 
 
+STRICT = {"factor": 2}
+
+
 class Strict:
     """Its `__getattr__` does not raise what Python expects."""
 
-    known = {"factor": 2}
-
     def __getattr__(self, name: str) -> Any:
-        return Strict.known[name]
+        return STRICT[name]
 
 
 Case = tuple[Callable[..., Any], Callable[[], Any]]  # a function, and what changes its result
@@ -99,7 +100,7 @@ def _compiled_inside() -> Case:
 
 def _strict() -> Case:
     s = Strict()
-    return lambda x: x * s.factor, lambda: Strict.known.update(factor=5)
+    return lambda x: x * s.factor, lambda: STRICT.update(factor=5)
 
 
 CASES = (_set, _array, _property, _static, _of_class, _method, _partial, _partial_inside, _compiled_inside, _strict)
