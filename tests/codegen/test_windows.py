@@ -176,6 +176,14 @@ def test_few_results_read_nothing_outside() -> None:
         check_by_oracle(f, {}, changed(found[1]._replace(width=4, vectors=1), f, change))
 
 
+def test_few_results_in_tiles_with_a_vector_to_spare() -> None:
+    f = conv_group("f32[1, 9, 6, 5]", "f32[4, 9, 6, 5]", biased(1), padding=((1, 0), (0, 0)))
+    found = gradient_candidate(f, {}, 512)
+    assert found is not None
+    for change in (CHUNKS["split"], {"blocks": 0, "images": 1, "pixels": 20}):
+        check_by_oracle(f, {}, changed(found[1]._replace(width=4, vectors=2), f, change))
+
+
 def test_few_results_with_specials() -> None:
     f = conv_group("f32[1, 2, 4, 4]", "f32[4, 2, 4, 4]", padding=SAME)
     x, w = arguments(f, {})

@@ -52,6 +52,8 @@ class GradientKernels(KernelBuilder):
         super().__init__(c, results)
         self.g, self.s = g, schedule
         self.lanes = padded_outputs(g, schedule)
+        # A tile may have vectors to spare, of which no lane is an output channel.
+        self.stored = -(-g.outputs // schedule.width) * schedule.width
         self.segment = copied_segment(g, schedule)
         self.image = schedule.block * g.inner * g.phases * self.segment  # the copy of one example
         self.parts = g.channels // schedule.block
@@ -151,7 +153,7 @@ class GradientKernels(KernelBuilder):
         if g.outputs % s.width:
             inner = [If(v + lane < g.outputs, tuple(inner))]
         body: Stmt = For(
-            v, index(0), index(self.lanes), (Vector(lane, s.width, tuple(inner)),), index(s.width)
+            v, index(0), index(self.stored), (Vector(lane, s.width, tuple(inner)),), index(s.width)
         )
         body = For(place, index(0), index(g.positions), (body,), index(1))
         return [For(c, index(0), index(channels), (body,), index(1))]
@@ -208,7 +210,7 @@ class GradientKernels(KernelBuilder):
             ),
             *finished,
         ]
-        each = For(v, index(0), index(self.lanes), (Vector(lane, s.width, tuple(inner)),), index(s.width))
+        each = For(v, index(0), index(self.stored), (Vector(lane, s.width, tuple(inner)),), index(s.width))
         body: Body = [
             Let(b, task // g.channels),
             Let(c, task - b * g.channels),
