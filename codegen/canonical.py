@@ -17,7 +17,7 @@ from typing import Any
 from graphc.codegen.boundaries import Boundaries, mark
 from graphc.ir.function import Builder, Function, Operation, Value
 from graphc.ir.registry import IRTypeError, lookup
-from graphc.ir.types import Dim, DimExpr, TensorType, size_of, substitute, symbol
+from graphc.ir.types import Dim, DimExpr, Shape, TensorType, size_of, substitute, symbol
 
 
 def collapse(group: Function) -> Function:
@@ -193,6 +193,20 @@ SMALL_IMAGE = 32
 POOLED_IMAGE = 128
 
 
+# Rows that are reduced stay literal up to so many elements: they are turned in registers; longer ones fill vectors of their own.
+SHORT_ROW = 64
+
+
+def short_length(shape: Shape, axes: tuple[int, ...]) -> int:
+    """The literal length of the rows of a domain, if they are short and its innermost dimension; else 0."""
+    long = [d for d in range(len(shape)) if shape[d] != 1]
+    reduced = [d for d in long if d in axes]
+    if len(long) < 2 or reduced != long[-1:]:
+        return 0
+    n = shape[reduced[0]]
+    return n if isinstance(n, int) and n <= SHORT_ROW else 0
+
+
 def _keep_windows(group: Function) -> set[Dim]:
     """Kernel windows of convolutions stay literal: they are unrolled; so do small images in pooling, and head sizes."""
     keep: set[Dim] = {0, 1}
@@ -202,6 +216,9 @@ def _keep_windows(group: Function) -> set[Dim]:
         if lookup(op.name).family == "attention":
             # Head sizes decide the registers and the memory that kernels need.
             keep |= {op.operands[1].type.shape[3], op.operands[2].type.shape[3]}
+        if lookup(op.name).family == "reduce":
+            # Short rows are turned in registers.
+            keep |= {short_length(op.operands[0].type.shape, op.attrs.get("axes") or (op.attrs.get("axis"),))}
         if lookup(op.name).family in ("conv", "pool"):
             count = len(op.attrs["window"] if "window" in op.attrs else op.attrs["strides"])
             sides = [d for v in (*op.operands, *op.results) for d in v.type.shape[-count:]]

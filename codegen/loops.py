@@ -16,7 +16,7 @@ Semantics:
 - `Let` names a value once.
 - `lanes.add(x)` etc. combine the lanes of x by halving: lane i with lane i + width/2, then
   width/4, ... down to one; the result is uniform. All lanes take part, whatever the mask.
-- `Transpose`, outside of vector regions, copies a square of `size` x `size` elements, rows to columns:
+- `Transpose`, outside of vector regions, copies `size` rows of `columns` elements, rows to columns:
   target[target_at + j*target_step + i] = cast(source[source_at + i*source_step + j]).
 - `Columns`, in a vector region, names the columns of a strip of rows: as many loads as names, of neighbouring places in
   each lane, done as one load a lane and a transposition in registers.
@@ -127,6 +127,11 @@ class Transpose:
     source_at: Expr
     source_step: Expr
     size: int
+    across: int = 0  # 0: as many columns as rows
+
+    @property
+    def columns(self) -> int:
+        return self.across or self.size
 
 
 @dataclass(frozen=True)
@@ -318,7 +323,7 @@ def _print_block(body: Sequence[Stmt], pad: str) -> list[str]:
         elif isinstance(s, Transpose):
             target = f"{s.target.name}[{show(s.target_at)} step {show(s.target_step)}]"
             source = f"{s.source.name}[{show(s.source_at)} step {show(s.source_step)}]"
-            out.append(f"{pad}transpose {s.size} x {s.size} {target} = {source}")
+            out.append(f"{pad}transpose {s.size} x {s.columns} {target} = {source}")
         elif isinstance(s, Columns):
             names = f"{show(s.names[0])} .. {show(s.names[-1])}"
             out.append(f"{pad}columns {names} = {s.source.name}[{show(s.place)} ..]")

@@ -152,7 +152,7 @@ def _transpose(w: Emitter, s: Transpose) -> None:
     w.line(f"for (int {i} = 0; {i} < {s.size}; ++{i})")
     source = Text(f"{w.pointer(s.source)}[{start:12} + {i} * {stride:14} + {j}]")
     value = convert(w.dialect, source, s.source.dtype, s.target.dtype)
-    w.line(f"    for (int {j} = 0; {j} < {s.size}; ++{j})")
+    w.line(f"    for (int {j} = 0; {j} < {s.columns}; ++{j})")
     w.line(f"        {w.pointer(s.target)}[{at:12} + {j} * {step:14} + {i}] = {value};")
     w.forget([s.target])
 

@@ -1,11 +1,13 @@
-"""Square blocks transposed in registers: rows loaded whole, exchanged by shuffles, stored whole.
+"""Blocks transposed in registers: rows loaded whole, exchanged by shuffles, stored whole.
 
-Stage d exchanges, for every row i with bit d clear, the lanes with bit d set of row i with the lanes
-with bit d clear of row i + d; after all stages element (i, j) has become (j, i). Log2(size) shuffles
-a row instead of one load, insertion and store an element.
+A block is squares of its shorter side, rounded up to a power of two, in a row along its longer side. Rows that are shorter than
+the square's are read and written as two halves that overlap, so nothing beside them is touched. Log2(size) shuffles a row
+instead of one load, insertion and store an element.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from graphc.codegen.expr import Expr
 from graphc.codegen.llvm.columns import turned
@@ -17,22 +19,33 @@ from graphc.ir.types import BOOL
 
 
 def transpose(w: Writer, s: Transpose) -> None:
-    """Raises `TypeError` inside a vector region, for a conversion of bool, or for a size that is no power of two."""
-    n = s.size
+    """Raises `TypeError` inside a vector region, for a conversion of bool, or where the longer side is no power of two."""
+    rows, columns = s.size, s.columns
     source, target = s.source.dtype, s.target.dtype
-    if w.width or n < 2 or n & (n - 1) or (BOOL in (source, target) and source is not target):
-        raise TypeError(f"a transpose of {n} x {n} {source} elements to {target} does not stand here")
+    most, least = max(rows, columns), min(rows, columns)
+    if w.width or most < 2 or least < 1 or most & (most - 1) or (BOOL in (source, target) and source is not target):
+        raise TypeError(f"a transpose of {rows} x {columns} {source} elements to {target} does not stand here")
     depth = len(w.scopes) - 1
-    rows = []
-    for address in _rows(w, s.source, s.source_at, s.source_step, n, depth):
-        t = f"<{n} x {MEMORY[source.short]}>"
-        x = w.put(depth, f"load {t}, ptr {address}, align {source.itemsize}{w.tags[s.source]}")
-        rows.append(convert(w, depth, True, x, source, target, n))
+    side = 1 << (least - 1).bit_length()
     # A bool is moved as the byte that it is in memory.
-    t = f"<{n} x {MEMORY[target.short]}>"
-    rows = turned(w, depth, rows, MEMORY[target.short], max(8, target.bits))
-    for row, address in zip(rows, _rows(w, s.target, s.target_at, s.target_step, n, depth), strict=True):
-        w.line(f"store {t} {row}, ptr {address}, align {target.itemsize}{w.tags[s.target]}")
+    element, bits = MEMORY[target.short], max(8, target.bits)
+    wide = columns if columns > rows else side
+    found = [
+        convert(w, depth, True, _row(w, s.source, address, columns, wide), source, target, wide)
+        for address in _rows(w, s.source, s.source_at, s.source_step, rows, depth)
+    ]
+    places = _rows(w, s.target, s.target_at, s.target_step, columns, depth)
+    if rows >= columns:
+        squares = [turned(w, depth, found[g : g + side], element, bits) for g in range(0, rows, side)]
+        for place, pieces in zip(places, zip(*squares, strict=True)):
+            _write(w, s.target, place, _joined(w, depth, list(pieces), side, element), rows, rows)
+    else:
+        found += ["poison"] * (side - rows)
+        for g in range(0, columns, side):
+            lanes = range(g, g + side)
+            square = [_shuffled(w, depth, x, x, lanes, columns, element) if x != "poison" else x for x in found]
+            for place, x in zip(places[g : g + side], turned(w, depth, square, element, bits), strict=True):
+                _write(w, s.target, place, x, rows, side)
     w.changed(s.target)
 
 
@@ -46,3 +59,48 @@ def _rows(w: Writer, buffer: Buffer, at: Expr, step: Expr, n: int, depth: int) -
         address = w.put(depth, f"getelementptr {element}, ptr {address}, i64 {stride}")
         found.append(address)
     return found
+
+
+def _row(w: Writer, buffer: Buffer, address: str, count: int, wide: int) -> str:
+    """`count` elements, more than half of `wide`, as a vector of `wide` lanes."""
+    element, depth, half = MEMORY[buffer.dtype.short], len(w.scopes) - 1, wide // 2
+
+    def load(lanes: int, at: str) -> str:
+        return w.put(depth, f"load <{lanes} x {element}>, ptr {at}, align {buffer.dtype.itemsize}{w.tags[buffer]}")
+
+    if count == wide:
+        return load(wide, address)
+    second = w.put(depth, f"getelementptr {element}, ptr {address}, i64 {count - half}")
+    lanes = [k if k < half else 2 * half - count + k for k in range(count)] + [-1] * (wide - count)
+    return _shuffled(w, depth, load(half, address), load(half, second), lanes, half, element)
+
+
+def _write(w: Writer, buffer: Buffer, address: str, x: str, count: int, wide: int) -> None:
+    """The first `count` lanes, more than half, of a vector of `wide` lanes."""
+    element, depth, half = MEMORY[buffer.dtype.short], len(w.scopes) - 1, wide // 2
+
+    def store(lanes: int, v: str, at: str) -> None:
+        w.line(f"store <{lanes} x {element}> {v}, ptr {at}, align {buffer.dtype.itemsize}{w.tags[buffer]}")
+
+    if count == wide:
+        store(wide, x, address)
+        return
+    second = w.put(depth, f"getelementptr {element}, ptr {address}, i64 {count - half}")
+    store(half, _shuffled(w, depth, x, x, range(half), wide, element), address)
+    store(half, _shuffled(w, depth, x, x, range(count - half, count), wide, element), second)
+
+
+def _joined(w: Writer, depth: int, pieces: list[str], lanes: int, element: str) -> str:
+    """Vectors of `lanes` lanes, one after the other, as one."""
+    while len(pieces) > 1:
+        both = range(2 * lanes)
+        pieces = [_shuffled(w, depth, a, b, both, lanes, element) for a, b in zip(pieces[::2], pieces[1::2], strict=True)]
+        lanes *= 2
+    return pieces[0]
+
+
+def _shuffled(w: Writer, depth: int, a: str, b: str, lanes: Sequence[int], width: int, element: str) -> str:
+    """Lanes of a and, from `width` on, of b, two vectors of `width` lanes; -1: any."""
+    order = ", ".join([f"i32 {k}" if k >= 0 else "i32 poison" for k in lanes])
+    t = f"<{width} x {element}>"
+    return w.put(depth, f"shufflevector {t} {a}, {t} {b}, <{len(lanes)} x i32> <{order}>")

@@ -145,15 +145,16 @@ class Columns:
         return done[e]
 
     def reports(self) -> list[Stmt]:
-        found = self.row.pull.take_reports()
-        if not found:
-            return []
+        return self.checked(self.row.pull.take_reports())
+
+    def checked(self, found: Sequence[Stmt]) -> list[Stmt]:
+        """Reports, of lanes that have a column."""
         checks = [
             Report(self.guarded(r.cond), r.site, self.guarded(r.value))
             for r in found
             if isinstance(r, Report)
         ]
-        return [If(self.mask, tuple(checks))]
+        return [If(self.mask, tuple(checks))] if checks else []
 
     def element(self, op: Operation, i: Expr) -> Expr:
         return self.guarded(self.row.element(op, i))
@@ -341,17 +342,13 @@ def _position(columns: Columns, op: Operation) -> list[Stmt]:
     names, depth = row.names, LANES * (columns.blocking.depth or 1)
     wide = accumulator(op.operands[0].type.dtype)
     best, where = columns.array("best", wide, 1), columns.array("where", I64, 1)
-    start = reduction("max" if op.name == "argmax" else "min", wide)[0]
+    start = least(op)
     near, end, i = names.fresh("near"), names.fresh("end"), names.fresh("i")
     held, at, better = names.fresh("held", wide), names.fresh("at"), names.fresh("better", BOOL)
     x = columns.element(op, i)
-    # Before the first element the value is the least there is, at position 0: the first element is at least that.
-    wins = x > held if op.name == "argmax" else x < held
-    if wide.is_float:
-        wins = make("or", BOOL, (wins, make("and", BOOL, (not_equal(x, x), equal(held, held)))))
     step = (
         *columns.reports(),
-        Let(better, wins),
+        Let(better, wins(op, x, held)),
         Assign(at, select(better, i, at)),
         Assign(held, select(better, x, held)),
     )
@@ -368,3 +365,16 @@ def _position(columns: Columns, op: Operation) -> list[Stmt]:
         columns.vectors((Store(best, here, start), Store(where, here, index(0))), False),
         For(near, index(0), row.length, block, index(depth)),
     ]
+
+
+def least(op: Operation) -> Expr:
+    """What argmax / argmin compare the first element with: every element is at least that, and position 0 is its own."""
+    return reduction("max" if op.name == "argmax" else "min", accumulator(op.operands[0].type.dtype))[0]
+
+
+def wins(op: Operation, x: Expr, held: Expr) -> Expr:
+    """Whether a later element takes the place of the one that is held."""
+    better = x > held if op.name == "argmax" else x < held
+    if x.dtype.is_float:
+        better = make("or", BOOL, (better, make("and", BOOL, (not_equal(x, x), equal(held, held)))))
+    return better

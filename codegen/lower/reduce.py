@@ -1,12 +1,13 @@
 """Row groups: reductions over the same dimensions of one domain, with their surroundings.
 
 Reductions are ordered into levels (a level may read the results of lower ones); each level is one
-sweep over the reduced dimensions, a last sweep stores what has the full shape. Two forms:
+sweep over the reduced dimensions, a last sweep stores what has the full shape. Three forms:
 
 - rows: the reduced dimensions are the innermost; lanes run along them;
+- short rows: lanes run across rows, which are turned in registers;
 - columns: kept dimensions lie further in; lanes run along the last of them.
 
-Both combine elements in the order that the bit contract fixes: lane i mod 32 within chunks of
+All combine elements in the order that the bit contract fixes: lane i mod 32 within chunks of
 4096, the lanes by halving, the chunks in ascending order.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graphc.codegen.canonical import short_length
 from graphc.codegen.loops import Kernel
 from graphc.codegen.lower.columns import LEVELS, Blocking, lower_columns
 from graphc.codegen.lower.index import dim_expr
@@ -33,30 +35,39 @@ from graphc.codegen.lower.row_group import (
     RowGroup,
     identity_of,
     is_columns,
+    single_pass,
 )
 from graphc.codegen.lower.rows import lower_rows
+from graphc.codegen.lower.short import lower_short
 from graphc.ir.function import Function, Operation
 from graphc.ir.types import Shape, size_of, substitute
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a row group is computed. partitioned: chunks over threads. blocking: of the columns, if it goes down columns."""
+    """How a row group is computed. partitioned: chunks over threads. blocking: of the columns, if it goes down columns.
+    across: lanes that run across rows, of short ones; else 0."""
 
     partitioned: bool
     blocking: Blocking | None
+    across: int = 0
 
     def __str__(self) -> str:
         b = self.blocking
         columns = f" columns {b.width} {b.block} {b.depth}" if b is not None else ""
-        return f"row{' partitioned' if self.partitioned else ''}{columns}"
+        across = f" across {self.across}" if self.across else ""
+        return f"row{' partitioned' if self.partitioned else ''}{columns}{across}"
 
 
 def schedule_of(group: Function, hint: dict[str, int], vector_bits: int) -> Schedule:
     """The schedule for extents like `hint`; all are right for all extents, and give the same bits."""
     first = next(op for op in group.ops if op.name in REDUCE)
     columns = is_columns(first.operands[0].type.shape, _axes(first))
-    return Schedule(partitioned(group, hint), blocking(group, hint, vector_bits) if columns else None)
+    return Schedule(
+        partitioned(group, hint),
+        blocking(group, hint, vector_bits) if columns else None,
+        0 if columns else across(group, hint, vector_bits),
+    )
 
 
 def lower_reduce(group: Function, schedule: Schedule) -> Lowered:
@@ -69,9 +80,14 @@ def lower_reduce(group: Function, schedule: Schedule) -> Lowered:
     columns = schedule.blocking
     if schedule.partitioned:
         return lower_partitioned(row, params, results, targets, columns)
-    body, parallel = lower_columns(row, targets, columns) if columns is not None else lower_rows(row, targets)
+    if columns is not None:
+        name, (body, parallel) = "columns", lower_columns(row, targets, columns)
+    elif schedule.across:
+        name, (body, parallel) = "short", lower_short(row, targets, schedule.across)
+    else:
+        name, (body, parallel) = "rows", lower_rows(row, targets)
     kernel = Kernel(
-        name="columns" if columns is not None else "rows",
+        name=name,
         buffers=(*params, *results),
         extents=group_extents(group),
         parallel=parallel,
@@ -98,6 +114,26 @@ def partitioned(group: Function, hint: dict[str, int]) -> bool:
     rows = _value(tuple(d for i, d in enumerate(shape) if i not in axes), hint)
     lanes = _value((shape[-1],), hint) if is_columns(shape, axes) else 1
     return length >= 4 * CHUNK and rows // max(1, min(lanes, LANES)) < 16
+
+
+# From this length on, rows that are only read are combined as fast by their own vectors as across.
+ALONE = 32
+
+
+def across(group: Function, hint: dict[str, int], vector_bits: int) -> int:
+    """How many rows are computed at once, a lane each; 0 if their elements are."""
+    reductions = [op for op in group.ops if op.name in REDUCE]
+    first = reductions[0]
+    shape, axes = first.operands[0].type.shape, _axes(first)
+    if not short_length(shape, axes):
+        return 0
+    positional = any(op.name in ("argmax", "argmin") for op in reductions)
+    if single_pass(group) and not positional and short_length(shape, axes) >= ALONE:
+        return 0
+    held = [v for v in (*group.params, *group.results) if v.type.shape == shape] + [op.operands[0] for op in reductions]
+    lanes = vector_bits // 8 // max(4, max(v.type.dtype.itemsize for v in held))
+    inner = next(d for i, d in reversed(list(enumerate(shape))) if i not in axes and d != 1)
+    return lanes if _value((inner,), hint) >= lanes else 0
 
 
 # Bytes of accumulators of all reductions together: half of a level 2 cache.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphc.codegen.elementwise import reduction
@@ -20,6 +21,15 @@ LANES = 32
 CHUNK = 4096
 REDUCE = frozenset(("sum", "prod", "max", "min", "any", "all", "argmax", "argmin"))
 LANE_OP = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "any": "or", "all": "and"}
+
+# Values that are worth keeping for the next sweep.
+EXPENSIVE = frozenset(
+    (
+        "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan",
+        "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "pow", "atan2", "hypot", "logaddexp",
+        "random_bits", "div", "sqrt", "reciprocal",
+    )
+)  # fmt: skip
 
 
 def accumulator(dtype: DType) -> DType:
@@ -103,6 +113,30 @@ class RowGroup:
                 at = Position(self.kept_shape, self.kept).reshaped(value.type.shape)
                 out.append(Store(buffer, at.flat, self.pull.at(value, at)))
         return [*take_reports(self.pull), *out]
+
+
+def sweeps_of(row: RowGroup, targets: Sequence[tuple[Value, Buffer]]) -> dict[Value, set[int]]:
+    """In which sweeps each value is needed: that of a reduction has its level, what has the full shape is stored in the next."""
+    sweeps: dict[Value, set[int]] = {}
+    producer = {r: op for op in row.group.ops for r in op.results}
+
+    def visit(root: Value, sweep: int) -> None:
+        stack = [root]
+        while stack:
+            v = stack.pop()
+            if sweep in sweeps.setdefault(v, set()):
+                continue
+            sweeps[v].add(sweep)
+            op = producer.get(v)
+            if op is not None and op.name not in REDUCE:
+                stack += op.operands
+
+    for op in row.reductions:
+        visit(op.operands[0], row.levels[op.results[0]])
+    for v, _ in targets:
+        if row.is_full(v):
+            visit(v, row.levels[v] + 1)
+    return sweeps
 
 
 def identity_of(op: Operation) -> tuple[Expr, DType]:

@@ -15,9 +15,9 @@ from graphc.codegen.lower.nest import (
 )
 from graphc.codegen.lower.row_group import (
     CHUNK,
+    EXPENSIVE,
     LANE_OP,
     LANES,
-    REDUCE,
     RowGroup,
     accumulator,
     better,
@@ -27,44 +27,13 @@ from graphc.codegen.lower.row_group import (
     ordered,
     same_value,
     stores_at,
+    sweeps_of,
 )
 from graphc.codegen.lower.segments import within_segments
 from graphc.ir.function import Operation, Value
 from graphc.ir.registry import lookup
 from graphc.ir.types import BOOL, I64, size_of
 
-_EXPENSIVE = frozenset(
-    [
-        "exp",
-        "exp2",
-        "expm1",
-        "log",
-        "log2",
-        "log10",
-        "log1p",
-        "sin",
-        "cos",
-        "tan",
-        "asin",
-        "acos",
-        "atan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "asinh",
-        "acosh",
-        "atanh",
-        "erf",
-        "pow",
-        "atan2",
-        "hypot",
-        "logaddexp",
-        "random_bits",
-        "div",
-        "sqrt",
-        "reciprocal",
-    ]
-)
 WIDTH = 32  # of the sweep that only stores
 _STAYS = frozenset(("broadcast", "full", "constant", "stop_gradient"))
 
@@ -199,27 +168,9 @@ def _cached_values(row: RowGroup, targets: list[tuple[Value, Buffer]]) -> list[t
     depth = max(row.levels[op.results[0]] for op in row.reductions)
     free = [(v, b) for v, b in targets if row.is_full(v) and row.levels[v] == depth]
     candidates: list[tuple[Value, Buffer]] = []
-    sweeps: dict[Value, set[int]] = {}
-    producer = {r: op for op in row.group.ops for r in op.results}
-
-    def visit(root: Value, sweep: int) -> None:
-        stack = [root]
-        while stack:
-            v = stack.pop()
-            if sweep in sweeps.setdefault(v, set()):
-                continue
-            sweeps[v].add(sweep)
-            op = producer.get(v)
-            if op is not None and op.name not in REDUCE:
-                stack += op.operands
-
-    for op in row.reductions:
-        visit(op.operands[0], row.levels[op.results[0]])
-    for v, _ in targets:
-        if row.is_full(v):
-            visit(v, row.levels[v] + 1)
+    sweeps = sweeps_of(row, targets)
     for op in reversed(row.group.ops):
-        if op.name not in _EXPENSIVE:
+        if op.name not in EXPENSIVE:
             continue
         v = op.results[0]
         needed = sweeps.get(v, set())

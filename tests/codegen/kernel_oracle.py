@@ -133,7 +133,7 @@ class _Oracle:
         start, stride = int(self.value(s.source_at)), int(self.value(s.source_step))
         source, target = self.arrays[s.source], self.arrays[s.target]
         for i in range(s.size):
-            for j in range(s.size):
+            for j in range(s.columns):
                 assert 0 <= at + j * step + i < len(target) and 0 <= start + i * stride + j < len(source)
                 target[at + j * step + i] = convert(source[start + i * stride + j], s.source.dtype, s.target.dtype)
 

@@ -11,11 +11,11 @@ from graphc.codegen import kernels
 from graphc.codegen.lower import reduce
 from graphc.codegen.lower.columns import Blocking
 from graphc.codegen.program import compile_function
-from graphc.ir.function import Builder, DenseArray, Value
+from graphc.ir.function import Builder, DenseArray, Function, Value
 from graphc.ir.interpret import interpret
 from graphc.ir.types import ALL_DTYPES, BF16, BOOL, F16, F32, F64, I32, I64, U8, DType, TensorType
 
-from tests.codegen.compiled import Array, assert_compiled, difference
+from tests.codegen.compiled import Array, assert_compiled, difference, run
 from tests.codegen.device import Memory
 from tests.codegen.values import Shape, mixed, plain
 
@@ -148,6 +148,94 @@ def test_columns_read_nothing_beside_their_memory(blocking: Blocking, monkeypatc
             assert difference(expected, m.array) == ""
         for m in memory:
             m.free()
+
+
+SHORT_LENGTHS = (1, 2, 3, 7, 10, 16, 31, 32, 33, 64)
+
+
+def short_rows(rows: int, n: int, dtype: DType) -> Function:
+    """Several levels over rows of n elements: maxima, sums, positions, looked-up elements, results of both shapes and other types."""
+    b = Builder("short")
+    x, at = b.param(TensorType(dtype, (rows, n))), b.param(TensorType(I64, (rows,)))
+    gain = b.param(TensorType(dtype, (n,)))
+
+    def wide(v: Value) -> Value:
+        out: Value = b.broadcast(v, shape=(rows, n), axes=(0,))
+        return out
+
+    top = b.max(x, axes=(1,))
+    below = b.sub(x, wide(top))
+    e = b.exp(below) if dtype.is_float else b.mul(below, below)
+    total = b.sum(e, axes=(1,))
+    scaled = b.mul(b.sub(e, wide(total)), b.broadcast(gain, shape=(rows, n), axes=(1,)))
+    taken = b.take_along(x, b.reshape(at, shape=(rows, 1)), axis=1)
+    backward = b.sum(b.flip(scaled, axes=(1,)), axes=(1,))
+    above = b.gt(x, wide(b.min(x, axes=(1,))))
+    results = [top, e, scaled, total, taken, backward, above, b.any(above, axes=(1,)), b.argmax(x, axis=1)]
+    results += [b.argmin(scaled, axis=1), b.prod(x, axes=(1,)), b.cast(below, dtype=F64 if dtype is F32 else F32), b.max(scaled, axes=(1,))]
+    return b.build(results)
+
+
+@pytest.mark.parametrize("n", SHORT_LENGTHS)
+def test_lanes_across_short_rows(n: int) -> None:
+    """Fewer rows than lanes, as many, and vectors that overlap; every length has another last square."""
+    dtypes = (F32, BF16, I64) if n in (10, 33) else (F32,)
+    for dtype in dtypes:
+        for rows in (1, 7, 8, 16, 17, 37):
+            at = np.random.default_rng(rows).integers(-n, n, rows)
+            assert_compiled(short_rows(rows, n, dtype), [mixed(dtype, (rows, n), rows), at, plain(dtype, (n,), 2)])
+
+
+@pytest.mark.parametrize("width", [2, 4, 8, 32])
+def test_any_number_of_lanes_across_rows(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More lanes than rows, rows of several lines that overlap, rows that are longer than the vector and shorter."""
+    monkeypatch.setattr(reduce, "across", lambda *_: width)
+    monkeypatch.setattr(kernels, "_choices", {})
+    for rows, n in ((2, 2), (3, 5), (31, 6), (40, 19)):
+        assert_compiled(short_rows(rows, n, F32), [mixed(F32, (rows, n), 1), np.zeros(rows, np.int64), plain(F32, (n,), 2)])
+    for shape in ((3, 2, 7, 9), (2, 3, 40, 5)):
+        b = Builder("lines")
+        x, mask = b.param(TensorType(F32, shape)), b.param(TensorType(F32, (shape[0], *shape[2:])))
+        seen = b.add(x, b.broadcast(mask, shape=shape, axes=(0, 2, 3)))
+        total = b.broadcast(b.sum(seen, axes=(3,)), shape=shape, axes=(0, 1, 2))
+        assert_compiled(b.build([b.div(seen, total)]), [plain(F32, shape, 1), plain(F32, (shape[0], *shape[2:]), 2)])
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+def test_short_rows_of_every_dtype(dtype: DType) -> None:
+    s = Sums()
+    for n in (2, 5, 9, 20):
+        x = s.param(mixed(dtype, (35, n), n), dtype)
+        for name in ("any", "all") if dtype is BOOL else ("sum", "prod", "max", "min"):
+            s.add(name, x, axes=(1,))
+        if dtype is not BOOL:
+            s.add("argmax", x, axis=1)
+            s.add("sum", s.b.add(x, s.b.broadcast(s.results[-3], shape=(35, n), axes=(0,))), axes=(1,))
+    s.check()
+
+
+def test_short_rows_touch_nothing_beside_their_memory() -> None:
+    """The last element of every operand and result lies in front of a page that is not there."""
+    for rows, n in ((3, 12), (16, 10), (20, 7), (36, 3), (33, 20), (64, 17)):
+        b = Builder("f")
+        x = b.param(TensorType(F32, (rows, n)))
+        top = b.broadcast(b.max(x, axes=(1,)), shape=(rows, n), axes=(0,))
+        f = b.build([b.sub(x, top), b.argmax(x, axis=1)])
+        data = plain(F32, (rows, n), 3)
+        memory = [Memory((rows, n), np.float32, data, writable=False), *(Memory(t.shape, t.dtype.numpy) for t in f.result_types)]
+        compile_function(f).run([memory[0].address], [m.address for m in memory[1:]])
+        for m, expected in zip(memory[1:], interpret(f, [data]), strict=True):
+            assert difference(expected, m.array) == ""
+        for m in memory:
+            m.free()
+
+
+def test_short_rows_report_an_index_out_of_range() -> None:
+    f = short_rows(21, 10, F32)
+    at = np.zeros(21, np.int64)
+    at[20] = 10
+    with pytest.raises(IndexError, match="take_along"):
+        run(f, plain(F32, (21, 10), 1), at, plain(F32, (10,), 2))
 
 
 ALL_NUMBERS = tuple(d for d in ALL_DTYPES if d is not BOOL)

@@ -37,6 +37,16 @@ def test_blocks(dtypes: tuple[DType, DType], size: int) -> None:
     assert_same(k, held, {"xs": xs, "ys": ys}, 0, 3)
 
 
+@pytest.mark.parametrize("rows, columns", [(16, 1), (16, 2), (16, 3), (8, 5), (16, 10), (16, 15), (3, 16), (7, 8), (10, 16), (2, 4), (9, 16)])
+@pytest.mark.parametrize("dtype", [BOOL, F16, F32, I64], ids=str)
+def test_blocks_that_are_no_squares(dtype: DType, rows: int, columns: int) -> None:
+    """Rows side by side: what lies behind the last one of either side does not exist."""
+    x, y = Buffer("x", dtype, "in"), Buffer("y", dtype, "out")
+    k = Kernel("block", (x, y), (), index(1), index(1), (Transpose(y, index(0), index(rows), x, index(0), index(columns), rows, columns),))
+    given = np.random.default_rng(0).integers(0, 100, rows * columns).astype(dtype.numpy)
+    assert_same(k, {x: given, y: np.zeros(rows * columns, dtype.numpy)}, {}, 0, 1)
+
+
 def test_text() -> None:
     k, _, _ = kernel(F32, F32, 4)
     assert "transpose 4 x 4 y[(((b * 4) * ys) + 3) step ys] = x[((b * 4) + 1) step xs]" in print_kernel(k)
