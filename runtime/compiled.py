@@ -143,7 +143,8 @@ class Compiled:
             if isinstance(x, Tensor):
                 meta = x._meta
                 record = None if meta is None else (meta.requires_grad, meta.node is None)
-                parts.append((Tensor, x._spec, first.setdefault(id(x), i), record))
+                # `x` may be an array that became a tensor.
+                parts.append((x.__class__, x._spec, first.setdefault(id(x), i), record))
             elif kind is float or kind is int:
                 parts.append(kind)
             elif kind is slice:

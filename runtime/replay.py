@@ -166,7 +166,7 @@ class Arguments:
             t(f"if {a}.__class__ is not slice or ({a}.start, {a}.stop, {a}.step) != {t.name((value, *rest))}: return MISS")
         elif kind is object:
             t(f"if {a} is not {t.name(self.objects[value])}: return MISS")
-        elif kind is not Tensor:
+        elif not issubclass(kind, Tensor):
             if value is None or kind is bool:
                 t(f"if {a} is not {value}: return MISS")
             else:
@@ -174,7 +174,7 @@ class Arguments:
                 t(f"if {a} is not {v} and ({a}.__class__ is not {t.name(kind)} or {a} != {v}): return MISS")
         else:
             first, meta = rest
-            t(f"if {a}.__class__ is not Tensor and not isinstance({a}, Tensor): return MISS")
+            t(f"if {a}.__class__ is not {'Tensor' if kind is Tensor else t.name(kind)}: return MISS")
             found = [f"{a}._spec is not {t.name(value)}"]
             if first != i:
                 found.append(f"{a} is not a{first}")

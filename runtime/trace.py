@@ -74,6 +74,7 @@ class Tracer:
         self.computed: dict[Value, Tensor] = {}
         # Whether an operation that waited failed when Python was past it: then the call counts as not made.
         self.failed = False
+        self.over = False
 
     # the context
 
@@ -88,6 +89,7 @@ class Tracer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         state.active -= 1
         local.tracer, local.grad = self._outer
+        self.over = True
         try:
             if self.execute and not self.failed:
                 self._settle_outside(error)
@@ -116,6 +118,8 @@ class Tracer:
         """The record of a tensor from outside, made when it is first met."""
         known = self._by_id.get(id(t))
         if known is None:
+            if t._strides is ABSTRACT and t._traced is not None and t._traced[0] is not None and t._traced[0].over:
+                t._traced[0].give_value(t)  # a call that raised left it behind
             known = External(t, self.builder.param(t._spec.type))
             t._traced = (self, known.value)
             self._by_id[id(t)] = known
@@ -183,6 +187,9 @@ class Tracer:
     def _settle_outside(self, error: BaseException | None) -> None:
         """Give tensors from outside their new values."""
         try:
+            if error is not None:
+                # What the call left behind is computed of what it read, not of what that is later.
+                self.run_waiting()
             for x in self.externals:
                 if x.tensor._strides is ABSTRACT:
                     self.give_value(x.tensor)

@@ -137,3 +137,40 @@ def test_a_failed_call_restores_sets_and_arrays() -> None:
         gc.compile(f)(x, gc.tensor(np.array([9])))
     assert seen == set()
     assert counts.tolist() == [0, 0, 0]
+
+
+def test_the_class_of_a_tensor_belongs_to_the_signature() -> None:
+    def f(x: Any) -> Any:
+        return x * 2 if isinstance(x, gc.nn.Parameter) else x * 3
+
+    plain = gc.tensor([1.0], requires_grad=True)
+    given = gc.nn.Parameter(gc.tensor([1.0]))
+    compiled = gc.compile(f)
+    assert [compiled(x).item() for x in (given, plain, given, plain)] == [2.0, 3.0, 2.0, 3.0]
+
+
+def test_what_a_call_that_raised_left_behind() -> None:
+    """A tensor without a value yet is an input of the next call, and has that of the time when it was made."""
+    holder, y = Holder(), gc.tensor([1.0])
+    holder.made = gc.tensor([0.0])  # type: ignore[attr-defined]
+
+    def f(fails: bool) -> Any:
+        before = holder.made  # type: ignore[attr-defined]
+        holder.made = y * 2  # type: ignore[attr-defined]
+        if fails:
+            raise KeyError
+        return before + 0
+
+    compiled = gc.compile(f)
+    for fails in (False, True, True, False, True):
+        expected = 2 * y.item()  # what the last call made, unless this is the first
+        y.copy_(y + 1)
+        if fails:
+            with pytest.raises(KeyError):
+                compiled(fails)
+        elif expected > 2:
+            assert compiled(fails).item() == expected
+        else:
+            compiled(fails)
+    y.copy_(y * 100)
+    assert holder.made.item() == 12.0  # type: ignore[attr-defined]
