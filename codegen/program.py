@@ -227,7 +227,8 @@ class Program:
         self, call: Callable[..., int] | None, call_program: Callable[..., int], address: int, given: int
     ) -> Run:
         lock, fail, size, name = self._lock, self._fail, self.plan.arena, self.plan.entry.name
-        pointers: Any = self._table.pointers
+        table = self._table
+        pointers: Any = table.pointers
         # NumPy assigns a list slowly, one object at a time.
         fill = struct.Struct(f"{given}q").pack_into
         memory = memoryview(pointers).cast("B")
@@ -236,13 +237,18 @@ class Program:
             with lock:
                 if size:
                     pointers[given] = _arena.at_least(size, name)
-                if call is not None:
-                    failed = call(address, *inputs, *outputs)
-                else:
-                    fill(memory, 0, *inputs, *outputs)
-                    failed = call_program(address)
-                if failed:
-                    fail(failed)
+                try:
+                    if call is not None:
+                        failed = call(address, *inputs, *outputs)
+                    else:
+                        fill(memory, 0, *inputs, *outputs)
+                        failed = call_program(address)
+                    if failed:
+                        fail(failed)
+                except BaseException:
+                    # An interrupt comes before the error is read: it is not that of the next run.
+                    table.failed()
+                    raise
 
         return run
 
