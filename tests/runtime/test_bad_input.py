@@ -101,7 +101,7 @@ def test_the_gradient_of_a_norm_at_the_origin() -> None:
 
 
 def test_a_fault_of_the_compiler_is_told_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def broken(function: Any, donate: Any, keep: bool) -> None:
+    def broken(function: Any, donate: Any, **how: bool) -> None:
         raise TypeError("a table lacks a row")
 
     monkeypatch.setattr(backend, "_compiler", broken)
