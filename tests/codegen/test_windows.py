@@ -134,6 +134,7 @@ WIDE: dict[str, tuple[str, str, dict[str, Any], dict[str, int]]] = {
     "parts": ("f32[6, 4, 9, 9]", "f32[15, 4, 8, 7]", {"batch_groups": 3}, {}),
     "long": ("f32[2, 4, 700]", "f32[6, 4, 690]", {"padding": ((3, 3),)}, {}),
     "volume": ("f32[2, 3, 6, 7, 8]", "f32[9, 3, 5, 5, 7]", {"padding": ((1, 0), (0, 1), (1, 1))}, {}),
+    "many outputs": ("f32[5, 9, 7, 6]", "f32[70, 9, 5, 4]", {"padding": ((0, 1), (1, 0))}, {}),
     "spread": ("f32[2, 3, 7, 6]", "f32[9, 3, 5, 7]", {"lhs_dilation": (1, 2), "padding": SAME}, {}),
     "halves": ("f16[3, 6, 9, 9]", "f16[5, 6, 8, 8]", {"padding": SAME}, {}),
     "doubles": ("f64[3, 6, 9, 9]", "f64[9, 6, 8, 8]", {}, {}),
@@ -164,7 +165,7 @@ def changed(s: GradientSchedule, f: Function, change: dict[str, Any]) -> Gradien
     s = s._replace(**change)
     pixels = int(np.prod([int(d) for d in f.params[1].type.shape[2:]]))
     if "pixels" not in change:
-        s = s._replace(pixels=pixels)
+        s = s._replace(pixels=min(pixels, s.blocks * 256 or pixels))
     return s._replace(images=(s.blocks * 256 - 2) // pixels + 2) if s.blocks else s
 
 

@@ -1,8 +1,9 @@
 """Convolutions with a large window and few results, as the gradient by a kernel is: lanes over output channels.
 
 Seen from such a convolution, a pixel is a position of the window, so k runs over (example, pixel), and the results are
-a small image for each channel. Read with window and result exchanged, its geometry is that of windows/geometry.py:
-the element of the padded copy that result (channel, place) takes at pixel p is at offset(channel, place) + p.
+a small image for each channel. Its geometry is that of windows/geometry.py with window and result exchanged. As elements
+of x are broadcast, the copy of x is just the padded image, once: row for row of pixels, result (channel, place) takes
+elements a stride apart from offset(channel, place) on.
 
 A task goes through chunks of k. For each it makes the padded copy of x, and a copy of the other operand [k][output
 channels]. Then all tiles take the blocks of 256 k in the chunk: rows are places of the results (broadcast from the
@@ -13,6 +14,7 @@ kernel adds up their sums.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -33,13 +35,19 @@ from graphc.codegen.loops import (
 )
 from graphc.codegen.lower.affine import Levels, ceil_div, greatest_of, least_of, linear, normal, tidy
 from graphc.codegen.lower.contraction import BLOCK, Contraction, Transposable, transposable, widened
-from graphc.codegen.lower.index import delinearise, dim_expr
+from graphc.codegen.lower.index import delinearise, dim_expr, linearise
 from graphc.codegen.lower.lowered import Scratch
 from graphc.codegen.lower.microkernel import multiply_add
 from graphc.codegen.lower.windows.builder import Body, KernelBuilder
 from graphc.codegen.lower.windows.copy import WindowCopy
 from graphc.codegen.lower.windows.geometry import Geometry
-from graphc.codegen.lower.windows.gradient_schedule import GradientSchedule, copied_segment, padded_outputs
+from graphc.codegen.lower.windows.gradient_schedule import (
+    GradientSchedule,
+    copied_segment,
+    padded,
+    padded_outputs,
+    padded_rows,
+)
 from graphc.ir.types import Dim
 
 
@@ -54,9 +62,13 @@ class GradientKernels(KernelBuilder):
         self.lanes = padded_outputs(g, schedule)
         # A tile may have vectors to spare, of which no lane is an output channel.
         self.stored = -(-g.outputs // schedule.width) * schedule.width
+        self.padded = padded(replace(g, channels=schedule.block))
         self.segment = copied_segment(g, schedule)
-        self.image = schedule.block * g.inner * g.phases * self.segment  # the copy of one example
+        self.image = schedule.block * self.segment  # the copy of one example
         self.parts = g.channels // schedule.block
+        # The other operand lies in panels [k][lanes of a tile], so that a tile reads one after the other.
+        self.panel = schedule.vectors * schedule.width
+        self.chunk = schedule.blocks * BLOCK or schedule.images * schedule.pixels
         self.places = schedule.block * g.positions  # results of a task, for each output channel
         self.copied = Buffer("copied", self.dtype, "local")
         self.turned = Buffer("turned", self.dtype, "local")
@@ -80,10 +92,17 @@ class GradientKernels(KernelBuilder):
         g = self.g
         return self.depth * (g.count * g.channels * g.positions * g.outputs * 2)
 
-    def _allocations(self, chunk: int) -> Body:
+    def _turned_at(self, k: Expr, o: Expr) -> Expr:
+        """Where the first lane of a vector of output channels from o is, at k of the chunk."""
+        if self.lanes == self.panel:
+            return k * self.panel + o
+        panel = o // self.panel
+        return panel * (self.chunk * self.panel) + k * self.panel + (o - panel * self.panel)
+
+    def _allocations(self) -> Body:
         return [
             Alloc(self.copied, self.s.images * self.image + self.s.width),
-            Alloc(self.turned, chunk * self.lanes),
+            Alloc(self.turned, self.chunk * self.lanes),
         ]
 
     def _clear(self) -> Body:
@@ -91,13 +110,20 @@ class GradientKernels(KernelBuilder):
         g, lane, k = self.g, self.name("lane"), self.name("k")
         if self.lanes == g.outputs:
             return []
-        chunk = self.s.blocks * BLOCK or self.s.images * self.s.pixels
-        at = k * self.lanes + (self.lanes - self.s.width) + lane
+        at = self._turned_at(k, index(self.lanes - self.s.width)) + lane
         return [
             Vector(
                 lane,
                 self.s.width,
-                (For(k, index(0), index(chunk), (Store(self.turned, at, const(self.dtype, 0)),), index(1)),),
+                (
+                    For(
+                        k,
+                        index(0),
+                        index(self.chunk),
+                        (Store(self.turned, at, const(self.dtype, 0)),),
+                        index(1),
+                    ),
+                ),
             )
         ]
 
@@ -113,7 +139,7 @@ class GradientKernels(KernelBuilder):
             Let(images, least_of(index(s.images), self.examples - n)),
             Let(low, n * g.pixels + p0),
             Let(high, low + (images * g.pixels if s.pixels >= g.pixels else least_of(index(s.pixels), index(g.pixels) - p0))),
-            *self._chunk(b, part, n, images, p0, low, high, loops),
+            *self._chunk(b, part, n, images, low, high, loops),
         ]  # fmt: skip
         body: Body = [
             Let(b, task // self.parts),
@@ -124,7 +150,7 @@ class GradientKernels(KernelBuilder):
             *self._store_all(b, part, [task, b, part]),
         ]  # fmt: skip
         whole: Body = [
-            *self._allocations(s.images * s.pixels),
+            *self._allocations(),
             Alloc(self.chain, self.places * self.lanes),
             Alloc(self.total, self.places * self.lanes),
             For(task, var("begin"), var("end"), tuple(body), index(1)),
@@ -176,10 +202,10 @@ class GradientKernels(KernelBuilder):
             Let(high, least_of(low + s.blocks * BLOCK, self.depth)),
             Let(n, low // g.pixels),
             Let(images, (high - 1) // g.pixels + 1 - n),
-            *self._chunk(b, part, n, images, index(0), low, high, loops),
+            *self._chunk(b, part, n, images, low, high, loops),
         ]
         whole: Body = [
-            *self._allocations(s.blocks * BLOCK),
+            *self._allocations(),
             *self._clear(),
             For(task, var("begin"), var("end"), tuple(body), index(1)),
         ]
@@ -225,32 +251,35 @@ class GradientKernels(KernelBuilder):
     # A chunk of k
 
     def _chunk(
-        self, b: Expr, part: Expr, n: Expr, images: Expr, p0: Expr, low: Expr, high: Expr, loops: list[Expr]
+        self, b: Expr, part: Expr, n: Expr, images: Expr, low: Expr, high: Expr, loops: list[Expr]
     ) -> Body:  # fmt: skip
-        """k from `low` to `high`: of `images` examples from n, pixels from p0 where it is a part of one example."""
+        """k from `low` to `high`: of `images` examples from n."""
         g, s = self.g, self.s
-        row, i = self.name("row"), self.name("image") if s.images > 1 else index(0)
+        i = self.name("image") if s.images > 1 else index(0)
         copy = WindowCopy(
-            self._of_task(), self.c.root.operands[0], self.c.pull, self.copied, self.dtype, s.width, self.segment,
+            self.padded, self.c.root.operands[0], self.c.pull, self.copied, self.dtype, s.width, self.segment,
             self.name, swapped=True,
         )  # fmt: skip
         channel = part * s.block
         if g.count > 1:
             channel = b * g.channels + channel
         named = [i] if i.op == "var" else []
-        rows = index(g.rows(s.pixels))
-        copies = copy.body(n + i, channel, i * self.image, row, rows, [*loops, row, *named])
-        turns = self._turn(b, n + i, p0, i, n, low, high, [*loops, row, *named])
+        rows = index(padded_rows(g, s.pixels))
+        row = self._first_row(n + i, low)
+        first = row * g.strides[0]
+        copies = copy.body(n + i, channel, i * self.image, first, rows, [*loops, *named])
+        turns = self._turn(b, n + i, low, high, [*loops, *named])
         each: Body = [*copies, *turns]
         if named:
             each = [For(i, index(0), images, tuple(each), index(1))]
-        return [Let(row, p0 // g.line), *each, *self._blocks(b, part, n, images, p0, row, low, high, loops)]
+        return [*each, *self._blocks(b, part, n, low, high, loops)]
 
-    def _of_task(self) -> Geometry:
-        return replace(self.g, channels=self.s.block)
+    def _first_row(self, n: Expr, low: Expr) -> Expr:
+        """The first row of pixels that an example's copy is made for, of k from `low`."""
+        return greatest_of(low - n * self.g.pixels, index(0)) // self.g.line
 
     def _turn(
-        self, b: Expr, n: Expr, p0: Expr, i: Expr, first: Expr, low: Expr, high: Expr, loops: list[Expr]
+        self, b: Expr, n: Expr, low: Expr, high: Expr, loops: list[Expr]
     ) -> Body:  # fmt: skip
         """The copy [k][output channels] of one example's part of the chunk."""
         g, c = self.g, self.c
@@ -265,8 +294,8 @@ class GradientKernels(KernelBuilder):
         body: Body = []
         o0 = 0
         while o0 < g.outputs:
-            size = 1 << min((g.outputs - o0).bit_length() - 1, 4)
-            together = (g.outputs - o0) // size if size == 16 else 1
+            size = min(16, self.s.width, 1 << ((g.outputs - o0).bit_length() - 1))
+            together = (g.outputs - o0) // size if size == min(16, self.s.width) else 1
             o = self.name("o") if together > 1 else index(o0)
             body += self._turn_rows(b, n, source, o, size, start, stop, base, o0, together, loops)
             o0 += size * together
@@ -295,7 +324,7 @@ class GradientKernels(KernelBuilder):
                 rest = self.name("rest")
                 body.append(Let(rest, start + (stop - start) // size * size))
                 block = Transpose(
-                    self.turned, normal((base + p) * self.lanes + o, levels), index(self.lanes),
+                    self.turned, normal(self._turned_at(base + p, o), levels), index(self.panel),
                     source.buffer, normal(at + slope * o, levels), slope, size,
                 )  # fmt: skip
                 body.append(For(p, start, rest, (block,), index(size)))
@@ -303,7 +332,7 @@ class GradientKernels(KernelBuilder):
         order = [*loops, *([o] if o.op == "var" else []), rest, q, lane]
         e = widened(c, c.left.at((b, index(0)), (o + lane,), coords(q)))
         checks = c.pull.take_reports()
-        put = Store(self.turned, normal((base + q) * self.lanes + o + lane, Levels(order)), tidy(e, order))
+        put = Store(self.turned, normal(self._turned_at(base + q, o) + lane, Levels(order)), tidy(e, order))
         one: Body = [For(q, rest, stop, (*checks, put), index(1))]
         body += [Vector(lane, size, tuple(one))] if size > 1 else one
         if together > 1:
@@ -311,7 +340,7 @@ class GradientKernels(KernelBuilder):
         return body
 
     def _blocks(
-        self, b: Expr, part: Expr, n: Expr, images: Expr, p0: Expr, row: Expr, low: Expr, high: Expr, loops: list[Expr]
+        self, b: Expr, part: Expr, n: Expr, low: Expr, high: Expr, loops: list[Expr]
     ) -> Body:  # fmt: skip
         """The blocks of k that meet the chunk: every tile."""
         g, s = self.g, self.s
@@ -323,49 +352,65 @@ class GradientKernels(KernelBuilder):
         )
         lets: Body = [Let(start, greatest_of(block, low)), Let(stop, least_of(block + BLOCK, high))]
         order = [*loops, block, start, stop, v, c, *([k0] if k0.op == "var" else [])]
-        body = self._tile(b, part, n, images, row, low, block, start, stop, v, c, k0, order)
+        body = self._tile(b, part, n, low, block, start, stop, v, c, k0, order)
         if k0.op == "var":
             body = [For(k0, index(0), index(g.window[0]), tuple(body), index(1))]
         body = [For(c, index(0), index(s.block), tuple(body), index(s.channels))]
         body = [For(v, index(0), index(self.lanes), tuple(body), index(s.vectors * s.width))]
         return [For(block, low // BLOCK * BLOCK, high, (*lets, *body), index(BLOCK))]
 
+    def _element(self, at: Sequence[Expr], steps: Sequence[int]) -> Expr:
+        """Where an element of the copy is, `steps` times `at` from the first one."""
+        return linearise([i * s for i, s in zip(at, steps, strict=True)], self.padded.out)
+
     def _tile(
-        self, b: Expr, part: Expr, n: Expr, images: Expr, row: Expr, low: Expr, block: Expr, start: Expr, stop: Expr,
+        self, b: Expr, part: Expr, n: Expr, low: Expr, block: Expr, start: Expr, stop: Expr,
         v: Expr, c: Expr, k0: Expr, loops: list[Expr],
     ) -> Body:  # fmt: skip
         """The terms of k from `start` to `stop`, in one block: s.channels from c, all places or those of one k0."""
         g, s = self.g, self.s
         lane = self.name("lane")
-        across = g.inner * g.phases * self.segment
         places, offsets = [], []
         for extra in range(s.channels):
             for first in range(g.window[0]) if s.whole else (k0,):
-                at = (first if isinstance(first, Expr) else index(first)) * g.reach[0]
-                down = at % g.strides[0] // g.phase_step * self.segment + at // g.strides[0] * g.line
-                for inner in range(g.inner):
-                    place = (first if isinstance(first, Expr) else index(first)) * g.inner + inner
-                    places.append((c + extra) * g.positions + place)
-                    offsets.append(
-                        (c + extra) * across + inner * g.phases * self.segment + down - row * g.line
-                    )
+                for inner in itertools.product(*(range(d) for d in g.window[1:])):
+                    at = (first if isinstance(first, Expr) else index(first), *map(index, inner))
+                    places.append((c + extra) * g.positions + linearise(at, g.window))
+                    offsets.append((c + extra) * self.segment + self._element(at, g.reach))
         sums = [[self.name("sum", self.dtype) for _ in range(s.vectors)] for _ in places]
         image, first_pixel, last_pixel, p = (self.name(x) for x in ("image", "from", "to", "p"))
         outer = image if s.images > 1 else index(0)
-        k = (n + outer) * g.pixels + p - low
+        line, low_, high_, base, row = (self.name(x) for x in ("line", "low", "high", "base", "row"))
+        width = g.out[-1]
+        # A line of pixels, of those from first_pixel to last_pixel.
+        at = delinearise(line, g.out[:-1]) if len(g.out) > 1 else ()
+        if at and at[0].op != "const":
+            at = (at[0] - row, *at[1:])
+        down = self._element((*at, index(0) if at else -row), g.strides)
+        k = (n + outer) * g.pixels + line * width + p - low
         step: Body = []
-        vectors = [load(self.turned, k * self.lanes + v + (j * s.width) + lane) for j in range(s.vectors)]
-        order = [*loops, lane, image, first_pixel, last_pixel, p]
+        panel = v * self.chunk + k * self.panel
+        vectors = [load(self.turned, panel + (j * s.width) + lane) for j in range(s.vectors)]
+        order = [*loops, lane, image, first_pixel, last_pixel, row, line, low_, high_, base, p]
         for mine, offset in zip(sums, offsets, strict=True):
-            a = load(self.copied, normal(outer * self.image + offset + p, Levels(order)))
+            a = load(self.copied, normal(base + offset + p * g.strides[-1], Levels(order)))
             step += [
                 Assign(t, multiply_add(tidy(x, order), a, t)) for t, x in zip(mine, vectors, strict=True)
             ]
-        pixels = For(p, first_pixel, last_pixel, tuple(step), index(1))
+        pixels = (
+            Let(low_, greatest_of(first_pixel - line * width, index(0))),
+            Let(high_, least_of(last_pixel - line * width, index(width))),
+            Let(base, normal(outer * self.image + down, Levels(order))),
+            For(p, low_, high_, tuple(step), index(1)),
+        )
+        lines: Body = [For(line, first_pixel // width, (last_pixel - 1) // width + 1, pixels, index(1))]
+        if len(g.out) == 1:
+            lines = [Let(line, index(0)), *pixels]
         span: Body = [
             Let(first_pixel, greatest_of(start - (n + outer) * g.pixels, index(0))),
             Let(last_pixel, least_of(stop - (n + outer) * g.pixels, index(g.pixels))),
-            pixels,
+            Let(row, self._first_row(n + outer, low)),
+            *lines,
         ]
         if s.images > 1:
             span = [For(image, start // g.pixels - n, (stop - 1) // g.pixels + 1 - n, tuple(span), index(1))]

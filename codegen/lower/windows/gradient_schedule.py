@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from graphc.codegen.lower.contraction import BLOCK
@@ -10,6 +11,7 @@ from graphc.codegen.lower.windows.schedule import registers
 from graphc.ir.types import DType
 
 COPY_BYTES = 640 * 1024  # of x, and of the other operand, in a task
+CACHE_BYTES = 640 * 1024  # of both, beside which others have room in the second level cache
 STATE_BYTES = 128 * 1024  # chains and totals of a task
 LEAST_OUTPUTS = 4
 
@@ -37,9 +39,25 @@ class GradientSchedule(NamedTuple):
     blocks: int
 
 
+def padded(g: Geometry) -> Geometry:
+    """The copy of x as a convolution with a window of one element: its result is the padded image."""
+    dims = zip(g.out, g.strides, g.window, g.reach, strict=True)
+    out = tuple((n - 1) * stride + (k - 1) * reach + 1 for n, stride, k, reach in dims)
+    ones = (1,) * len(out)
+    return replace(g, window=ones, out=out, strides=ones, reach=ones)
+
+
+def padded_rows(g: Geometry, pixels: int) -> int:
+    """Rows of the copy that `pixels` pixels need, from anywhere."""
+    rows = g.out[0]
+    if pixels < g.pixels:
+        rows = min(rows, pixels if g.line == 1 else (pixels - 2) // g.line + 2)
+    return (rows - 1) * g.strides[0] + (g.window[0] - 1) * g.reach[0] + 1
+
+
 def copied_segment(g: Geometry, s: GradientSchedule) -> int:
-    """Elements from one segment of the copy of x to the next: rows are written in whole vectors."""
-    return -(-(g.rows(s.pixels) * g.line + s.width) // s.width) * s.width
+    """Elements from one channel of the copy of x to the next: rows are written in whole vectors."""
+    return -(-(padded_rows(g, s.pixels) * padded(g).line + s.width) // s.width) * s.width
 
 
 def padded_outputs(g: Geometry, s: GradientSchedule) -> int:
@@ -64,7 +82,7 @@ def choose(
     for block in [d for d in range(1, g.channels + 1) if g.channels % d == 0]:
         for images, pixels, blocks in _chunks(g, examples):
             s = GradientSchedule(literal, width, 1, 1, True, images, pixels, block, blocks)
-            copied = images * block * g.inner * g.phases * copied_segment(g, s) * itemsize
+            copied = images * block * copied_segment(g, s) * itemsize
             chunk = blocks * BLOCK or images * pixels
             if copied > COPY_BYTES:
                 continue
@@ -95,7 +113,7 @@ def _chunks(g: Geometry, examples: int) -> list[tuple[int, int, int]]:
     for blocks in (1, 2, 4, 8, 16):
         images = (blocks * BLOCK - 2) // g.pixels + 2
         if images * g.pixels <= 4 * blocks * BLOCK + 4096:
-            found.append((images, g.pixels, blocks))
+            found.append((images, min(g.pixels, blocks * BLOCK), blocks))
     return found
 
 
@@ -113,13 +131,19 @@ def _cost(g: Geometry, s: GradientSchedule, examples: int, full: int, chunk: int
     cost = parts * tiles * (depth * step + pieces * (4.0 * rows * s.vectors + 30))
     if s.images > 1:
         cost += parts * tiles * chunks * (chunk / g.pixels) * 12
+    if len(g.out) > 1:
+        cost += parts * tiles * depth / g.out[-1] * 4
     # The copies: lines of x, and the other operand turned.
-    covered = g.rows(s.pixels)
-    lines = covered * g.line // max(1, g.out[-1]) if g.line > 1 or len(g.out) > 1 else 1
-    run = g.out[-1] if len(g.out) > 1 else covered
-    each = -(-run // s.width) * (4.5 if g.strides[-1] == g.spread[-1] == 1 else 14.0) + 2
-    cost += parts * chunks * s.images * s.block * g.inner * g.phases * (lines * each + 40)
+    covered = padded_rows(g, s.pixels)
+    line, run = 1, covered
+    if len(g.out) > 1:
+        run = padded(g).out[-1]
+        line = padded(g).line // run
+    each = -(-run // s.width) * (4.0 if g.spread[-1] == 1 else 14.0) + 1
+    cost += parts * chunks * s.images * s.block * ((covered * line if len(g.out) > 1 else 1) * each + 15)
     cost += parts * depth * g.outputs * (0.45 if g.outputs % 4 == 0 else 0.8)
+    if (s.images * s.block * copied_segment(g, s) + chunk * lanes) * itemsize > CACHE_BYTES:
+        cost *= 1.3
     if s.blocks:
         cost += 2.0 * (depth / BLOCK) * g.count * g.channels * g.positions * lanes / s.width * 3
     tasks = parts * (chunks if s.blocks else 1)
