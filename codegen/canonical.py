@@ -218,7 +218,7 @@ def _keep_windows(group: Function) -> set[Dim]:
             keep |= {op.operands[1].type.shape[3], op.operands[2].type.shape[3]}
         if lookup(op.name).family == "reduce":
             # Short rows are turned in registers.
-            keep |= {short_length(op.operands[0].type.shape, op.attrs.get("axes") or (op.attrs.get("axis"),))}
+            keep |= {short_length(op.operands[0].type.shape, tuple(op.attrs["axes"] if "axes" in op.attrs else (op.attrs["axis"],)))}
         if lookup(op.name).family in ("conv", "pool"):
             count = len(op.attrs["window"] if "window" in op.attrs else op.attrs["strides"])
             sides = [d for v in (*op.operands, *op.results) for d in v.type.shape[-count:]]

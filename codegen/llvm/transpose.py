@@ -1,7 +1,7 @@
 """Blocks transposed in registers: rows loaded whole, exchanged by shuffles, stored whole.
 
-A block is squares of its shorter side, rounded up to a power of two, in a row along its longer side. Rows that are shorter than
-the square's are read and written as two halves that overlap, so nothing beside them is touched. Log2(size) shuffles a row
+A block is squares of its shorter side in a row along its longer side. Where the shorter side is no power of two, rows are read
+as two halves that overlap, and columns made of squares that overlap, so nothing beside the block is touched. Log2(size) shuffles a row
 instead of one load, insertion and store an element.
 """
 
@@ -38,14 +38,16 @@ def transpose(w: Writer, s: Transpose) -> None:
     if rows >= columns:
         squares = [turned(w, depth, found[g : g + side], element, bits) for g in range(0, rows, side)]
         for place, pieces in zip(places, zip(*squares, strict=True)):
-            _write(w, s.target, place, _joined(w, depth, list(pieces), side, element), rows, rows)
+            _store(w, s.target, place, 0, _joined(w, depth, list(pieces), side, element), rows)
     else:
-        found += ["poison"] * (side - rows)
-        for g in range(0, columns, side):
-            lanes = range(g, g + side)
-            square = [_shuffled(w, depth, x, x, lanes, columns, element) if x != "poison" else x for x in found]
-            for place, x in zip(places[g : g + side], turned(w, depth, square, element, bits), strict=True):
-                _write(w, s.target, place, x, rows, side)
+        # Squares that overlap, where rows are no power of two.
+        side = side if side == rows else side // 2
+        for first in dict.fromkeys((0, rows - side)):
+            for g in range(0, columns, side):
+                lanes = range(g, g + side)
+                square = [_shuffled(w, depth, x, x, lanes, columns, element) for x in found[first : first + side]]
+                for place, x in zip(places[g : g + side], turned(w, depth, square, element, bits), strict=True):
+                    _store(w, s.target, place, first, x, side)
     w.changed(s.target)
 
 
@@ -75,19 +77,11 @@ def _row(w: Writer, buffer: Buffer, address: str, count: int, wide: int) -> str:
     return _shuffled(w, depth, load(half, address), load(half, second), lanes, half, element)
 
 
-def _write(w: Writer, buffer: Buffer, address: str, x: str, count: int, wide: int) -> None:
-    """The first `count` lanes, more than half, of a vector of `wide` lanes."""
-    element, depth, half = MEMORY[buffer.dtype.short], len(w.scopes) - 1, wide // 2
-
-    def store(lanes: int, v: str, at: str) -> None:
-        w.line(f"store <{lanes} x {element}> {v}, ptr {at}, align {buffer.dtype.itemsize}{w.tags[buffer]}")
-
-    if count == wide:
-        store(wide, x, address)
-        return
-    second = w.put(depth, f"getelementptr {element}, ptr {address}, i64 {count - half}")
-    store(half, _shuffled(w, depth, x, x, range(half), wide, element), address)
-    store(half, _shuffled(w, depth, x, x, range(count - half, count), wide, element), second)
+def _store(w: Writer, buffer: Buffer, address: str, first: int, x: str, lanes: int) -> None:
+    element, depth = MEMORY[buffer.dtype.short], len(w.scopes) - 1
+    if first:
+        address = w.put(depth, f"getelementptr {element}, ptr {address}, i64 {first}")
+    w.line(f"store <{lanes} x {element}> {x}, ptr {address}, align {buffer.dtype.itemsize}{w.tags[buffer]}")
 
 
 def _joined(w: Writer, depth: int, pieces: list[str], lanes: int, element: str) -> str:

@@ -116,10 +116,6 @@ def partitioned(group: Function, hint: dict[str, int]) -> bool:
     return length >= 4 * CHUNK and rows // max(1, min(lanes, LANES)) < 16
 
 
-# From this length on, rows that are only read are combined as fast by their own vectors as across.
-ALONE = 32
-
-
 def across(group: Function, hint: dict[str, int], vector_bits: int) -> int:
     """How many rows are computed at once, a lane each; 0 if their elements are."""
     reductions = [op for op in group.ops if op.name in REDUCE]
@@ -127,8 +123,9 @@ def across(group: Function, hint: dict[str, int], vector_bits: int) -> int:
     shape, axes = first.operands[0].type.shape, _axes(first)
     if not short_length(shape, axes):
         return 0
-    positional = any(op.name in ("argmax", "argmin") for op in reductions)
-    if single_pass(group) and not positional and short_length(shape, axes) >= ALONE:
+    # Rows of whole vectors that are only added up take as long by themselves.
+    added = all(op.name not in ("max", "min", "argmax", "argmin") for op in reductions)
+    if single_pass(group) and added and short_length(shape, axes) % LANES == 0:
         return 0
     held = [v for v in (*group.params, *group.results) if v.type.shape == shape] + [op.operands[0] for op in reductions]
     lanes = vector_bits // 8 // max(4, max(v.type.dtype.itemsize for v in held))

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from graphc.codegen.expr import Expr, index, load, replace, select, var
+from graphc.codegen.expr import Expr, children_first, index, load, replace, select, var
 from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Let, Report, Stmt, Store, Transpose, Vector
 from graphc.codegen.lower.affine import depends
 from graphc.codegen.lower.columns import Blocking, Columns, least, wins
 from graphc.codegen.lower.index import Position
 from graphc.codegen.lower.row_group import EXPENSIVE, LANES, RowGroup, accumulator, combine, sweeps_of
 from graphc.ir.function import Operation, Value
-from graphc.ir.types import BOOL, Shape
+from graphc.ir.types import BOOL, I64, Shape
+
+# Operations that are not worth a loop and an array of their own.
+CHEAP = 3
 
 
 class _Short(Columns):
@@ -113,6 +116,19 @@ class _Short(Columns):
             self._bind(v, a)
         return [*self.checked(of_row), For(j, index(0), index(self.n), tuple(body), index(1))]
 
+    def is_cheap(self, value: Value) -> bool:
+        """Whether a value is computed as fast as it would be read."""
+        j = self.row.names.fresh("j")
+        x = self.row.pull.at(value, self.at(j))
+        if self.row.pull.take_reports():
+            return False
+        along = {j}
+        for e in children_first((x,)):
+            if any(a in along for a in e.args):
+                along.add(e)
+        found = [e for e in along if e.op not in ("load", "var") and e.dtype is not I64]
+        return len(found) <= CHEAP and not any(e.op in ("div", "sqrt") for e in found)
+
     def combined(self, op: Operation) -> list[Stmt]:
         """Combine the elements of every row, as a tree over vectors."""
         names = self.row.names
@@ -173,7 +189,7 @@ class _Short(Columns):
             element = load(self.row.pull.buffers[p], self.at(j).flat, self.mask)
             return Store(self.staged[p], j * self.width + self.lane, element)
 
-        return self._turned(list(self.staged), square, single)
+        return self._turned(list(self.staged), square, single, self.width)
 
     def turned_out(self, targets: Sequence[tuple[Value, Buffer]]) -> list[Stmt]:
         """Results of the full shape, turned back from their arrays."""
@@ -199,7 +215,7 @@ class _Short(Columns):
                 self.mask, (Store(buffers[v], self.at(j).flat, load(arrays[v], j * self.width + self.lane)),)
             )
 
-        return self._turned(list(buffers), square, single)
+        return self._turned(list(buffers), square, single, max(1, self.width // 2))
 
     @property
     def origin(self) -> Expr:
@@ -211,12 +227,13 @@ class _Short(Columns):
         values: list[Value],
         square: Callable[[Value, Expr, int], Stmt],
         single: Callable[[Value, Expr], Stmt],
+        side: int,
     ) -> list[Stmt]:
         """Blocks of positions, as squares as far as they go; where there are fewer rows than lanes, element by element."""
         if not values:
             return []
         j, k = self.row.names.fresh("j"), self.row.names.fresh("j")
-        whole = self.n // self.width * self.width
+        whole = self.n // side * side
         rest = self.n - whole
         blocks: list[Stmt] = []
         if whole:
@@ -225,8 +242,8 @@ class _Short(Columns):
                     j,
                     index(0),
                     index(whole),
-                    tuple(square(v, j, self.width) for v in values),
-                    index(self.width),
+                    tuple(square(v, j, side) for v in values),
+                    index(side),
                 )
             )
         if rest:
@@ -253,8 +270,9 @@ def lower_short(row: RowGroup, targets: list[tuple[Value, Buffer]], width: int) 
     for level in range(1, depth + 1):
         ops = [op for op in row.reductions if row.levels[op.results[0]] == level]
         ready = [v for v, _ in full if row.levels[v] == level - 1]
+        again = [v for v in repeated if min(sweeps[v]) == level]
         body += short.hold(
-            [*(v for v in repeated if min(sweeps[v]) == level), *(op.operands[0] for op in ops), *ready]
+            [*again, *(op.operands[0] for op in ops if not short.is_cheap(op.operands[0])), *ready]
         )
         for op in ops:
             body += short.combined(op)
