@@ -375,7 +375,7 @@ def test_code_for_another_cpu_is_never_loaded(place, monkeypatch):
 
     def forget():
         cache.forget()
-        for known in (kernels._memory, kernels._choices):
+        for known in (kernels._memory, kernels._choices, kernels._linked):
             known.clear()
 
     # As that machine would: nothing of its code is linked here.
