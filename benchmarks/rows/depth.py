@@ -43,7 +43,7 @@ def measure(layers: int) -> Depth:
 
     command = [sys.executable, "-m", "benchmarks.rows.depth", str(layers)]
     with tempfile.TemporaryDirectory(prefix="graphc-benchmark-") as cache:
-        told = {**os.environ, "GRAPHC_CACHE_DIR": cache}
+        told = {**os.environ, "GRAPHC_CACHE_DIR": cache, "GRAPHC_COSTS": "default"}  # measuring costs compiles kernels too
         done = subprocess.run(command, cwd=ROOT, env=told, check=True, capture_output=True, text=True)
     return Depth(**json.loads(done.stdout))
 
