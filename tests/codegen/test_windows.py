@@ -297,6 +297,22 @@ def test_the_compiler_takes_planes_for_depthwise() -> None:
     assert isinstance(variant(f, {}), WindowSchedule)
 
 
+@pytest.mark.parametrize(
+    ("x", "w", "windows"),
+    [
+        ((2, 64, 40, 40), (64, 64, 3, 3), True),
+        ((2, 64, 40, 40), (3, 64, 3, 3), True),  # three rows of a product's tile
+        ((2, 64, 20, 20), (6, 64, 5, 5), True),
+        ((2, 32, 14, 14), (3, 32, 1, 1), False),
+        ((2, 16, 16, 16, 16), (32, 16, 3, 3, 3), False),
+        ((2, 1, 16, 16, 16), (8, 1, 3, 3, 3), True),
+    ],
+)
+def test_what_is_for_windows(x: Ints, w: Ints, windows: bool) -> None:
+    f = conv_group(f"f32{list(x)}", f"f32{list(w)}", padding=((w[2] // 2,) * 2,) * (len(w) - 2))
+    assert isinstance(variant(f, {}), WindowSchedule) is windows
+
+
 # A dilated x: the zeros between its elements are left out.
 SPREAD: dict[str, tuple[str, str, dict[str, Any], dict[str, int]]] = {
     "two": ("f32[3, 5, 7, 6]", "f32[9, 5, 3, 3]", {"padding": ((1, 2), (1, 1)), "lhs_dilation": (2, 2)}, {}),

@@ -283,15 +283,15 @@ class GroupKernels(KernelBuilder):
             ]
         else:
             row = self.name("row")
-            low, high = self._columns()
+            left, right = map(index, self._columns())
 
             def at(lane: Expr, j: Expr) -> Expr:
                 where = (channel(lane), n, first + row - before, j - p.low[1])
                 return pull.at(x, Position(x.type.shape, where))
 
             here = to + row * self.pitch
-            filled = self._turn(self.copied, here, at, index(low), index(high), [*loops, row])
-            padding = self._zeros(here, index(low), index(high))
+            filled = self._turn(self.copied, here, at, left, right, [*loops, row])
+            padding = self._zeros(here, left, right)
             there = first + row
             valid = logical_and(there >= before, there < before + inside)
             body = [For(row, index(0), rows, (If(valid, tuple(filled), tuple(padding)),), index(1))]

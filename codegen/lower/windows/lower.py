@@ -26,8 +26,12 @@ from graphc.ir.interpret import specialize
 from graphc.ir.types import DimExpr, DType, Shape, size_of, substitute
 
 Hint = Mapping[str, int]
-# Cycles for a vector of terms up to which a schedule is taken; of short sums, always.
-GOOD, SHORT = 1.5, 64
+# Cycles for a vector of terms up to which a schedule is taken.
+GOOD = 1.5
+# Sums so short, or so few output channels, have it always: they leave most of a product's tiles empty. With less than
+# MANY output channels, products need twice the cycles that they need else.
+SHORT, FEW, MANY = 64, 4, 16
+SHORT_VOLUME = 32
 GOOD_GRADIENT = 1.8
 # Output channels of a group that is one channel, each of which reads it again.
 MOST_OUTPUTS = 2
@@ -150,8 +154,20 @@ def windows_schedule(group: Function, hint: Hint, vector_bits: int) -> WindowSch
     if found is None:
         return None
     cycles, schedule = found
-    short = _product(root.operands[1].type.shape[1:], hint) <= SHORT
-    return schedule if short or cycles * schedule.width <= GOOD * _terms(root, hint) else None
+    return schedule if _worth(root, hint, cycles * schedule.width / max(1, _terms(root, hint))) else None
+
+
+def _worth(root: Operation, hint: Hint, cycles: float) -> bool:
+    """Whether windows are likely to be faster than a product that takes patches; `cycles` for a vector of terms."""
+    w = root.operands[1].type.shape
+    outputs, depth = _product(w[:1], hint) // _groups(root), _product(w[1:], hint)
+    if _product(w[2:], hint) == 1:
+        return cycles <= GOOD  # a product without patches
+    if outputs < FEW:
+        return True
+    if len(w) > 4:
+        return depth <= SHORT_VOLUME  # many lines are copied many times
+    return depth <= SHORT or cycles <= (GOOD if outputs >= MANY else 2 * GOOD)
 
 
 def _gradient_schedule(
