@@ -223,20 +223,24 @@ class PhaseKernels(WindowKernels):
         scale = Let(start, strip * (whole.depth * s.rows))
         if not self.dtype.is_float:
             return [scale, Let(attempt, index(0)), all_blocks]
-        one: Body = [all_blocks, Vector(lane, s.width, (Assign(again, self._negative_zero(places)),))]
+        one: Body = [all_blocks, Vector(lane, s.width, tuple(self._negative_zero(again, lane, len(flat))))]
         first = load(self.flags, strip)
         attempts = For(attempt, first, index(2), (If(not_equal(again, 0), tuple(one)),), index(1))
         return [scale, Declare(again, index(1)), attempts]
 
-    def _negative_zero(self, places: Sequence[tuple[Expr, Expr]]) -> Expr:
-        """1 where a total of the tile is -0.0. Sums of blocks that are -0.0 matter nowhere else."""
-        some: Expr | None = None
-        for at, _ in places:
-            bits = to_bits(load(self.tile, at))
-            here = equal(bits, const(bits.dtype, 1 << (bits.dtype.bits - 1)))
-            some = here if some is None else binary("or", some, here)
-        assert some is not None
-        return select(make("lanes", BOOL, (some,), "or"), index(1), index(0))
+    def _negative_zero(self, again: Expr, lane: Expr, vectors: int) -> Body:
+        """Sets `again` to 1 where a total of the tile is -0.0, else to 0. Sums of blocks that are -0.0 matter nowhere else."""
+        i = self.name("i")
+        bits = to_bits(load(self.tile, i * self.s.width + lane))
+        some, one, none = self.name("some", bits.dtype), const(bits.dtype, 1), const(bits.dtype, 0)
+        here = equal(bits, const(bits.dtype, 1 << (bits.dtype.bits - 1)))
+        found = Assign(some, binary("or", some, select(here, one, none)))
+        every = make("lanes", BOOL, (not_equal(some, none),), "or")
+        return [
+            Declare(some, none),
+            For(i, index(0), index(vectors), (found,), index(1)),
+            Assign(again, select(every, index(1), index(0))),
+        ]
 
     def _terms_before(self, k: Expr) -> Expr:
         """How many of the terms that count come before k."""
