@@ -6,6 +6,7 @@ holds, plans the memory and builds the table.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import itertools
@@ -235,6 +236,8 @@ class Program:
 
         def run(inputs: Sequence[int], outputs: Sequence[int]) -> None:
             with lock:
+                if _ending and _ending[0] != threading.get_ident():
+                    raise SystemExit  # a daemon thread
                 if size:
                     pointers[given] = _arena.at_least(size, name)
                 try:
@@ -268,6 +271,19 @@ class Program:
 
 
 _alive: weakref.WeakSet[Program] = weakref.WeakSet()
+# The thread that ends the process.
+_ending: list[int] = []
+
+
+def _at_exit() -> None:
+    """Wait for programs that daemon threads run: Python clears the frames of these threads, and so what the programs read."""
+    _ending.append(threading.get_ident())
+    for program in list(_alive):
+        if program._lock.acquire(timeout=10.0):
+            program._lock.release()
+
+
+atexit.register(_at_exit)
 
 
 def _after_fork() -> None:

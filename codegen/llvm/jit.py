@@ -6,6 +6,7 @@ free of common subexpressions, so none of LLVM's passes over its IR is run; its 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import itertools
@@ -19,6 +20,8 @@ from graphc.codegen.report import stage
 
 # llvmlite serialises calls anyway, but a module's context and the JIT's symbol table need one owner.
 _lock = threading.RLock()
+# At the end of the process LLVM takes itself apart: a thread that compiles is waited for, and none begins any more.
+atexit.register(_lock.acquire, timeout=10.0)
 _numbers = itertools.count()
 
 

@@ -236,3 +236,27 @@ thread.join()
 def test_child_of_a_fork_during_a_run() -> None:
     done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=100, check=False)
     assert (done.stdout.split(), done.returncode) == (["0"] * 5, 0), done.stderr
+
+
+LEAVES = """
+import threading, time
+import graphc as gc
+import numpy as np
+
+x = gc.tensor(np.ones((900, 900), np.float32))
+f = gc.compile(lambda x: gc.exp(x @ x * 1e-4) * 2)
+f(x)
+
+def work():
+    while True:
+        f(x)
+
+threading.Thread(target=work, daemon=True).start()
+time.sleep(0.1)
+"""
+
+
+def test_a_daemon_thread_may_run_a_program_when_the_process_ends() -> None:
+    for _ in range(3):
+        done = child(LEAVES)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
