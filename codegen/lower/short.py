@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from graphc.codegen.expr import Expr, children_first, index, load, replace, select, var
+from graphc.codegen.expr import Expr, cast, children_first, const, index, load, replace, select, var
 from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Let, Report, Stmt, Store, Transpose, Vector
 from graphc.codegen.lower.affine import depends
 from graphc.codegen.lower.columns import Blocking, Columns, least, wins
 from graphc.codegen.lower.index import Position
 from graphc.codegen.lower.row_group import EXPENSIVE, LANES, RowGroup, accumulator, combine, sweeps_of
 from graphc.ir.function import Operation, Value
-from graphc.ir.types import BOOL, I64, Shape
+from graphc.ir.types import BOOL, I32, I64, Shape
 
 # Operations that are not worth a loop and an array of their own.
 CHEAP = 3
@@ -155,19 +155,19 @@ class _Short(Columns):
     def _extreme(self, op: Operation) -> list[Stmt]:
         """argmax / argmin: the first position of the extreme value; the first NaN wins."""
         names, wide = self.row.names, accumulator(op.operands[0].type.dtype)
-        held, at = names.fresh("held", wide), names.fresh("at")
+        held, at = names.fresh("held", wide), names.fresh("at", I32)
         j, x, better = names.fresh("j"), names.fresh("x", wide), names.fresh("better", BOOL)
         element = self.element(op, j)
         body = (
             *self.reports(),
             Let(x, element),
             Let(better, wins(op, x, held)),
-            Assign(at, select(better, j, at)),
+            Assign(at, select(better, cast(j, I32), at)),
             Assign(held, select(better, x, held)),
         )
         self.row.bind(op, at)
         start = least(op)
-        return [Declare(held, start), Declare(at, index(0)), For(j, index(0), index(self.n), body, index(1))]
+        return [Declare(held, start), Declare(at, const(I32, 0)), For(j, index(0), index(self.n), body, index(1))]
 
     def turned_in(self) -> list[Stmt]:
         """What is read of parameters, turned into arrays."""
