@@ -167,7 +167,11 @@ class _Short(Columns):
         )
         self.row.bind(op, at)
         start = least(op)
-        return [Declare(held, start), Declare(at, const(I32, 0)), For(j, index(0), index(self.n), body, index(1))]
+        return [
+            Declare(held, start),
+            Declare(at, const(I32, 0)),
+            For(j, index(0), index(self.n), body, index(1)),
+        ]
 
     def turned_in(self) -> list[Stmt]:
         """What is read of parameters, turned into arrays."""
