@@ -134,6 +134,9 @@ WIDE: dict[str, tuple[str, str, dict[str, Any], dict[str, int]]] = {
     "parts": ("f32[6, 4, 9, 9]", "f32[15, 4, 8, 7]", {"batch_groups": 3}, {}),
     "long": ("f32[2, 4, 700]", "f32[6, 4, 690]", {"padding": ((3, 3),)}, {}),
     "volume": ("f32[2, 3, 6, 7, 8]", "f32[9, 3, 5, 5, 7]", {"padding": ((1, 0), (0, 1), (1, 1))}, {}),
+    "one output": ("f32[5, 3, 9, 7]", "f32[1, 3, 8, 7]", {"padding": SAME}, {}),
+    "three outputs": ("f32[4, 3, 19, 17]", "f32[3, 3, 17, 16]", {"padding": SAME}, {}),
+    "few groups": ("f32[2, 3, 9, 11]", "f32[2, 3, 9, 11]", {"padding": SAME, "batch_groups": 2}, {}),
     "many outputs": ("f32[5, 9, 7, 6]", "f32[70, 9, 5, 4]", {"padding": ((0, 1), (1, 0))}, {}),
     "spread": ("f32[2, 3, 7, 6]", "f32[9, 3, 5, 7]", {"lhs_dilation": (1, 2), "padding": SAME}, {}),
     "halves": ("f16[3, 6, 9, 9]", "f16[5, 6, 8, 8]", {"padding": SAME}, {}),
@@ -167,6 +170,12 @@ def changed(s: GradientSchedule, f: Function, change: dict[str, Any]) -> Gradien
     if "pixels" not in change:
         s = s._replace(pixels=min(pixels, s.blocks * 256 or pixels))
     return s._replace(images=(s.blocks * 256 - 2) // pixels + 2) if s.blocks else s
+
+
+@pytest.mark.parametrize("outputs", [1, 3, 8])
+def test_the_compiler_takes_few_results(outputs: int) -> None:
+    f = conv_group("f32[16, 4, 20, 20]", f"f32[{outputs}, 4, 20, 20]", padding=SAME)
+    assert isinstance(variant(f, {}), GradientSchedule)
 
 
 def test_few_results_read_nothing_outside() -> None:

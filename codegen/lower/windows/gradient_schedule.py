@@ -13,7 +13,6 @@ from graphc.ir.types import DType
 COPY_BYTES = 640 * 1024  # of x, and of the other operand, in a task
 CACHE_BYTES = 640 * 1024  # of both, beside which others have room in the second level cache
 STATE_BYTES = 128 * 1024  # chains and totals of a task
-LEAST_OUTPUTS = 4
 
 
 class GradientSchedule(NamedTuple):
@@ -70,8 +69,6 @@ def choose(
     g: Geometry, examples: int, dtype: DType, vector_bits: int, literal: tuple[tuple[str, int], ...]
 ) -> tuple[float, GradientSchedule] | None:
     """The cheapest schedule for about so many examples, with its cycles; None if there is none."""
-    if g.outputs < LEAST_OUTPUTS:
-        return None
     full = max(1, vector_bits // dtype.bits)
     width = full
     while width > 4 and width // 2 >= g.outputs:

@@ -182,7 +182,8 @@ def _gradient_schedule(
     cycles, schedule = found
     lone = _product(root.result.type.shape[:1], hint) == 1
     good = cycles * max(1, vector_bits // 32) <= GOOD_GRADIENT * _terms(root, hint)
-    return schedule if lone or good else None
+    few = _product(root.operands[1].type.shape[:1], hint) // _groups(root) < FEW
+    return schedule if lone or good or few else None
 
 
 def _groups(root: Operation) -> int:
