@@ -8,6 +8,7 @@ itself and of installed packages are not looked into, except layers and optimize
 
 from __future__ import annotations
 
+import dis
 import enum
 import functools
 import operator
@@ -271,10 +272,10 @@ class Snapshot:
                 continue
             view = self._views.setdefault(id(cell), Cell(cell))
             reached += self._container(view, (0,), False) or [content]
-        return [*reached, *self._named(f.__globals__, _names(f.__code__), set())]
+        return [*reached, *self._named(f.__globals__, _globals(f.__code__), _names(f.__code__), set())]
 
-    def _named(self, namespace: dict[str, Any], names: list[str], seen: set[int]) -> list[Any]:
-        """What code that uses `names` finds in the namespace of a Python module, and in the modules named there."""
+    def _named(self, namespace: dict[str, Any], names: Sequence[str], inner: Sequence[str], seen: set[int]) -> list[Any]:
+        """What code that uses `names` finds in the namespace of a Python module, and `inner` in the modules named there."""
         seen.add(id(namespace))
         known = [n for n in names if n in namespace]
         self._absent.append((namespace, [n for n in names if n not in namespace]))
@@ -282,7 +283,7 @@ class Snapshot:
         for n in known:
             module = namespace[n]
             if isinstance(module, types.ModuleType) and not _is_library(module) and id(vars(module)) not in seen:
-                reached += self._named(vars(module), names, seen)
+                reached += self._named(vars(module), inner, inner, seen)
         return reached
 
     def _container(self, c: Any, keys: Iterable[Any], whole: bool) -> list[Any]:
@@ -493,6 +494,16 @@ def _is_library(module: types.ModuleType | None) -> bool:
         return module is None
     file = getattr(module, "__file__", None)
     return file is None or "site-packages" in file or "/lib/python" in file or module.__name__.startswith("graphc")
+
+
+@functools.lru_cache(4096)
+def _globals(code: types.CodeType) -> tuple[str, ...]:
+    """The global names that code uses; not those of attributes."""
+    names = dict.fromkeys(str(i.argval) for i in dis.get_instructions(code) if i.opname.endswith(("_GLOBAL", "_NAME")))
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names.update(dict.fromkeys(_globals(constant)))
+    return tuple(names)
 
 
 def _names(code: types.CodeType) -> list[str]:

@@ -174,3 +174,16 @@ def test_what_a_call_that_raised_left_behind() -> None:
             compiled(fails)
     y.copy_(y * 100)
     assert holder.made.item() == 12.0  # type: ignore[attr-defined]
+
+
+weight: Any = None
+
+
+def test_a_global_with_the_name_of_an_attribute_is_of_no_matter() -> None:
+    global weight
+    layer = gc.nn.Linear(2, 2)
+    compiled = gc.compile(lambda x: x @ layer.weight)
+    x = gc.ones((1, 2))
+    for _ in range(4):
+        weight = compiled(x)
+    assert len(compiled.compile_reports()) == 1
