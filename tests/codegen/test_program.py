@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from graphc.codegen import kernels
+from graphc.codegen.canonical import SHORT_ROW
 from graphc.codegen.program import compile_function
 from graphc.ir.function import Builder, Function, Loc, Value
 from graphc.ir.registry import lookup
@@ -226,6 +227,11 @@ def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_memory", {})
 
 
+def _longer(make: Callable[[tuple[int, ...]], Function]) -> Callable[[tuple[int, ...]], Function]:
+    """Rows beyond the length up to which it is literal."""
+    return lambda shape: make((*shape[:-1], shape[-1] + SHORT_ROW))
+
+
 def _row_reduction(shape: tuple[int, ...]) -> Function:
     b = Builder("row_sum")
     return b.build([b.sum(b.param(TensorType(F32, shape)), axes=(len(shape) - 1,))])
@@ -272,7 +278,7 @@ def _transposed(shape: tuple[int, ...]) -> Function:
 
 @pytest.mark.parametrize(
     "make, most",
-    [(_same_shape("add"), 1), (_row_reduction, 3), (_softmax, 3), (_bias, 3), (_transposed, 5)],
+    [(_same_shape("add"), 1), (_longer(_row_reduction), 3), (_longer(_softmax), 3), (_bias, 3), (_transposed, 5)],
     ids=["add", "sum", "softmax", "bias", "transposed"],
 )
 def test_a_kernel_serves_many_shapes(make: Callable[[tuple[int, ...]], Function], most: int) -> None:
@@ -280,12 +286,17 @@ def test_a_kernel_serves_many_shapes(make: Callable[[tuple[int, ...]], Function]
     assert compiled_for([make(s) for s in MORE], _inputs) <= most
 
 
+def test_a_kernel_of_short_rows_serves_any_number_of_them() -> None:
+    shapes = [(rows, length) for rows in (2, 3, 17, 100, 1000) for length in (7, 10)]
+    assert compiled_for([_softmax(s) for s in shapes], _inputs) == 2
+
+
 def test_a_known_kernel_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    f = _softmax((3, 17))
+    f = _softmax((3, 117))
     run(f, *_inputs(f))
     monkeypatch.setattr(kernels, "_from_disk_or_compile", lambda *args: pytest.fail("compiled again"))
     b = Builder("other_name")
-    g = _softmax((40, 9))
+    g = _softmax((40, 109))
     x = b.param(g.param_types[0], "other")
     b.loc = Loc("elsewhere.py", 1)
     run(b.build(b.inline(g, x)), *_inputs(g))
