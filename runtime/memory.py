@@ -298,7 +298,7 @@ def _device(device: Any) -> Any:
 def empty_cache(device: Any = None) -> None:
     """Give the memory that no tensor holds, and the arenas of programs, back: of one device, or of all that are in use.
 
-    An arena of another thread goes when that thread next runs a program.
+    Arenas of other threads stay: only the thread that works in one gives it back.
     """
     if device is None or _device(device).type == "cpu":
         release_idle()
