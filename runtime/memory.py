@@ -83,6 +83,8 @@ class Pool:
         self.kept: dict[int, Kept] = {}
         self.clock = 0
         self.next_look = 64 << 20
+        # The small blocks that exist, by identity: single steps, which nothing that dies in between can disturb.
+        self.sizes: dict[int, int] = {}
         # A buffer may die while this thread holds the lock.
         self.lock = threading.RLock()
 
@@ -186,6 +188,7 @@ class _Small:
 
     def __del__(self) -> None:
         pool = _pool
+        pool.sizes.pop(id(self), None)
         with pool.lock:
             pool.small -= self.nbytes
             pool.small_blocks -= 1
@@ -243,7 +246,9 @@ def _obtain_small(pool: Pool, capacity: int) -> Block:
             pool.trim(limit)
         pool.next_look = pool.small + (64 << 20)
     address = -(-raw.ctypes.data // ALIGNMENT) * ALIGNMENT
-    return (address, _Small(raw, capacity), free_list(capacity), capacity)
+    owner = _Small(raw, capacity)
+    pool.sizes[id(owner)] = capacity
+    return (address, owner, free_list(capacity), capacity)
 
 
 def _release() -> None:
@@ -285,6 +290,8 @@ def stats() -> Stats:
     with pool.lock:
         blocks, nbytes = pool.waiting()
         small_blocks, small = pool.small_idle()
+        sizes = list(pool.sizes.values())
+        pool.small, pool.small_blocks = sum(sizes), len(sizes)
         live = pool.live + pool.small - small
         return Stats(pool.live_blocks + pool.small_blocks - small_blocks, live, blocks, nbytes)
 
