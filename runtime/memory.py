@@ -83,8 +83,6 @@ class Pool:
         self.kept: dict[int, Kept] = {}
         self.clock = 0
         self.next_look = 64 << 20
-        # The small blocks that exist, by identity: single steps, which nothing that dies in between can disturb.
-        self.sizes: dict[int, int] = {}
         # A buffer may die while this thread holds the lock.
         self.lock = threading.RLock()
 
@@ -188,7 +186,6 @@ class _Small:
 
     def __del__(self) -> None:
         pool = _pool
-        pool.sizes.pop(id(self), None)
         with pool.lock:
             pool.small -= self.nbytes
             pool.small_blocks -= 1
@@ -246,9 +243,7 @@ def _obtain_small(pool: Pool, capacity: int) -> Block:
             pool.trim(limit)
         pool.next_look = pool.small + (64 << 20)
     address = -(-raw.ctypes.data // ALIGNMENT) * ALIGNMENT
-    owner = _Small(raw, capacity)
-    pool.sizes[id(owner)] = capacity
-    return (address, owner, free_list(capacity), capacity)
+    return (address, _Small(raw, capacity), free_list(capacity), capacity)
 
 
 def _release() -> None:
@@ -290,10 +285,10 @@ def stats() -> Stats:
     with pool.lock:
         blocks, nbytes = pool.waiting()
         small_blocks, small = pool.small_idle()
-        sizes = list(pool.sizes.values())
-        pool.small, pool.small_blocks = sum(sizes), len(sizes)
-        live = pool.live + pool.small - small
-        return Stats(pool.live_blocks + pool.small_blocks - small_blocks, live, blocks, nbytes)
+        # In a cycle of garbage Python's collector calls `_Small.__del__` even where a dying buffer has just put the block back
+        # to wait: such a block is counted as gone from then on.
+        live = pool.live + max(0, pool.small - small)
+        return Stats(pool.live_blocks + max(0, pool.small_blocks - small_blocks), live, blocks, nbytes)
 
 
 def _device(device: Any) -> Any:
