@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Union
 
 from graphc.codegen.loops import Buffer
@@ -47,20 +47,8 @@ def candidate(group: Function, hint: Hint, vector_bits: int) -> tuple[float, Win
 
     Sizes become literals, but for the number of examples.
     """
-    root = _root(group)
-    x, w = root.operands
-    shapes = (w.type.shape, x.type.shape[1:], root.result.type.shape[1:])
-    literal = _literal(shapes, hint)
-    if literal is None:
-        return None
-    made = specialize(group, dict(literal))
-    root = _root(made)
-    g = geometry_of(root)
-    if g is None:
-        return None
-    examples = substitute(g.examples, hint)
-    c = conv_contraction(made, root, Pull(made, _params(made)), per_example=True)
-    return choose(g, examples if isinstance(examples, int) else 32, c.accumulator, vector_bits, literal)
+    known = _window_of(group, hint)
+    return None if known is None else choose(*known[:-1], vector_bits, known[-1])
 
 
 def gradient_candidate(
@@ -77,59 +65,56 @@ def group_candidate(group: Function, hint: Hint, vector_bits: int) -> tuple[floa
     return None if known is None else choose_groups(*known[:-1], vector_bits, known[-1])
 
 
-def _gradient_of(
-    group: Function, hint: Hint
-) -> tuple[Geometry, int, DType, tuple[tuple[str, int], ...]] | None:
-    """The geometry of a gradient, its examples, the dtype of sums, and literals."""
+def plane_candidate(group: Function, hint: Hint, vector_bits: int) -> PlaneSchedule | None:
+    """The schedule for channels that are alone, where they are."""
+    known = _window_of(group, hint)
+    if known is None:
+        return None
+    g, _, dtype, literal = known
+    return choose_planes(g, dtype, vector_bits, literal)
+
+
+def spread_candidate(group: Function, hint: Hint, vector_bits: int) -> tuple[float, SpreadSchedule] | None:
+    """As `candidate`, for a dilated x, whose zeros are left out."""
+    if all(d == 1 for d in _root(group).attrs["lhs_dilation"]):
+        return None
+    known = _window_of(group, hint)
+    return None if known is None else choose_spread(*known[:-1], vector_bits, known[-1])
+
+
+# The geometry, about how many examples, the dtype of sums, and the literals.
+Known = tuple[Geometry, int, DType, tuple[tuple[str, int], ...]]
+
+
+def _window_of(group: Function, hint: Hint) -> Known | None:
+    """Of a convolution whose number of examples is not literal; None where a size or the geometry is not known."""
+    root = _root(group)
+    x, w = root.operands
+    return _known(group, hint, (w.type.shape, x.type.shape[1:], root.result.type.shape[1:]), geometry_of)
+
+
+def _gradient_of(group: Function, hint: Hint) -> Known | None:
+    """The same of a gradient, whose number of channels of x is not literal."""
     root = _root(group)
     x, w = root.operands
     shapes = (w.type.shape[:1], w.type.shape[2:], x.type.shape[:1], x.type.shape[2:], root.result.type.shape)
+    return _known(group, hint, shapes, gradient_geometry)
+
+
+def _known(
+    group: Function, hint: Hint, shapes: Iterable[Shape], geometry: Callable[[Operation], Geometry | None]
+) -> Known | None:
     literal = _literal(shapes, hint)
     if literal is None:
         return None
     made = specialize(group, dict(literal))
     root = _root(made)
-    g = gradient_geometry(root)
+    g = geometry(root)
     if g is None:
         return None
     examples = substitute(g.examples, hint)
     c = conv_contraction(made, root, Pull(made, _params(made)), per_example=True)
     return g, examples if isinstance(examples, int) else 32, c.accumulator, literal
-
-
-def plane_candidate(group: Function, hint: Hint, vector_bits: int) -> PlaneSchedule | None:
-    """The schedule for channels that are alone, where they are."""
-    root = _root(group)
-    x, w = root.operands
-    literal = _literal((w.type.shape, x.type.shape[1:], root.result.type.shape[1:]), hint)
-    if literal is None:
-        return None
-    made = specialize(group, dict(literal))
-    root = _root(made)
-    g = geometry_of(root)
-    if g is None:
-        return None
-    c = conv_contraction(made, root, Pull(made, _params(made)), per_example=True)
-    return choose_planes(g, c.accumulator, vector_bits, literal)
-
-
-def spread_candidate(group: Function, hint: Hint, vector_bits: int) -> tuple[float, SpreadSchedule] | None:
-    """As `candidate`, for a dilated x, whose zeros are left out."""
-    root = _root(group)
-    x, w = root.operands
-    literal = _literal((w.type.shape, x.type.shape[1:], root.result.type.shape[1:]), hint)
-    if literal is None or all(d == 1 for d in root.attrs["lhs_dilation"]):
-        return None
-    made = specialize(group, dict(literal))
-    root = _root(made)
-    g = geometry_of(root)
-    if g is None:
-        return None
-    examples = substitute(g.examples, hint)
-    c = conv_contraction(made, root, Pull(made, _params(made)), per_example=True)
-    return choose_spread(
-        g, examples if isinstance(examples, int) else 32, c.accumulator, vector_bits, literal
-    )
 
 
 def _literal(shapes: Iterable[Shape], hint: Hint) -> tuple[tuple[str, int], ...] | None:
