@@ -8,7 +8,6 @@ itself and of installed packages are not looked into, except layers and optimize
 
 from __future__ import annotations
 
-import dis
 import enum
 import functools
 import operator
@@ -21,10 +20,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from graphc.runtime.core import Tensor
+from graphc.runtime.reach import (
+    DESCRIPTORS,
+    functions_of,
+    globals_of,
+    is_library,
+    is_state,
+    names_of,
+    slots_of,
+)
 
 SCALARS = (int, float, bool, str, type(None))
 _OPAQUE = (types.ModuleType, types.BuiltinFunctionType, str, bytes, np.ndarray, np.generic)
-_LIBRARY = ("graphc.runtime.nn.", "graphc.runtime.optim", "graphc.runtime.losses")
 # Longer lists and more objects than these are data rather than the state of a program.
 LONG, MANY = 512, 20000
 
@@ -241,9 +248,9 @@ class Snapshot:
             self._generators.append(x)
             return []
         inside: list[Any] = []
-        if _is_state(x):
+        if is_state(x):
             inside += [vars(x)]
-        names = _slots(type(x))
+        names = slots_of(type(x))
         if names:
             view = self._views.setdefault(id(x), Attributes(x))
             given = [n for n in names if hasattr(x, n)]
@@ -252,11 +259,11 @@ class Snapshot:
         return [*inside, *type(x).__mro__] if inside else []
 
     def _class(self, x: type) -> list[Any]:
-        if _is_library(sys.modules.get(x.__module__)) or issubclass(x, enum.Enum):
+        if is_library(sys.modules.get(x.__module__)) or issubclass(x, enum.Enum):
             return []
         self._classes.append((x, len(vars(x))))
-        names = [n for n, v in vars(x).items() if not n.startswith("__") and not isinstance(v, _DESCRIPTORS)]
-        inner = [f for v in vars(x).values() for f in _functions_of(v)]
+        names = [n for n, v in vars(x).items() if not n.startswith("__") and not isinstance(v, DESCRIPTORS)]
+        inner = [f for v in vars(x).values() for f in functions_of(v)]
         return [*self._container(self._views.setdefault(id(x), Attributes(x)), names, False), *inner]
 
     def _function(self, f: types.FunctionType) -> list[Any]:
@@ -272,7 +279,7 @@ class Snapshot:
                 continue
             view = self._views.setdefault(id(cell), Cell(cell))
             reached += self._container(view, (0,), False) or [content]
-        return [*reached, *self._named(f.__globals__, _globals(f.__code__), _names(f.__code__), set())]
+        return [*reached, *self._named(f.__globals__, globals_of(f.__code__), names_of(f.__code__), set())]
 
     def _named(self, namespace: dict[str, Any], names: Sequence[str], inner: Sequence[str], seen: set[int]) -> list[Any]:
         """What code that uses `names` finds in the namespace of a Python module, and `inner` in the modules named there."""
@@ -282,7 +289,7 @@ class Snapshot:
         reached = self._container(namespace, known, False)
         for n in known:
             module = namespace[n]
-            if isinstance(module, types.ModuleType) and not _is_library(module) and id(vars(module)) not in seen:
+            if isinstance(module, types.ModuleType) and not is_library(module) and id(vars(module)) not in seen:
                 reached += self._named(vars(module), inner, inner, seen)
         return reached
 
@@ -454,61 +461,3 @@ def _shared_generators() -> list[tuple[str, Any]]:
     if numpy is not None:
         found.append(("numpy.random", pickle.dumps(numpy.get_state())))
     return found
-
-
-# What stands for the values of a class's instances rather than for a value of the class.
-_DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
-
-
-def _functions_of(x: Any) -> list[Any]:
-    """The functions of a class's attribute."""
-    if isinstance(x, property):
-        return [f for f in (x.fget, x.fset, x.fdel) if f is not None]
-    if isinstance(x, (classmethod, staticmethod)):
-        return [x.__func__]
-    return [x.func] if isinstance(x, functools.cached_property) else [x] if isinstance(x, types.FunctionType) else []
-
-
-def _slots(kind: type) -> list[str]:
-    """The names in the `__slots__` of a class that a program defines, and of its bases."""
-    if kind.__module__.startswith(("graphc.", "builtins")) or _is_library(sys.modules.get(kind.__module__)):
-        return []
-    names: list[str] = []
-    for base in kind.__mro__:
-        slots = vars(base).get("__slots__", ())
-        names += [slots] if isinstance(slots, str) else slots
-    return [n for n in names if n not in ("__dict__", "__weakref__")]
-
-
-def _is_state(x: Any) -> bool:
-    if not hasattr(x, "__dict__") or hasattr(type(x), "__next__"):
-        return False
-    home = type(x).__module__
-    if home.startswith("graphc."):
-        return home.startswith(_LIBRARY)
-    return home not in ("builtins", "threading", "logging", "functools", "io", "weakref") and (home == "__main__" or not home.startswith("_"))
-
-
-def _is_library(module: types.ModuleType | None) -> bool:
-    if module is None or module.__name__ == "__main__":
-        return module is None
-    file = getattr(module, "__file__", None)
-    return file is None or "site-packages" in file or "/lib/python" in file or module.__name__.startswith("graphc")
-
-
-@functools.lru_cache(4096)
-def _globals(code: types.CodeType) -> tuple[str, ...]:
-    """The global names that code uses; not those of attributes."""
-    names = dict.fromkeys(str(i.argval) for i in dis.get_instructions(code) if i.opname.endswith(("_GLOBAL", "_NAME")))
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names.update(dict.fromkeys(_globals(constant)))
-    return tuple(names)
-
-
-def _names(code: types.CodeType) -> list[str]:
-    names = dict.fromkeys(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names.update(dict.fromkeys(_names(constant)))
-    return list(names)
