@@ -12,8 +12,11 @@ import gc
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 HUGE = 2 << 20
 _PAGE = 4096
@@ -74,9 +77,16 @@ class Pages:
         self.memory, self.address, self.size, self.huge, self.arena = memory, address, size, huge, arena
         counts.asked += 1
         counts.add(1, size, huge, arena)
+        when_freed(memory, counts.add, -1, size, huge, arena)
 
-    def __del__(self, counts: _Counts = counts) -> None:
-        counts.add(-1, self.size, self.huge, self.arena)
+
+def when_freed(array: Any, call: Callable[..., None], *operands: Any) -> None:
+    """Call `call(*operands)` when a NumPy array that owns its memory has died.
+
+    An array is no container to Python's collector, which calls finalizers of garbage that others of them then bring back
+    to life: what counts memory must not be called before the memory is gone.
+    """
+    weakref.finalize(array, call, *operands).atexit = False
 
 
 def take(nbytes: int, arena: bool = False) -> Pages:
@@ -123,7 +133,8 @@ def _map(size: int) -> tuple[Any, int]:
             memory = mmap.mmap(-1, size)
     except (OSError, OverflowError, ValueError) as error:
         raise MemoryError(str(error)) from None
-    return memory, ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    array = np.frombuffer(memory, np.uint8)
+    return array, array.ctypes.data
 
 
 _MADV_HUGEPAGE = 14

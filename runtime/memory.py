@@ -16,6 +16,7 @@ import sys
 import threading
 import warnings
 from collections import deque
+from sys import getrefcount
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +47,38 @@ class Buffer:
 
     def __del__(self) -> None:
         block = self.block
-        block[2].append(block)
+        if getrefcount(self) == _LAST:
+            block[2].append(block)
+        else:
+            # Python's collector: finalizers of the same cycle may still read this memory, or keep it.
+            self.block = (block[0], _Lent(block), block[2], block[3])
+
+
+class _Lent:
+    """Gives a block back when nobody holds it any more, though finalizers of its buffer have been called."""
+
+    __slots__ = ("block",)
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+
+    def __del__(self) -> None:
+        self.block[2].append(self.block)
+
+
+def _references_of_the_dead() -> int:
+    """What `getrefcount` says in the finalizer of an object that nobody holds."""
+    found: list[int] = []
+
+    class Dying:
+        def __del__(self) -> None:
+            found.append(getrefcount(self))
+
+    Dying()
+    return found[0]
+
+
+_LAST = _references_of_the_dead()
 
 
 class ForeignBuffer:
@@ -176,21 +208,6 @@ class Kept:
             self.pool.idle -= self.capacity
 
 
-class _Small:
-    """Owns the memory of a small block."""
-
-    __slots__ = ("memory", "nbytes")
-
-    def __init__(self, memory: Any, nbytes: int) -> None:
-        self.memory, self.nbytes = memory, nbytes
-
-    def __del__(self) -> None:
-        pool = _pool
-        with pool.lock:
-            pool.small -= self.nbytes
-            pool.small_blocks -= 1
-
-
 _pool = Pool()
 
 
@@ -243,7 +260,14 @@ def _obtain_small(pool: Pool, capacity: int) -> Block:
             pool.trim(limit)
         pool.next_look = pool.small + (64 << 20)
     address = -(-raw.ctypes.data // ALIGNMENT) * ALIGNMENT
-    return (address, _Small(raw, capacity), free_list(capacity), capacity)
+    pages.when_freed(raw, _small_freed, capacity)
+    return (address, raw, free_list(capacity), capacity)
+
+
+def _small_freed(capacity: int) -> None:
+    with _pool.lock:
+        _pool.small -= capacity
+        _pool.small_blocks -= 1
 
 
 def _release() -> None:
@@ -285,10 +309,7 @@ def stats() -> Stats:
     with pool.lock:
         blocks, nbytes = pool.waiting()
         small_blocks, small = pool.small_idle()
-        # In a cycle of garbage Python's collector calls `_Small.__del__` even where a dying buffer has just put the block back
-        # to wait: such a block is counted as gone from then on.
-        live = pool.live + max(0, pool.small - small)
-        return Stats(pool.live_blocks + max(0, pool.small_blocks - small_blocks), live, blocks, nbytes)
+        return Stats(pool.live_blocks + pool.small_blocks - small_blocks, pool.live + pool.small - small, blocks, nbytes)
 
 
 def _device(device: Any) -> Any:

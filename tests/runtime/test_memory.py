@@ -309,3 +309,43 @@ def test_cuda_has_the_same_face(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAPHC_CUDA", "simulate")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0 and "memory of cuda:0" in run.stdout, run.stderr
+
+
+class _Report:
+    """Reads a parameter in its finalizer, after others have obtained memory."""
+
+    def __init__(self, of: gc.Tensor, seen: list[float], keep: list[gc.Tensor]) -> None:
+        self.of, self.seen, self.keep = of, seen, keep
+
+    def __del__(self) -> None:
+        others = [gc.full(self.of.shape, float(i)) for i in (7, 8)]
+        self.seen.append(self.of[0].item())
+        self.keep.append(self.of)
+        del others
+
+
+@pytest.mark.parametrize("n", [100, 1_000_000])
+def test_memory_in_a_cycle_of_garbage_is_used_again_only_when_all_finalizers_are_through(n: int) -> None:
+    seen: list[float] = []
+    keep: list[gc.Tensor] = []
+    start = gc.memory.stats()
+    for _ in range(3):
+        p = gc.nn.Parameter(gc.full((n,), 3.0))
+        p.report = _Report(p, seen, keep)
+        del p
+        collector.collect()
+    others = [gc.full((n,), 9.0) for _ in range(6)]
+    assert seen == [3, 3, 3] and [x[n - 1].item() for x in keep] == [3, 3, 3]
+    asked = gc.memory.memory_stats()["device_allocations"]
+    del others
+    for x in keep:
+        x.report = None
+    del x
+    keep.clear()
+    collector.collect()
+    again = [gc.full((n,), 9.0) for _ in range(9)]
+    assert gc.memory.memory_stats()["device_allocations"] == asked, "memory of the revived was lost"
+    del again
+    assert gc.memory.stats()[:2] == start[:2]
+    gc.memory.empty_cache()
+    assert gc.memory.stats().cached_bytes == 0 and memory._pool.small == gc.memory.stats().live_bytes - memory._pool.live
