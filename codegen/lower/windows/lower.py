@@ -32,6 +32,7 @@ GOOD = 1.5
 # MANY output channels, products need twice the cycles that they need else.
 SHORT, FEW, MANY = 64, 4, 16
 SHORT_VOLUME = 32
+FEW_INPUTS = 8  # so few terms are over before a product's loops have paid
 GOOD_GRADIENT = 1.8
 # Output channels of a group that is one channel, each of which reads it again.
 MOST_OUTPUTS = 2
@@ -126,6 +127,8 @@ def _literal(shapes: Iterable[Shape], hint: Hint) -> tuple[tuple[str, int], ...]
 def windows_schedule(group: Function, hint: Hint, vector_bits: int) -> WindowSchedules | None:
     """The schedule, where it is likely to be faster than a product of matrices."""
     root = _root(group)
+    if _pointwise(root, hint):
+        return None
     window, out = (_product(v.type.shape[2:], hint) for v in (root.operands[1], root.result))
     if window > out:
         return _gradient_schedule(group, root, hint, vector_bits)
@@ -142,12 +145,26 @@ def windows_schedule(group: Function, hint: Hint, vector_bits: int) -> WindowSch
     return schedule if _worth(root, hint, cycles * schedule.width / max(1, _terms(root, hint))) else None
 
 
+def _pointwise(root: Operation, hint: Hint) -> bool:
+    """Whether a convolution is a product, and one that is worth its loops: windows of one element, or, in the gradient
+    by those, results of one."""
+    w = root.operands[1]
+    a = root.attrs
+    plain = all(d == 1 for d in (*a["strides"], *a["lhs_dilation"], *a["rhs_dilation"]))
+    if not plain or any(p != (0, 0) for p in a["padding"]):
+        return False
+    if _product(w.type.shape[2:], hint) == 1:
+        return _product(w.type.shape[1:], hint) > SHORT
+    gradient = _product(root.result.type.shape[2:], hint) == 1 and a["batch_groups"] == 1
+    return gradient and _product(root.result.type.shape[:1], hint) > FEW_INPUTS
+
+
 def _worth(root: Operation, hint: Hint, cycles: float) -> bool:
     """Whether windows are likely to be faster than a product that takes patches; `cycles` for a vector of terms."""
     w = root.operands[1].type.shape
     outputs, depth = _product(w[:1], hint) // _groups(root), _product(w[1:], hint)
-    if _product(w[2:], hint) == 1:
-        return cycles <= GOOD  # a product without patches
+    if _product(w[2:], hint) == 1:  # else a product without patches
+        return cycles <= GOOD or (depth <= FEW_INPUTS and outputs >= 2 * MANY)
     if outputs < FEW:
         return True
     if len(w) > 4:
