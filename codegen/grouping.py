@@ -1,9 +1,11 @@
 """From a prepared function to the module of its groups: what is cheap is computed again rather than stored, operations that
-belong together share a kernel, and so do reductions of the same memory. Nothing changes a bit."""
+belong together share a kernel, and so do reductions of the same memory; on CPUs those of rows and of columns too. Nothing
+changes a bit."""
 
 from __future__ import annotations
 
 from graphc.codegen.fuse import fuse
+from graphc.codegen.join import join
 from graphc.codegen.merge import merge
 from graphc.codegen.recompute import recompute
 from graphc.ir.function import Builder, Function, Module, Value
@@ -14,7 +16,8 @@ def grouped(prepared: Function, device: bool = False) -> Module:
     """The groups of a prepared function. device: for a GPU, which computes faster than it moves memory."""
     again = recompute(prepared, device)
     module = merge(fuse(again))
-    return module if again is prepared else _without_repetition(module)
+    module = module if again is prepared else _without_repetition(module)
+    return module if device else join(module)
 
 
 def _without_repetition(module: Module) -> Module:

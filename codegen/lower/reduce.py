@@ -1,11 +1,12 @@
 """Row groups: reductions over the same dimensions of one domain, with their surroundings.
 
 Reductions are ordered into levels (a level may read the results of lower ones); each level is one
-sweep over the reduced dimensions, a last sweep stores what has the full shape. Three forms:
+sweep over the reduced dimensions, a last sweep stores what has the full shape. The forms:
 
 - rows: the reduced dimensions are the innermost; lanes run along them;
 - short rows: lanes run across rows, which are turned in registers;
-- columns: kept dimensions lie further in; lanes run along the last of them.
+- columns: kept dimensions lie further in; lanes run along the last of them;
+- both at once (lanes.py): rows, while accumulators of the columns lie in a cache.
 
 All combine elements in the order that the bit contract fixes: lane i mod 32 within chunks of
 4096, the lanes by halving, the chunks in ascending order.
@@ -19,6 +20,7 @@ from graphc.codegen.canonical import short_length
 from graphc.codegen.loops import Kernel
 from graphc.codegen.lower.columns import LEVELS, Blocking, lower_columns
 from graphc.codegen.lower.index import dim_expr
+from graphc.codegen.lower.lanes import is_joined, lower_lanes, row_axes
 from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.map import work_of
 from graphc.codegen.lower.nest import (
@@ -33,6 +35,7 @@ from graphc.codegen.lower.row_group import (
     LANES,
     REDUCE,
     RowGroup,
+    axes_of,
     identity_of,
     is_columns,
     single_pass,
@@ -46,23 +49,28 @@ from graphc.ir.types import Shape, size_of, substitute
 @dataclass(frozen=True)
 class Schedule:
     """How a row group is computed. partitioned: chunks over threads. blocking: of the columns, if it goes down columns.
-    across: lanes that run across rows, of short ones; else 0."""
+    across: lanes that run across rows, of short ones; else 0. joined: rows, and columns by lanes of chunks."""
 
     partitioned: bool
     blocking: Blocking | None
     across: int = 0
+    joined: bool = False
 
     def __str__(self) -> str:
         b = self.blocking
         columns = f" columns {b.width} {b.block} {b.depth}" if b is not None else ""
         across = f" across {self.across}" if self.across else ""
+        if self.joined:
+            return "row joined"
         return f"row{' partitioned' if self.partitioned else ''}{columns}{across}"
 
 
 def schedule_of(group: Function, hint: dict[str, int], vector_bits: int) -> Schedule:
     """The schedule for extents like `hint`; all are right for all extents, and give the same bits."""
+    if is_joined(group):
+        return Schedule(False, None, joined=True)
     first = next(op for op in group.ops if op.name in REDUCE)
-    columns = is_columns(first.operands[0].type.shape, _axes(first))
+    columns = is_columns(first.operands[0].type.shape, axes_of(first))
     return Schedule(
         partitioned(group, hint),
         blocking(group, hint, vector_bits) if columns else None,
@@ -75,8 +83,11 @@ def lower_reduce(group: Function, schedule: Schedule) -> Lowered:
     params, results = group_buffers(group)
     pull = Pull(group, dict(zip(group.params, params, strict=True)))
     first = next(op for op in group.ops if op.name in REDUCE)
-    row = RowGroup(group, pull, Names(), first.operands[0].type.shape, _axes(first))
+    axes = row_axes(group) if schedule.joined else axes_of(first)
+    row = RowGroup(group, pull, Names(), first.operands[0].type.shape, axes)
     targets = list(zip(group.results, results, strict=True))
+    if schedule.joined:
+        return lower_lanes(row, params, results, targets)
     columns = schedule.blocking
     if schedule.partitioned:
         return lower_partitioned(row, params, results, targets, columns)
@@ -101,7 +112,7 @@ def partitioned(group: Function, hint: dict[str, int]) -> bool:
     """Whether the chunks of a row are worth distributing over threads: few rows, long ones."""
     ops = [op for op in group.ops if op.name in REDUCE]
     first = ops[0]
-    axes = _axes(first)
+    axes = axes_of(first)
     shape = first.operands[0].type.shape
     level_one = all(
         not any(u.name in REDUCE for u in _ancestors(group, op)) and op.name not in ("argmax", "argmin")
@@ -120,7 +131,7 @@ def across(group: Function, hint: dict[str, int], vector_bits: int) -> int:
     """How many rows are computed at once, a lane each; 0 if their elements are."""
     reductions = [op for op in group.ops if op.name in REDUCE]
     first = reductions[0]
-    shape, axes = first.operands[0].type.shape, _axes(first)
+    shape, axes = first.operands[0].type.shape, axes_of(first)
     if not short_length(shape, axes):
         return 0
     # Rows of whole vectors that are only added up take as long by themselves.
@@ -149,7 +160,7 @@ def blocking(group: Function, hint: dict[str, int], vector_bits: int) -> Blockin
     Memory is fastest where it is read in order: rows of a few cache lines one by one, long ones a few at a time.
     """
     ops = [op for op in group.ops if op.name in REDUCE]
-    shape, axes = ops[0].operands[0].type.shape, _axes(ops[0])
+    shape, axes = ops[0].operands[0].type.shape, axes_of(ops[0])
     inner = next(d for i, d in reversed(list(enumerate(shape))) if i not in axes and d != 1)
     columns, length = _value((inner,), hint), _value(tuple(shape[a] for a in axes), hint)
     sizes = [identity_of(op)[1].itemsize for op in ops if op.name not in ("argmax", "argmin")] or [8]
@@ -183,10 +194,6 @@ def _segments(group: Function) -> list[int]:
 def _power_of_two(n: int) -> int:
     """The largest that is not larger than `n`."""
     return 1 << max(0, n.bit_length() - 1)
-
-
-def _axes(op: Operation) -> tuple[int, ...]:
-    return tuple(op.attrs["axes"]) if "axes" in op.attrs else (op.attrs["axis"],)
 
 
 def _value(dims: Shape, hint: dict[str, int]) -> int:

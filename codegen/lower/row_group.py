@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphc.codegen.elementwise import reduction
-from graphc.codegen.expr import Expr, cast, const, equal, index, not_equal, select
+from graphc.codegen.expr import Expr, cast, const, equal, index, load, not_equal, select
 from graphc.codegen.loops import Buffer, Let, Stmt, Store
 from graphc.codegen.lower.index import Position, delinearise, dim_expr
 from graphc.codegen.lower.nest import (
@@ -37,11 +37,15 @@ def accumulator(dtype: DType) -> DType:
     return F32 if dtype in (F16, BF16) else dtype
 
 
+def axes_of(op: Operation) -> tuple[int, ...]:
+    """The dimensions that a reduction reduces."""
+    return tuple(op.attrs["axes"]) if "axes" in op.attrs else (op.attrs["axis"],)
+
+
 def domain_of(group: Function) -> tuple[Shape, tuple[int, ...]]:
     """The shape that is reduced, and the reduced axes."""
     first = next(op for op in group.ops if op.name in REDUCE)
-    axes = first.attrs["axes"] if "axes" in first.attrs else (first.attrs["axis"],)
-    return first.operands[0].type.shape, tuple(axes)
+    return first.operands[0].type.shape, axes_of(first)
 
 
 def levels_of(group: Function) -> dict[Value, int]:
@@ -76,7 +80,7 @@ class RowGroup:
         self.kept_dims = tuple(i for i in range(len(self.shape)) if i not in self.axes)
         self.kept_shape: Shape = tuple(self.shape[i] for i in self.kept_dims)
         self.length = dim_expr(size_of(self.shape[a] for a in self.axes))
-        self.reductions = [op for op in self.group.ops if op.name in REDUCE]
+        self.reductions = [op for op in self.group.ops if op.name in REDUCE and axes_of(op) == self.axes]
         self.levels = levels_of(self.group)
 
     def is_full(self, value: Value) -> bool:
@@ -115,8 +119,20 @@ class RowGroup:
         return [*take_reports(self.pull), *out]
 
 
-def sweeps_of(row: RowGroup, targets: Sequence[tuple[Value, Buffer]]) -> dict[Value, set[int]]:
-    """In which sweeps each value is needed: that of a reduction has its level, what has the full shape is stored in the next."""
+@dataclass(frozen=True)
+class Added:
+    """A reduction down the columns while rows are gone through: element i of a row joins what lies at `base` + i of `memory`."""
+
+    op: Operation
+    memory: Buffer
+    base: Expr
+
+
+def sweeps_of(
+    row: RowGroup, targets: Sequence[tuple[Value, Buffer]], added: Sequence[Value] = ()
+) -> dict[Value, set[int]]:
+    """In which sweeps each value is needed: that of a reduction has its level, what has the full shape is stored in the next, and
+    so are operands of reductions down the columns (`added`)."""
     sweeps: dict[Value, set[int]] = {}
     producer = {r: op for op in row.group.ops for r in op.results}
 
@@ -133,9 +149,8 @@ def sweeps_of(row: RowGroup, targets: Sequence[tuple[Value, Buffer]]) -> dict[Va
 
     for op in row.reductions:
         visit(op.operands[0], row.levels[op.results[0]])
-    for v, _ in targets:
-        if row.is_full(v):
-            visit(v, row.levels[v] + 1)
+    for v in (*(v for v, _ in targets if row.is_full(v)), *added):
+        visit(v, row.levels[v] + 1)
     return sweeps
 
 
@@ -160,12 +175,17 @@ def finish(op: Operation, total: Expr, length: Expr) -> Expr:
     return total
 
 
-def stores_at(row: RowGroup, full: list[tuple[Value, Buffer]], i: Expr) -> list[Stmt]:
+def stores_at(
+    row: RowGroup, full: list[tuple[Value, Buffer]], i: Expr, added: Sequence[Added] = ()
+) -> list[Stmt]:
     """Stores at reduced position `i`. All values come first: one may be read from the memory of another."""
     at = Position(row.shape, row.coords(i))
-    named = [(row.names.fresh("v", v.type.dtype), b, row.pull.at(v, at)) for v, b in full]
-    lets = [Let(name, value) for name, _, value in named]
-    return [*take_reports(row.pull), *lets, *(Store(b, at.flat, name) for name, b, _ in named)]
+    named = [(row.names.fresh("v", v.type.dtype), b, at.flat, row.pull.at(v, at)) for v, b in full]
+    for a in added:
+        total = combine(a.op, load(a.memory, a.base + i), row.element(a.op, i))
+        named.append((row.names.fresh("v", total.dtype), a.memory, a.base + i, total))
+    lets = [Let(name, value) for name, _, _, value in named]
+    return [*take_reports(row.pull), *lets, *(Store(b, place, name) for name, b, place, _ in named)]
 
 
 def ordered(name: str, x: Expr) -> Expr:

@@ -18,6 +18,7 @@ from graphc.codegen.lower.row_group import (
     EXPENSIVE,
     LANE_OP,
     LANES,
+    Added,
     RowGroup,
     accumulator,
     better,
@@ -40,33 +41,39 @@ _STAYS = frozenset(("broadcast", "full", "constant", "stop_gradient"))
 
 def lower_rows(row: RowGroup, targets: list[tuple[Value, Buffer]]) -> tuple[list[Stmt], Expr]:
     item = row.names.fresh("row")
-    body, row.kept = split_coords(item, row.kept_shape, row.names)
-    cache = _cached_values(row, targets)
+    head, row.kept = split_coords(item, row.kept_shape, row.names)
+    loop = For(item, var("begin"), var("end"), (*head, *row_body(row, targets)), index(1))
+    return [loop], dim_expr(size_of(row.kept_shape))
+
+
+def row_body(row: RowGroup, targets: list[tuple[Value, Buffer]], added: Sequence[Added] = ()) -> list[Stmt]:
+    """What is done for one row, whose coordinates are `row.kept`. added: reductions down the columns, each of which takes its
+    elements in the first sweep that knows them."""
+    cache = _cached_values(row, targets, [a.op.operands[0] for a in added])
     depth = max(row.levels[op.results[0]] for op in row.reductions)
     full = [(v, b) for v, b in targets if row.is_full(v)]
     cached: set[Value] = set()
+    body: list[Stmt] = []
     for level in range(1, depth + 1):
         ops = [op for op in row.reductions if row.levels[op.results[0]] == level]
         ready = [(v, b) for v, b in full if row.levels[v] == level - 1]
         full = [t for t in full if t not in ready]
         keep = [(v, b) for v, b in cache if v not in cached and row.levels[v] == level - 1]
-        body += _row_level(row, ops, ready, keep)
+        body += _row_level(row, ops, ready, keep, [a for a in added if row.levels[a.op.operands[0]] == level - 1])
         for v, b in keep:
             cached.add(v)
             row.pull.bind(v, lambda at, b=b: load(b, at.flat))  # type: ignore[misc]
-    if full:
-        lane_body = _full_stores(row, full)
-        body += lane_body
-    body += row.store_kept([t for t in targets if not row.is_full(t[0])])
-    loop = For(item, var("begin"), var("end"), tuple(body), index(1))
-    return [loop], dim_expr(size_of(row.kept_shape))
+    last = [a for a in added if row.levels[a.op.operands[0]] == depth]
+    if full or last:
+        body += _full_stores(row, full, last)
+    return body + row.store_kept([t for t in targets if not row.is_full(t[0])])
 
 
-def _full_stores(row: RowGroup, full: list[tuple[Value, Buffer]]) -> list[Stmt]:
+def _full_stores(row: RowGroup, full: list[tuple[Value, Buffer]], added: Sequence[Added]) -> list[Stmt]:
     from graphc.codegen.lower.nest import sweep
 
     def body(i: Expr, lane: Expr) -> Sequence[Stmt]:
-        return within_segments(stores_at(row, full, i), lane, WIDTH)
+        return within_segments(stores_at(row, full, i, added), lane, WIDTH)
 
     return sweep(index(0), row.length, WIDTH, row.names, body)
 
@@ -76,8 +83,9 @@ def _row_level(
     ops: list[Operation],
     ready: list[tuple[Value, Buffer]],
     keep: list[tuple[Value, Buffer]],
+    added: Sequence[Added],
 ) -> list[Stmt]:
-    """One sweep: accumulate `ops`, store the full-shape results and cached values that are ready."""
+    """One sweep: accumulate `ops` and what is `added`, store the full-shape results and cached values that are ready."""
     names = row.names
     plain = [op for op in ops if op.name not in ("argmax", "argmin")]
     positional = [op for op in ops if op.name in ("argmax", "argmin")]
@@ -96,10 +104,10 @@ def _row_level(
         stmts: list[Stmt] = []
         for r, op in zip(registers, plain, strict=True):
             stmts.append(Assign(r, combine(op, r, row.element(op, i))))
-        stores = stores_at(row, [*ready, *keep], i)
+        stores = stores_at(row, [*ready, *keep], i, added)
         return (*take_reports(row.pull), *stmts, *stores)
 
-    if plain or ready or keep:
+    if plain or ready or keep or added:
         i, main = names.fresh("i"), names.fresh("m")
         region += [
             Let(main, (stop - chunk) // LANES * LANES + chunk),
@@ -154,7 +162,9 @@ def _row_position(row: RowGroup, op: Operation) -> list[Stmt]:
     return [Declare(total, index(0)), Vector(lane, LANES, region)]
 
 
-def _cached_values(row: RowGroup, targets: list[tuple[Value, Buffer]]) -> list[tuple[Value, Buffer]]:
+def _cached_values(
+    row: RowGroup, targets: list[tuple[Value, Buffer]], added: Sequence[Value]
+) -> list[tuple[Value, Buffer]]:
     """Expensive full-shape values that several sweeps need, each with an output to keep it in.
 
     A result of the full shape and the same dtype that is stored in the last sweep serves as memory
@@ -168,7 +178,7 @@ def _cached_values(row: RowGroup, targets: list[tuple[Value, Buffer]]) -> list[t
     depth = max(row.levels[op.results[0]] for op in row.reductions)
     free = [(v, b) for v, b in targets if row.is_full(v) and row.levels[v] == depth]
     candidates: list[tuple[Value, Buffer]] = []
-    sweeps = sweeps_of(row, targets)
+    sweeps = sweeps_of(row, targets, added)
     for op in reversed(row.group.ops):
         if op.name not in EXPENSIVE:
             continue
