@@ -102,8 +102,10 @@ class Access:
     direct: every element is one unconditional load, its position linear in the depth index.
     unit_free: neighbours along the free index are neighbours in memory; unit_depth likewise.
     transposed: neighbours along the depth are, so that square blocks can be transposed in registers.
-    run: not `direct`, but every element is one unconditional load, and neighbours along the depth are neighbours in
-        memory within each run of so many: heads of an attention put side by side. None where it is not so.
+    run: not `direct`, but every element is one unconditional load, and its position is linear in the depth index
+        within each run of so many: heads of an attention put side by side. None where it is not so.
+    run_unit: within a run, neighbours along the depth are neighbours in memory.
+    unit_inner: neighbours along the free index are neighbours in memory, at least within runs.
     """
 
     batch: tuple[int, ...]
@@ -112,6 +114,8 @@ class Access:
     unit_depth: bool
     transposed: Transposable | None = None
     run: Expr | None = None
+    run_unit: bool = False
+    unit_inner: bool = False
 
 
 def element(c: Contraction, side: Operand, batch: Coords, free: Expr, depth: Expr) -> Expr:
@@ -138,12 +142,18 @@ def access(c: Contraction, side: Operand) -> Access:
     along_free = linear(e.args[0], free, levels)
     along_depth = linear(e.args[0], depth, levels)
     direct = len(e.args) == 1 and along_depth is not None
-    run = _run(e.args[0], batch, free, depth) if along_depth is None and len(e.args) == 1 else None
-    return Access(used, direct, _is_one(along_free), _is_one(along_depth), transposable(c, side), run)
+    run, run_unit, unit_free = None, False, _is_one(along_free)
+    if along_depth is None and len(e.args) == 1:
+        run, run_unit = _run(e.args[0], batch, free, depth)
+    inner = unit_free or (along_free is None and _run(e.args[0], batch, depth, free)[1])
+    return Access(used, direct, unit_free, _is_one(along_depth), transposable(c, side), run, run_unit, inner)
 
 
-def _run(position: Expr, batch: Sequence[Expr], free: Expr, depth: Expr) -> Expr | None:
-    """A run of the depth within which neighbours are neighbours in memory; None if there is none."""
+def _run(position: Expr, batch: Sequence[Expr], free: Expr, depth: Expr) -> tuple[Expr | None, bool]:
+    """A run of the depth within which positions are linear, and whether neighbours in it are neighbours in memory.
+
+    As the depth is nothing but a name here, it may be a free index as well.
+    """
     nodes = children_first((position,))
     lengths = dict.fromkeys(n.args[1] for n in nodes if n.op == "irem" and n.args[0] is depth)
     outer, inner = var("outer"), var("inner")
@@ -152,9 +162,9 @@ def _run(position: Expr, batch: Sequence[Expr], free: Expr, depth: Expr) -> Expr
             continue
         inside = in_run(position, depth, length, outer, inner)
         found = linear(inside, inner, Levels([*batch, free, outer, inner]))
-        if _is_one(found) and not depends(inside, depth):
-            return length
-    return None
+        if found is not None and not depends(inside, depth):
+            return length, _is_one(found)
+    return None, False
 
 
 def in_run(e: Expr, depth: Expr, length: Expr, outer: Expr, inner: Expr) -> Expr:

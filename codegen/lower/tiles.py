@@ -130,7 +130,7 @@ def choose(
                         )  # fmt: skip
                         if best is not None and cost >= best[0]:
                             continue
-                        schedule = _finish(sizes, swap, r, n, run, rows, lanes, row_mode, lane_mode, per_example, dtype, per_vector, cost)
+                        schedule = _finish(sizes, swap, r, n, run, rows, lanes, row_mode, lane_mode, per_example, dtype, per_vector, cost, rows_of)
                         cost *= _idle(schedule, sizes, r, n, cost)
                         if best is None or cost < best[0] * 0.999:
                             best = (cost, schedule)
@@ -187,7 +187,8 @@ def _cost(
     rows_of: Access, lanes_of: Access, per_vector: int, swap: bool, itemsize: int,
 ) -> float:  # fmt: skip
     """Cycles of one thread, by a model fitted to measurements on Zen 4."""
-    vectors = -(-lanes // per_vector)
+    vectors, row_run = -(-lanes // per_vector), s.right_run if swap else s.left_run
+    chunk = _chunk(s, -(-r // rows), lane_mode, row_mode, rows_of)
     strips, panels = -(-r // rows), -(-n // lanes)
     tail = tail_of(n, lanes, per_vector, lane_mode) if strips * panels < MANY_TILES else 0
     tiles = s.batch * strips * (n // lanes if tail else panels)
@@ -201,7 +202,8 @@ def _cost(
         copied = lb * s.depth * panels * lanes
         cost += copied * _copy_cost(lanes_of, run, per_vector, False) + 600
         # Written to the second level cache, or beyond it, and read again.
-        cost += copied * (0.3 if copied * itemsize > CACHE_BYTES else 0.1)
+        written = copied * itemsize
+        cost += copied * (0.1 if written <= CACHE_BYTES else 0.3 if written <= 4 * CACHE_BYTES else 1.0)
     elif lane_mode == "local":
         copied = s.batch * s.depth * n
         cost += copied * _copy_cost(lanes_of, run, per_vector, True) + 50 * s.batch
@@ -213,7 +215,7 @@ def _cost(
         cost += s.copied * 0.7 + s.depth * 4 + tiles * s.depth * (0.5 + 0.1 * rows + 0.5 * max(0, rows - 10)) + 600
     elif row_mode == "packed":
         cost += rb * s.depth * strips * rows * (1.2 if rows_of.direct else 3.0) + 1500
-    elif rows_of.unit_depth or rows_of.run is not None:
+    elif rows_of.unit_depth or rows_of.run_unit:
         if lane_mode != "turned" and per_vector // 2 < lanes <= per_vector:
             # A load for every multiply-add, and one for its place.
             cost += tiles * s.depth * 0.4 * max(0, rows - POINTERS)
@@ -222,9 +224,11 @@ def _cost(
         cost += tiles * s.depth * rows * (0.01 if few else _clash(s.depth * itemsize, rows))
     else:
         # Every k is on a cache line of its own.
-        cost += tiles * s.depth * (0.4 if rows_of.unit_free else 1.0 * rows)
-        if rows_of.unit_free and strips > 1:
-            cost += s.batch * strips * s.depth * _cold_step(r * s.depth * itemsize, r * itemsize, rows, vectors)
+        cost += tiles * s.depth * (0.4 if rows_of.unit_inner else 1.0 * rows)
+        if rows_of.unit_inner and strips > 1:
+            stride = (r if rows_of.unit_free else row_run) * itemsize
+            cold = s.batch * strips * s.depth * _cold_step(r * s.depth * itemsize, stride, rows, vectors)
+            cost += 0.25 * cold / _strips_of_a_line(stride, min(s.depth, chunk or s.depth), rows * itemsize)
     # Tiles are turned before they are written where lanes are not neighbours in memory.
     scattered = swap and lanes > 1
     return cost + s.batch * r * n * (0.4 if scattered else 0.1)
@@ -254,7 +258,7 @@ def _tile_cost(
     if lane_mode == "direct":
         # Rows of the operand lie far apart: pages and cache sets are used badly, worst at powers of two.
         far = n * itemsize if s.depth >= 64 and strips > 1 else 0
-        apart = 0.1 if far < 2048 else 0.3 if far % 4096 else 0.85
+        apart = 0.1 if far < 2048 else 0.3 if far % 2048 else 0.4 if far % 4096 else 0.85
         step += vectors * (apart if lanes_of.direct else 4.0)
         step += max(0.0, _cold_step(reach, n * itemsize, rows, vectors) - step) / strips
     return s.depth * step + finish
@@ -267,6 +271,23 @@ def _cold_step(reach: float, stride: float, rows: int, vectors: int) -> float:
         return 0.0
     latency = 60 if reach <= 4 * CACHE_BYTES else 190 if reach <= 32 * CACHE_BYTES else 700
     return latency / 300 * (rows * vectors + rows + vectors + 4)
+
+
+def _strips_of_a_line(stride: int, depth: int, width: int) -> int:
+    """How many strips of rows find what they need in the lines that the first one has fetched: lines at a stride of a
+    power of two share sets of the second level cache (of 8 ways), so that few of them stay."""
+    sets = 2048 // math.gcd(max(1, stride // 64), 2048)
+    return max(1, 64 // width) if depth <= 4 * sets else 1
+
+
+def _chunk(s: Sizes, strips: int, lane_mode: str, row_mode: str, rows_of: Access) -> int:
+    """How much of the depth is taken at a time (see Schedule), but for lanes packed by the task itself."""
+    if strips == 1 or lane_mode in ("local", "streamed"):
+        return 0
+    if row_mode == lane_mode == "direct" and not (rows_of.unit_depth or rows_of.run_unit):
+        # Every k is on a line of its own, which several strips of rows share.
+        return 256 if s.depth > 256 else 0
+    return 1024 if s.depth >= 2048 else 0
 
 
 def tail_of(n: int, lanes: int, per_vector: int, lane_mode: str) -> int:
@@ -289,7 +310,7 @@ def _clash(stride: int, rows: int) -> float:
 
 def _finish(
     s: Sizes, swap: bool, r: int, n: int, run: int, rows: int, lanes: int, row_mode: str, lane_mode: str,
-    per_example: bool, dtype: DType, per_vector: int, cost: float,
+    per_example: bool, dtype: DType, per_vector: int, cost: float, rows_of: Access,
 ) -> Schedule:  # fmt: skip
     itemsize = dtype.bits // 8
     block, chunk, split = lanes, 0, False
@@ -311,8 +332,7 @@ def _finish(
         if block < wide and s.batch * strips * (n // wide) >= 4 * ENOUGH:
             block = wide
         tasks = s.batch * strips * -(-n // block)
-        if strips > 1 and s.depth >= 2048:
-            chunk = 1024
+        chunk = _chunk(s, strips, lane_mode, row_mode, rows_of)
     if cost > SMALL and s.depth >= 1024 and tasks < ENOUGH:
         split, chunk = True, 256 if lane_mode == "local" else 0
     width = 0

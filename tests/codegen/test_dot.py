@@ -224,6 +224,31 @@ def test_runs_are_chosen() -> None:
     assert found.row_mode == "direct" and not found.swap
 
 
+def heads_gradient(literal: bool):
+    """The weight gradient of a layer whose result went to heads: the depth is steps of several examples."""
+    b = Builder("group")
+    x = b.param(TensorType.parse("f32[3, 4, 150, 32]" if literal else "f32[e0, e1, e2, e3]"))
+    examples, count, steps, size = x.type.shape
+    y = b.param(TensorType(x.type.dtype, (examples, steps, *TensorType.parse("f32[e4]").shape)))
+    rows = b.reshape(b.permute(x, axes=(0, 2, 1, 3)), shape=(examples, steps, count * size))
+    return b.build([b.dot(rows, y, lhs_contract=(0, 1), rhs_contract=(0, 1))])
+
+
+@pytest.mark.parametrize("name", ["direct", "direct deep", "packed deep", "local", "split", "tail"])
+def test_depth_in_runs_across_memory(name: str) -> None:
+    schedule = SCHEDULES[name]._replace(row_mode="direct")
+    check(heads_gradient(True), {"e4": 21}, schedule=schedule)
+    for size in ((5, 4, 111, 32, 20), (2, 3, 7, 100, 9), (1, 1, 1, 1, 1), (2, 5, 3, 7, 17), (0, 2, 3, 4, 5), (2, 3, 0, 4, 5), (1, 2, 300, 3, 5)):
+        check(heads_gradient(False), {f"e{i}": n for i, n in enumerate(size)}, schedule=schedule)
+
+
+def test_weight_gradients_pack_nothing() -> None:
+    """Both operands are read where they lie, few k at a time, so that the lines of all rows stay near."""
+    tokens = {"e0": 16, "e1": 12, "e2": 128, "e3": 32, "e4": 128}
+    for found in (variant(heads_gradient(False), tokens), variant(product("tn"), sizes(512, 2048, 128)), variant(product("tn"), sizes(128, 2048, 512))):
+        assert (found.row_mode, found.lane_mode, found.chunk) == ("direct", "direct", 256)
+
+
 def layout_group(kind: str):
     """A product whose operands come through layout operations."""
     b = Builder("group")
