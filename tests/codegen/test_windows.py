@@ -15,17 +15,19 @@ from graphc.codegen.lower.windows.lower import (
     candidate,
     gradient_candidate,
     group_candidate,
+    input_candidate,
     plane_candidate,
     spread_candidate,
 )
 from graphc.codegen.lower.windows.planes import PlaneSchedule
 from graphc.codegen.lower.windows.schedule import WindowSchedule
 from graphc.ir.autodiff import vjp
-from graphc.ir.function import Function
+from graphc.ir.function import Builder, Function
 from graphc.ir.passes import DEFAULT, run_pipeline
+from graphc.ir.types import TensorType
 
 from tests.codegen.compiled import assert_compiled
-from tests.codegen.contractions import arguments, biased, check, check_by_oracle, conv_group
+from tests.codegen.contractions import arguments, biased, check, check_by_oracle, conv_attrs, conv_group
 from tests.codegen.test_conv import CASES, gradients, group
 
 SAME = ((1, 1), (1, 1))
@@ -189,7 +191,7 @@ def changed(s: GradientSchedule, f: Function, change: dict[str, Any]) -> Gradien
 
 @pytest.mark.parametrize("outputs", [1, 3, 8])
 def test_the_compiler_takes_few_results(outputs: int) -> None:
-    f = conv_group("f32[16, 4, 20, 20]", f"f32[{outputs}, 4, 20, 20]", padding=SAME)
+    f = conv_group("f32[3, 4, 20, 20]", f"f32[{outputs}, 4, 20, 20]", padding=SAME)
     assert isinstance(variant(f, {}), GradientSchedule)
 
 
@@ -274,6 +276,71 @@ def test_the_compiler_takes_lanes_over_groups() -> None:
     assert isinstance(variant(f, {}), GroupSchedule)
     f = conv_group("f32[12, 2, 9, 9]", "f32[64, 2, 9, 9]", padding=SAME, batch_groups=2)
     assert isinstance(variant(f, {}), GradientSchedule)
+
+
+# One group of few outputs: lanes over its inputs.
+INPUTS: dict[str, tuple[str, str, dict[str, Any], dict[str, int]]] = {
+    "one output": ("f32[20, 3, 9, 7]", "f32[1, 3, 8, 7]", {"padding": SAME}, {}),
+    "three outputs": ("f32[37, 2, 19, 17]", "f32[3, 2, 17, 16]", {"padding": SAME}, {}),
+    "few inputs": ("f32[5, 4, 19, 17]", "f32[2, 4, 17, 16]", {"padding": ((0, 2), (1, 1))}, {}),
+    "symbolic depth": ("f32[16, e0, 12, 10]", "f32[7, e0, 10, 8]", {}, {"e0": 9}),
+    "strided": ("f32[18, 3, 13, 11]", "f32[5, 3, 6, 5]", {"rhs_dilation": (2, 2), "padding": ((0, 0), (1, -1))}, {}),
+    "dilated": ("f32[9, 3, 20, 18]", "f32[8, 3, 16, 15]", {"strides": (2, 3), "padding": ((1, 1), (2, 2))}, {}),
+    "long": ("f32[6, 4, 700]", "f32[2, 4, 690]", {"padding": ((3, 3),)}, {}),
+    "large window": ("f32[7, 2, 17, 16]", "f32[2, 2, 11, 9]", {}, {}),
+    "halves": ("bf16[17, 5, 9, 9]", "bf16[3, 5, 9, 9]", {"padding": SAME}, {}),
+    "integers": ("i8[17, 5, 9, 9]", "i8[3, 5, 9, 9]", {"padding": SAME}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_few_outputs(name: str) -> None:
+    x, w, attrs, extents = INPUTS[name]
+    f = conv_group(x, w, biased(1), **attrs)
+    found = input_candidate(f, extents, 512)
+    assert found is not None
+    for blocks in (found[1].blocks, 1, 3):
+        check(f, extents, schedule=found[1]._replace(blocks=blocks))
+
+
+@pytest.mark.parametrize(
+    "attrs", [{"padding": ((1, 1), (1, 2))}, {"padding": ((-1, 2), (0, 1)), "strides": (1, 2)}], ids=str
+)
+def test_few_outputs_read_nothing_outside(attrs: dict[str, Any]) -> None:
+    f = conv_group("f32[5, 2, 6, 9]", "f32[2, 2, 4, 5]", biased(1), **attrs)
+    found = input_candidate(f, {}, 512)
+    assert found is not None
+    check_by_oracle(f, {}, found[1]._replace(blocks=1, width=4))
+
+
+def test_few_outputs_with_specials() -> None:
+    f = conv_group("f32[5, 2, 9, 9]", "f32[2, 2, 8, 8]", padding=SAME)
+    x, w = arguments(f, {})
+    w[0, 0, 0, 0], w[1, 1, 2, 2], x[0, 0, 1, 2] = np.inf, np.nan, -np.inf
+    found = input_candidate(f, {}, 512)
+    assert found is not None
+    check(f, args=[x, w], schedule=found[1])
+
+
+def test_few_outputs_of_something_computed() -> None:
+    """The other operand is an expression, as the cotangent of relu is."""
+    b = Builder("group")
+    x, dy, y = (
+        b.param(TensorType.parse(t)) for t in ("f32[20, 3, 9, 9]", "f32[2, 3, 8, 8]", "f32[2, 3, 8, 8]")
+    )
+    w = b.emit("select", b.emit("gt", y, dy), dy, y)
+    f = b.build([b.emit("conv", x, w, **conv_attrs(2, padding=SAME))])
+    s = variant(f, {})
+    assert isinstance(s, GroupSchedule)
+    assert s.shared
+    check(f)
+
+
+def test_the_compiler_takes_lanes_over_inputs() -> None:
+    few = gradients(8, 16, 3, 28, 28, 3, 1, 1)["kernel"]
+    many = gradients(8, 16, 32, 28, 28, 3, 1, 1)["kernel"]
+    assert isinstance(variant(few, {}), GroupSchedule)
+    assert isinstance(variant(many, {}), GradientSchedule)
 
 
 # Channels that are alone: nothing is copied.
@@ -438,6 +505,7 @@ def test_random_geometries() -> None:
             candidate(f, {}, 512),
             gradient_candidate(f, {}, 512),
             group_candidate(f, {}, 512),
+            input_candidate(f, {}, 512),
             (0.0, plane_candidate(f, {}, 512)),
         ):
             if found is not None and found[1] is not None:

@@ -6,11 +6,15 @@ takes as many groups as a vector has lanes and some blocks of 256 k. It turns th
 copy [input][row][column][group], and that of the other operand into [output][k][group], by squares in registers.
 Then every place of the results is an accumulator, and a pixel is a load for each of its places, and one for its
 outputs. A second kernel adds up the sums of blocks.
+
+The same goes for one group with few outputs and many inputs (`shared`): its inputs are taken for groups, all of which meet the same
+other operand, one element for all lanes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from graphc.codegen.expr import Expr, cast, const, index, load, logical_and, var
@@ -28,7 +32,7 @@ from graphc.codegen.loops import (
     Vector,
 )
 from graphc.codegen.lower.affine import Levels, ceil_div, greatest_of, least_of, linear, normal, tidy
-from graphc.codegen.lower.contraction import BLOCK, Contraction
+from graphc.codegen.lower.contraction import BLOCK, Contraction, widened
 from graphc.codegen.lower.index import Position, delinearise, dim_expr
 from graphc.codegen.lower.lowered import Scratch
 from graphc.codegen.lower.microkernel import multiply_add
@@ -51,6 +55,7 @@ class GroupSchedule(NamedTuple):
     width: groups of a task, a lane each.
     outputs: of a tile. taps: positions of the window's last dimension in a tile. whole: with all its rows.
     blocks: of 256 k in a task.
+    shared: groups are the inputs of a single one.
     """
 
     literal: tuple[tuple[str, int], ...]
@@ -59,6 +64,7 @@ class GroupSchedule(NamedTuple):
     taps: int
     whole: bool
     blocks: int
+    shared: bool = False
 
 
 class Plane(NamedTuple):
@@ -113,10 +119,19 @@ def copied_rows(g: Geometry, blocks: int) -> int:
     return ((k - 2) // p.line + 2) * p.step + ((k - 2) // g.pixels + 2) * p.margin
 
 
+def inputs_as_groups(g: Geometry) -> Geometry:
+    """The geometry of a single group as that of as many groups as it has inputs."""
+    return replace(g, count=g.channels, channels=1)
+
+
 def choose(
-    g: Geometry, examples: int, dtype: DType, vector_bits: int, literal: tuple[tuple[str, int], ...]
-) -> tuple[float, GroupSchedule] | None:
+    g: Geometry, examples: int, dtype: DType, vector_bits: int, literal: tuple[tuple[str, int], ...], shared: bool = False
+) -> tuple[float, GroupSchedule] | None:  # fmt: skip
     """The cheapest schedule for about so many examples, with its cycles; None if there is none."""
+    if shared:
+        if g.count > 1:
+            return None
+        g = inputs_as_groups(g)
     plain = len(g.out) <= 2 and all(d == 1 for d in g.spread)
     if g.count < LEAST_GROUPS or g.outputs >= MOST_OUTPUTS or not plain:
         return None
@@ -139,20 +154,23 @@ def choose(
     depth = examples * g.pixels
     for blocks in (1, 2, 4, 8, 16):
         x = g.channels * copied_rows(g, blocks) * p.columns * width
-        y = g.outputs * blocks * BLOCK * width
+        y = g.outputs * blocks * BLOCK * (1 if shared else width)
         if (x + y) * dtype.bits // 8 > COPY_BYTES:
             break
         tasks = lane_blocks * max(1, -(-depth // (blocks * BLOCK)))
         for outputs, taps, whole in tiles:
-            # A line costs as much to look at as some squares.
+            # A vector turned costs as much as six of terms, a line to look at as some more.
             rows = taps * (p.window[0] if whole else 1)
-            step = max(rows * outputs, rows + outputs, 4)
+            step = max(rows * outputs, rows + outputs * (0.5 if shared else 1), 4)
             terms = g.channels * g.outputs * g.positions / (rows * outputs) * step
             lines = g.channels * copied_rows(g, blocks) * (1 if p.flat else 20)
-            cost = tasks * ((x + y) * 0.4 * 16 / width / 16 + lines + min(depth, blocks * BLOCK) * terms)
+            turned = 6 * x / width + (3 * y / full if shared else 6 * y / width)
+            cost = tasks * (
+                turned * min(1.0, depth / (blocks * BLOCK)) + lines + min(depth, blocks * BLOCK) * terms
+            )
             cost *= 1 + 0.5 * max(0.0, 1 - tasks / TASKS)
             if best is None or cost < best[0]:
-                best = cost, GroupSchedule(literal, width, outputs, taps, whole, blocks)
+                best = cost, GroupSchedule(literal, width, outputs, taps, whole, blocks, shared)
     return best
 
 
@@ -163,13 +181,15 @@ class GroupKernels(KernelBuilder):
         self, c: Contraction, g: Geometry, schedule: GroupSchedule, results: Sequence[Buffer]
     ) -> None:
         super().__init__(c, results)
+        g = inputs_as_groups(g) if schedule.shared else g
         self.g, self.s, self.p = g, schedule, plane_of(g)
         self.depth = dim_expr(g.examples) * g.pixels
         self.share = schedule.blocks * BLOCK
         self.lane_blocks = -(-g.count // schedule.width)
         self.pitch = self.p.columns * schedule.width  # elements of a row of the copy
         self.input = copied_rows(g, schedule.blocks) * self.pitch
-        self.output = self.share * schedule.width
+        self.lanes = 1 if schedule.shared else schedule.width  # of an element of the other operand
+        self.output = self.share * self.lanes
         self.copied = Buffer("copied", self.dtype, "local")
         self.turned = Buffer("turned", self.dtype, "local")
         self.places = g.outputs * g.channels * g.positions  # of a group
@@ -213,7 +233,7 @@ class GroupKernels(KernelBuilder):
         ]
         whole: Body = [
             Alloc(self.copied, g.channels * self.input),
-            Alloc(self.turned, g.outputs * self.output),
+            Alloc(self.turned, g.outputs * self.output + (self.s.width if self.s.shared else 0)),
             *self._clear(),
             For(task, var("begin"), var("end"), tuple(body), index(1)),
         ]
@@ -307,14 +327,25 @@ class GroupKernels(KernelBuilder):
         self, group: Expr, n: Expr, low: Expr, start: Expr, stop: Expr, loops: list[Expr]
     ) -> Body:  # fmt: skip
         """The other operand at an example's pixels start .. stop, of every output."""
-        g, c = self.g, self.c
+        g, c, width = self.g, self.c, self.s.width
         o = self.name("o") if g.outputs > 1 else index(0)
 
         def at(lane: Expr, j: Expr) -> Expr:
             return c.left.at((group + lane, index(0)), (o,), (n, *delinearise(j, g.out)))
 
-        to = o * self.output + (n * g.pixels - low) * self.s.width
-        body = self._turn(self.turned, to, at, start, stop, [*loops, *([o] if o.op == "var" else [])])
+        to = o * self.output + (n * g.pixels - low) * self.lanes
+        order = [*loops, *([o] if o.op == "var" else [])]
+        if self.s.shared:
+            j, lane = self.name("j"), self.name("lane")
+            e = tidy(
+                widened(c, c.left.at((index(0), index(0)), (o,), (n, *delinearise(j + lane, g.out)))),
+                [*order, j, lane],
+            )
+            put = Store(self.turned, normal(to + j + lane, Levels([*order, j, lane])), e)
+            some = If(j + lane < stop, (*c.pull.take_reports(), put))
+            body: Body = [For(j, start, stop, (Vector(lane, width, (some,)),), index(width))]
+        else:
+            body = self._turn(self.turned, to, at, start, stop, order)
         return [For(o, index(0), index(g.outputs), tuple(body), index(1))] if g.outputs > 1 else body
 
     def _turn(
@@ -406,7 +437,10 @@ class GroupKernels(KernelBuilder):
         # One dimension: rows are examples, and the columns of the copy are its rows.
         k = row * (g.pixels if p.flat else p.line) + column - low
         ys = [
-            load(self.turned, normal((o + i) * self.output + k * s.width + lane, levels))
+            load(
+                self.turned,
+                normal((o + i) * self.output + k * self.lanes + (index(0) if s.shared else lane), levels),
+            )
             for i in range(s.outputs)
         ]
         step: Body = []
@@ -448,9 +482,8 @@ class GroupKernels(KernelBuilder):
         total = self.name("sum", self.dtype)
         at = (q * self.places + (o * g.channels + c) * g.positions + place) * s.width + lane
         count = ceil_div(self.depth, BLOCK)
-        done = self.finished(
-            (group + lane, c), o, delinearise(place, g.window), total, [q, group, o, c, place, lane]
-        )
+        batch = (index(0), group + lane) if s.shared else (group + lane, c)
+        done = self.finished(batch, o, delinearise(place, g.window), total, [q, group, o, c, place, lane])
         if g.count % s.width:
             done = [If(group + lane >= q * s.width, tuple(done))]
         more = Assign(total, total + load(self.sums, kb * self.block + at))

@@ -66,6 +66,12 @@ def group_candidate(group: Function, hint: Hint, vector_bits: int) -> tuple[floa
     return None if known is None else choose_groups(*known[:-1], vector_bits, known[-1])
 
 
+def input_candidate(group: Function, hint: Hint, vector_bits: int) -> tuple[float, GroupSchedule] | None:
+    """As `gradient_candidate`, for lanes over input channels."""
+    known = _gradient_of(group, hint)
+    return None if known is None else choose_groups(*known[:-1], vector_bits, known[-1], shared=True)
+
+
 def plane_candidate(group: Function, hint: Hint, vector_bits: int) -> PlaneSchedule | None:
     """The schedule for channels that are alone, where they are."""
     known = _window_of(group, hint)
@@ -178,12 +184,18 @@ def _gradient_schedule(
     many = group_candidate(group, hint, vector_bits)
     if many is not None:
         return many[1]
-    found = gradient_candidate(group, hint, vector_bits)
+    found: tuple[float, GradientSchedule | GroupSchedule] | None = gradient_candidate(
+        group, hint, vector_bits
+    )
+    turned = input_candidate(group, hint, vector_bits)
+    if turned is not None and (found is None or turned[0] < found[0]):
+        found = turned
     if found is None:
         return None
     cycles, schedule = found
     lone = _product(root.result.type.shape[:1], hint) == 1
-    good = cycles * max(1, vector_bits // 32) <= GOOD_GRADIENT * _terms(root, hint)
+    worst = 2 * GOOD_GRADIENT if isinstance(schedule, GroupSchedule) else GOOD_GRADIENT
+    good = cycles * max(1, vector_bits // 32) <= worst * _terms(root, hint)
     few = _product(root.operands[1].type.shape[:1], hint) // _groups(root) < FEW
     return schedule if lone or good or few else None
 
