@@ -17,13 +17,13 @@ from graphc.codegen.report import stage
 from graphc.ir.function import Function
 from graphc.runtime import replay
 from graphc.runtime.backend import Program, compile_function
+from graphc.runtime.checks import Check
 from graphc.runtime.core import Meta, Tensor, _new, alias, copy_bytes, empty, make, make_contiguous
 from graphc.runtime.device import CPU
 from graphc.runtime.dispatch import ALIGNED, Entry, align, device_of, number
 from graphc.runtime.early import Early
 from graphc.runtime.errors import DeviceIndexError, explain
 from graphc.runtime.grad_mode import local, state
-from graphc.runtime.guards import Check
 from graphc.runtime.interop import item
 from graphc.runtime.memory import Block, Buffer
 from graphc.runtime.node import Backward, Node

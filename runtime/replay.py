@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from graphc.ir.types import F64
 from graphc.runtime.backend import compile_function
+from graphc.runtime.checks import constant, guard_of, item_of, write_checks, write_item
 from graphc.runtime.core import Meta, Tensor, _new, alias, empty, make_contiguous
 from graphc.runtime.device import CPU
 from graphc.runtime.dispatch import number
 from graphc.runtime.grad_mode import local, state
-from graphc.runtime.guards import SCALARS, Attributes, Cell, Check, guard_of, in_order, same
 from graphc.runtime.memory import Buffer
 from graphc.runtime.node import Node
 from graphc.runtime.precision import setting
 from graphc.runtime.spec import spec_of
+from graphc.runtime.views import same
 
 if TYPE_CHECKING:
     from graphc.runtime.recording import Recording, Source
@@ -68,52 +69,6 @@ class Text:
         exec(compile("\n".join(self.lines), "<replay>", "exec"), self.names)
         found: Replay = self.names.pop("replay")
         return found
-
-
-def item_of(t: Text, container: Any, key: Any) -> str:
-    """The text of container[key]."""
-    if isinstance(container, Cell):
-        return f"{t.name(container.cell)}.cell_contents"
-    if isinstance(container, Attributes):
-        if isinstance(container.owner, type):
-            return f"{t.name(vars(container.owner))}[{t.name(key)}]"
-        return f"getattr({t.name(container.owner)}, {t.name(key)})"
-    return f"{t.name(container)}[{t.name(key)}]"
-
-
-def write_item(t: Text, container: Any, key: Any, value: str) -> None:
-    """The line of container[key] = value."""
-    if isinstance(container, Attributes):
-        t(f"setattr({t.name(container.owner)}, {t.name(key)}, {value})", 1)
-    else:
-        t(f"{item_of(t, container, key)} = {value}", 1)
-
-
-def write_checks(t: Text, checks: Sequence[Check]) -> None:
-    """The lines that return `MISS` if the Python state is not as it was."""
-    for check in checks:
-        container, keys, values, size = check
-        if check.by_order:
-            t(f"if not {t.name(in_order)}({t.name(container)}, {t.name(keys)}, {t.name(values)}): return MISS")
-            continue
-        found = []
-        if size is not None:
-            found.append(f"len({t.name(container)}) != {size}")
-        for k, v in zip(keys, values):
-            text = item_of(t, container, k)
-            exact = v is None or v.__class__ is bool or not isinstance(v, SCALARS)
-            found.append(f"{text} is not {t.name(v)}" if exact else f"(x := {text}) is not {_constant(t, v)} and not same(x, {_constant(t, v)})")
-        if found:
-            t(f"if {' or '.join(found)}: return MISS")
-
-
-def _constant(t: Text, v: Any) -> str:
-    """A number or string under a name, so that it is found as the same object."""
-    known = t._known.get(id(v))
-    if known is None:
-        known = t._known[id(v)] = f"k{len(t._known)}"
-        t.names[known] = v
-    return known
 
 
 class Arguments:
@@ -170,7 +125,7 @@ class Arguments:
             if value is None or kind is bool:
                 t(f"if {a} is not {value}: return MISS")
             else:
-                v = _constant(t, value)
+                v = constant(t, value)
                 t(f"if {a} is not {v} and ({a}.__class__ is not {t.name(kind)} or {a} != {v}): return MISS")
         else:
             first, meta = rest
