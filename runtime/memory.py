@@ -38,47 +38,16 @@ SMALL_KEPT = 64 << 20
 Block = tuple[int, Any, Any, int]
 
 
-class Buffer:
-    """Memory of its own, aligned to 64 bytes, for as long as the object lives. Made by `Buffer()`, then `block` is set."""
-
-    __slots__ = ("block",)
-    block: Block
-    foreign = False
-
-    def __del__(self) -> None:
-        block = self.block
-        if getrefcount(self) == _LAST:
-            block[2].append(block)
-        else:
-            # Python's collector: finalizers of the same cycle may still read this memory, or keep it.
-            self.block = (block[0], _Lent(block), block[2], block[3])
-
-
-class _Lent:
-    """Gives a block back when nobody holds it any more, though finalizers of its buffer have been called."""
-
-    __slots__ = ("block",)
-
-    def __init__(self, block: Block) -> None:
-        self.block = block
-
-    def __del__(self) -> None:
-        self.block[2].append(self.block)
-
-
 def _references_of_the_dead() -> int:
     """What `getrefcount` says in the finalizer of an object that nobody holds."""
     found: list[int] = []
 
     class Dying:
-        def __del__(self) -> None:
-            found.append(getrefcount(self))
+        def __del__(self, count: Any = getrefcount) -> None:
+            found.append(count(self))
 
     Dying()
     return found[0]
-
-
-_LAST = _references_of_the_dead()
 
 
 class ForeignBuffer:
@@ -127,7 +96,8 @@ class Pool:
             self.limit = limit
             if text and not text.isdecimal():
                 warnings.warn(
-                    f"GRAPHC_KEEP_MEMORY_MIB={text!r} is not a number of MiB; {show_size(limit)} are kept", stacklevel=2
+                    f"GRAPHC_KEEP_MEMORY_MIB={text!r} is not a number of MiB; {show_size(limit)} are kept",
+                    stacklevel=2,
                 )
         return limit
 
@@ -260,14 +230,14 @@ def _obtain_small(pool: Pool, capacity: int) -> Block:
             pool.trim(limit)
         pool.next_look = pool.small + (64 << 20)
     address = -(-raw.ctypes.data // ALIGNMENT) * ALIGNMENT
-    pages.when_freed(raw, _small_freed, capacity)
+    pages.when_freed(raw, _small_freed, pool, capacity)
     return (address, raw, free_list(capacity), capacity)
 
 
-def _small_freed(capacity: int) -> None:
-    with _pool.lock:
-        _pool.small -= capacity
-        _pool.small_blocks -= 1
+def _small_freed(pool: Pool, capacity: int) -> None:
+    with pool.lock:
+        pool.small -= capacity
+        pool.small_blocks -= 1
 
 
 def _release() -> None:
@@ -309,7 +279,12 @@ def stats() -> Stats:
     with pool.lock:
         blocks, nbytes = pool.waiting()
         small_blocks, small = pool.small_idle()
-        return Stats(pool.live_blocks + pool.small_blocks - small_blocks, pool.live + pool.small - small, blocks, nbytes)
+        return Stats(
+            pool.live_blocks + pool.small_blocks - small_blocks,
+            pool.live + pool.small - small,
+            blocks,
+            nbytes,
+        )
 
 
 def _device(device: Any) -> Any:
@@ -352,7 +327,9 @@ def set_cache_limit(nbytes: int | None) -> None:
     >>> gc.memory.set_cache_limit(None)
     """
     if nbytes is not None and (not isinstance(nbytes, int) or isinstance(nbytes, bool) or nbytes < 0):
-        raise ValueError(f"set_cache_limit: a number of bytes, 0 or more, or None for the default, not {nbytes!r}")
+        raise ValueError(
+            f"set_cache_limit: a number of bytes, 0 or more, or None for the default, not {nbytes!r}"
+        )
     _pool.limit = nbytes
     _pool.trim(_pool.bound())
 
@@ -418,7 +395,10 @@ def memory_summary(device: Any = None) -> str:
         from graphc.runtime import cuda
 
         return cuda.memory_summary(found)
-    rows = [(name.replace("_", " "), show_size(n) if "bytes" in name else str(n)) for name, n in memory_stats().items()]
+    rows = [
+        (name.replace("_", " "), show_size(n) if "bytes" in name else str(n))
+        for name, n in memory_stats().items()
+    ]
     rows += [("huge pages", pages.huge_pages()), ("total", show_size(pages.physical()))]
     width = max(len(name) for name, _ in rows)
     return "\n".join(["memory of cpu", *(f"  {name:<{width}}  {n}" for name, n in rows)])
@@ -437,7 +417,9 @@ def _describe(nbytes: int) -> str:
     ]
     if arena:
         lines.append(f"the arena of the program (values between its kernels) takes {show_size(arena)}")
-    lines.append(f"what waited to be used again was given back first; the machine has {show_size(pages.physical())}{_address_space()}")
+    lines.append(
+        f"what waited to be used again was given back first; the machine has {show_size(pages.physical())}{_address_space()}"
+    )
     largest = _largest()
     if largest:
         lines.append("the largest tensors are:")
@@ -471,7 +453,11 @@ def _address_space() -> str:
         soft = resource.getrlimit(resource.RLIMIT_AS)[0]
     except (ImportError, OSError, ValueError):
         return ""
-    return "" if soft in (-1, resource.RLIM_INFINITY) else f", and this process may use {show_size(soft)} (ulimit -v)"
+    return (
+        ""
+        if soft in (-1, resource.RLIM_INFINITY)
+        else f", and this process may use {show_size(soft)} (ulimit -v)"
+    )
 
 
 def _largest(most: int = 5) -> list[tuple[int, str]]:
