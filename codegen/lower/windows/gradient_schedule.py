@@ -142,7 +142,8 @@ def _cost(g: Geometry, s: GradientSchedule, examples: int, full: int, chunk: int
     if (s.images * s.block * copied_segment(g, s) + chunk * lanes) * itemsize > CACHE_BYTES:
         cost *= 1.3
     if s.blocks:
-        cost += 2.0 * (depth / BLOCK) * g.count * g.channels * g.positions * lanes / s.width * 3
+        vectors = (depth / BLOCK) * g.count * g.channels * g.positions * lanes / s.width
+        cost += vectors * (6.0 if vectors * s.width * itemsize <= CACHE_BYTES else 24.0)
     tasks = parts * (chunks if s.blocks else 1)
     wanted = min(8.0, max(1.0, cost / 50_000))
     return cost * (1 + 0.5 * max(0.0, 1 - tasks / wanted))
