@@ -8,12 +8,11 @@ from typing import Any
 from graphc.codegen.donation import InPlace
 from graphc.codegen.fuse import ALONE, CONTRACT, REDUCE
 from graphc.codegen.llvm.target import Target
-from graphc.codegen.lower import attention, pool, random  # noqa: F401  (the last two register their pull rules)
+from graphc.codegen.lower import attention, pool, random, scatter  # noqa: F401  (pool and random register their pull rules)
 from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.map import lower_map, map_variant
 from graphc.codegen.lower.reduce import lower_reduce, schedule_of
 from graphc.codegen.lower.scan import lower_scan
-from graphc.codegen.lower.scatter import lower_scatter
 from graphc.codegen.report import stage
 from graphc.ir.function import Function
 
@@ -40,6 +39,8 @@ def variant(group: Function, target: Target, hint: dict[str, int], stream: bool 
         return str(schedule_of(group, hint, target.vector_bits))
     if kind == "alone" and (op := attention.attention_of(group)) is not None:
         return attention.variant(op, hint)
+    if kind == "alone" and not _scans(group):
+        return scatter.variant(group, hint)
     return map_variant(group, hint, stream) if kind == "map" else kind
 
 
@@ -80,4 +81,8 @@ def _lowered(group: Function, target: Target, hint: dict[str, int], choice: str,
         return lower_map(group, choice or map_variant(group, hint, False), in_place)
     if (op := attention.attention_of(group)) is not None:
         return attention.lower_attention(group, op, target.vector_bits, choice or attention.variant(op, hint))
-    return lower_scan(group) if any(op.name == "linear_scan" for op in group.ops) else lower_scatter(group)
+    return lower_scan(group) if _scans(group) else scatter.lower_scatter(group, choice or scatter.variant(group, hint))
+
+
+def _scans(group: Function) -> bool:
+    return any(op.name == "linear_scan" for op in group.ops)
