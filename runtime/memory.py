@@ -50,6 +50,35 @@ def _references_of_the_dead() -> int:
     return found[0]
 
 
+class _Lent:
+    """Gives a block back when nobody holds it any more, though finalizers of its buffer have been called."""
+
+    __slots__ = ("block",)
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+
+    def __del__(self) -> None:
+        self.block[2].append(self.block)
+
+
+class Buffer:
+    """Memory of its own, aligned to 64 bytes, for as long as the object lives. Made by `Buffer()`, then `block` is set."""
+
+    __slots__ = ("block",)
+    block: Block
+    foreign = False
+
+    # Defaults stay when the interpreter takes modules apart.
+    def __del__(self, count: Any = getrefcount, last: int = _references_of_the_dead(), lent: Any = _Lent) -> None:
+        block = self.block
+        if count(self) == last:
+            block[2].append(block)
+        else:
+            # Python's collector: finalizers of the same cycle may still read this memory, or keep it.
+            self.block = (block[0], lent(block), block[2], block[3])
+
+
 class ForeignBuffer:
     """Memory that belongs to another library (a NumPy array, a DLPack tensor); never written to."""
 
@@ -96,8 +125,7 @@ class Pool:
             self.limit = limit
             if text and not text.isdecimal():
                 warnings.warn(
-                    f"GRAPHC_KEEP_MEMORY_MIB={text!r} is not a number of MiB; {show_size(limit)} are kept",
-                    stacklevel=2,
+                    f"GRAPHC_KEEP_MEMORY_MIB={text!r} is not a number of MiB; {show_size(limit)} are kept", stacklevel=2
                 )
         return limit
 
@@ -279,12 +307,7 @@ def stats() -> Stats:
     with pool.lock:
         blocks, nbytes = pool.waiting()
         small_blocks, small = pool.small_idle()
-        return Stats(
-            pool.live_blocks + pool.small_blocks - small_blocks,
-            pool.live + pool.small - small,
-            blocks,
-            nbytes,
-        )
+        return Stats(pool.live_blocks + pool.small_blocks - small_blocks, pool.live + pool.small - small, blocks, nbytes)
 
 
 def _device(device: Any) -> Any:
@@ -327,9 +350,7 @@ def set_cache_limit(nbytes: int | None) -> None:
     >>> gc.memory.set_cache_limit(None)
     """
     if nbytes is not None and (not isinstance(nbytes, int) or isinstance(nbytes, bool) or nbytes < 0):
-        raise ValueError(
-            f"set_cache_limit: a number of bytes, 0 or more, or None for the default, not {nbytes!r}"
-        )
+        raise ValueError(f"set_cache_limit: a number of bytes, 0 or more, or None for the default, not {nbytes!r}")
     _pool.limit = nbytes
     _pool.trim(_pool.bound())
 
@@ -395,10 +416,7 @@ def memory_summary(device: Any = None) -> str:
         from graphc.runtime import cuda
 
         return cuda.memory_summary(found)
-    rows = [
-        (name.replace("_", " "), show_size(n) if "bytes" in name else str(n))
-        for name, n in memory_stats().items()
-    ]
+    rows = [(name.replace("_", " "), show_size(n) if "bytes" in name else str(n)) for name, n in memory_stats().items()]
     rows += [("huge pages", pages.huge_pages()), ("total", show_size(pages.physical()))]
     width = max(len(name) for name, _ in rows)
     return "\n".join(["memory of cpu", *(f"  {name:<{width}}  {n}" for name, n in rows)])
@@ -417,9 +435,7 @@ def _describe(nbytes: int) -> str:
     ]
     if arena:
         lines.append(f"the arena of the program (values between its kernels) takes {show_size(arena)}")
-    lines.append(
-        f"what waited to be used again was given back first; the machine has {show_size(pages.physical())}{_address_space()}"
-    )
+    lines.append(f"what waited to be used again was given back first; the machine has {show_size(pages.physical())}{_address_space()}")
     largest = _largest()
     if largest:
         lines.append("the largest tensors are:")
@@ -453,11 +469,7 @@ def _address_space() -> str:
         soft = resource.getrlimit(resource.RLIMIT_AS)[0]
     except (ImportError, OSError, ValueError):
         return ""
-    return (
-        ""
-        if soft in (-1, resource.RLIM_INFINITY)
-        else f", and this process may use {show_size(soft)} (ulimit -v)"
-    )
+    return "" if soft in (-1, resource.RLIM_INFINITY) else f", and this process may use {show_size(soft)} (ulimit -v)"
 
 
 def _largest(most: int = 5) -> list[tuple[int, str]]:
