@@ -1,8 +1,10 @@
 """Products of few rows with a large matrix: the matrix passes once, several whole stretches of its rows side by side.
 
-A task has a block of lanes, wide enough for long stretches of memory, and keeps the sums of all of them in memory of its
-own, in the first level cache. It takes STEP values of k at a time: every tile of the block is loaded, gets its STEP
-terms in order, and is stored again.
+A unit is as many lanes as the schedule says. A task takes all of its units at once, so that stretches are as long as the number
+of threads allows, and keeps the sums of all of them in memory of its own, in the first level cache. It takes STEP values of
+k at a time: every tile is loaded, gets its STEP terms in order, and is stored again. Tiles are one vector wide: the processor
+then sees STEP streams that all advance line by line, and fetches each ahead (with four lines of one stream after the other it
+took up to twice as long).
 """
 
 from __future__ import annotations
@@ -13,16 +15,18 @@ from typing import TYPE_CHECKING
 
 from graphc.codegen.expr import Expr, const, equal, index, var
 from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Kernel, Let, Stmt, Store
-from graphc.codegen.lower.affine import least_of
-from graphc.codegen.lower.blocks import Blocks
+from graphc.codegen.lower.affine import ceil_div, greatest_of, least_of
 from graphc.codegen.lower.contraction import BLOCK
+from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.microkernel import Tile, multiply_add, region
+from graphc.ir.types import size_of
 
 if TYPE_CHECKING:
     from graphc.codegen.lower.kernels import ContractionKernels
 
 Body = list[Stmt]
 STEP = 8
+SUMS = 4096  # elements of the sums that a task keeps
 _numbers = itertools.count()
 
 
@@ -31,23 +35,22 @@ class StreamKernels:
 
     def __init__(self, k: ContractionKernels) -> None:
         self.k, self.c, self.s = k, k.c, k.s
-        self.blocks = Blocks(k)
         self.sums: Buffer
         self.totals: Buffer
 
     def build(self) -> list[Kernel]:
         k, s = self.k, self.s
-        task, strip, m0 = k.name("task"), k.name("strip"), k.name("m")
-        _, _, batch, number, lets, names = self.blocks.unit(task)
-        size = s.rows * s.block
-        self.sums, self.totals = k.new_local("sums", size), k.new_local("totals", size)
-        first = k.name("first")
-        last = least_of(first + s.block, k.count_lanes)
-        loops = [task, *names, first, strip, m0]
+        u, strip, m0 = k.name("unit"), k.name("strip"), k.name("m")
+        units = ceil_div(k.count_lanes, s.block)
+        batches = dim_expr(size_of(k.c.batch))
+        batch, lets = k.batch_coords(u, k.c.batch, range(len(k.c.batch)))
+        wide = s.block * max(1, SUMS // (s.rows * s.block))
+        self.sums, self.totals = k.new_local("sums", s.rows * wide), k.new_local("totals", s.rows * wide)
+        first, last, start, end = k.name("first"), k.name("last"), k.name("start"), k.name("end")
+        loops = [u, *batch, start, end, first, strip, m0]
         self.row, row_lets = k.row_reader(batch, strip, m0, loops)
         self.batch = batch
-        b, stop, whole, at = k.name("block"), k.name("stop"), k.name("whole"), k.name("k")
-        rest = k.name("k")
+        b, stop, whole, at, rest = (k.name(n) for n in ("block", "stop", "whole", "k", "k"))
         inner = [*loops, b]
         per_block: Body = [
             Let(stop, least_of(b + BLOCK, k.depth)),
@@ -71,9 +74,19 @@ class StreamKernels:
             For(b, index(0), k.depth, tuple(per_block), index(BLOCK)),
             *k.panels(first, last, finish),
         ]
-        in_task: Body = [*lets, Let(first, number * s.block), For(strip, index(0), self.blocks.strips, tuple(in_strip), index(1))]
-        body: Body = [For(task, var("begin"), var("end"), tuple(in_task), index(1))]
-        return [k.kernel("contract", self.blocks.units, k.work(), body)]
+        in_stretch: Body = [
+            Let(last, least_of(first + wide, end)),
+            For(strip, index(0), ceil_div(k.count_rows, s.rows), tuple(in_strip), index(1)),
+        ]
+        safe = greatest_of(units, index(1))
+        in_unit: Body = [
+            *lets,
+            Let(start, greatest_of(var("begin") - u * safe, index(0)) * s.block),
+            Let(end, least_of((var("end") - u * safe) * s.block, k.count_lanes)),
+            For(first, start, end, tuple(in_stretch), index(wide)),
+        ]
+        body: Body = [For(u, var("begin") // safe, (var("end") + (safe - 1)) // safe, tuple(in_unit), index(1))]
+        return [k.kernel("contract", batches * units, k.work(), body)]
 
     def _tiles(self, first: Expr, last: Expr, body: Callable[[Expr, int], Body]) -> Body:
         """`body(first lane, lanes)` for every tile of the block."""
@@ -97,7 +110,7 @@ class StreamKernels:
         return [If(equal(b, 0), tuple(region(lane, width, put)), tuple(region(lane, width, add)))]
 
     def _terms(self, first: Expr, last: Expr, at: Expr, count: int, loops: list[Expr]) -> Body:
-        """The terms of k = at .. at + count for every tile of the block."""
+        """The terms of k = at .. at + count for every tile from lane `first` to `last`."""
         k = self.k
 
         def panel(n0: Expr, width: int, inside: bool | None) -> Body:

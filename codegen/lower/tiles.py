@@ -170,7 +170,7 @@ def _streamed(s: Sizes, lanes_of: Access, rows: int, r: int, lanes: int, n: int,
     """Whether a matrix may pass once, in long stretches: few rows, and too large to be read otherwise as fast."""
     if not (lanes_of.unit_free and lanes_of.direct) or s.batch > 1 or rows > STREAMED_ROWS or r > 4 * STREAMED_ROWS:
         return False
-    return per_vector >= 4 and lanes >= (1 if rows >= 8 else 2) * per_vector and n * itemsize >= 2048 and s.depth * n * itemsize >= 4 * CACHE_BYTES
+    return lanes == per_vector >= 4 and n * itemsize >= 2048 and s.depth * n * itemsize >= 4 * CACHE_BYTES
 
 
 def _copy_cost(a: Access, run: int, per_vector: int, local: bool) -> float:
@@ -317,9 +317,9 @@ def _finish(
     near = s.image * itemsize <= 65536
     strips = -(-r // rows)
     if lane_mode == "streamed":
-        tail = per_vector if n % lanes else 0
-        block = min(1024, max(512, power_of_two(n) // 2))
-        return Schedule(swap, rows, lanes, row_mode, lane_mode, block, 0, False, 0, per_example, near, tail)
+        # A unit for threads to share; a thread takes its units at once.
+        block = 128 if n * itemsize < 8192 else 512
+        return Schedule(swap, rows, lanes, row_mode, lane_mode, block, 0, False, 0, per_example, near, lanes)
     if lane_mode == "local":
         # With one strip of rows a block is read once: small enough for the first level cache is best.
         while strips > 1 and block < 256 and block < n and (block < run or s.batch * (n // (block * 2)) >= ENOUGH):

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from graphc.codegen.llvm.target import host_target, make_target
+from graphc.codegen.loops import print_kernel
 from graphc.codegen.lower.contract import lower_contraction, variant
 from graphc.codegen.lower.tiles import LANES, ROWS, Schedule, registers, tile_fits
 from graphc.ir.function import Builder
@@ -55,7 +56,10 @@ SCHEDULES = {
     "packed": PLAIN._replace(row_mode="packed", lane_mode="packed", block=64),
     "direct deep": PLAIN._replace(chunk=512, block=32),
     "packed deep": PLAIN._replace(row_mode="packed", lane_mode="packed", block=64, chunk=256),
+    "ahead": PLAIN._replace(rows=6, block=64, ahead=True),
+    "ahead, turned results": PLAIN._replace(swap=True, rows=6, block=32, chunk=256, ahead=True),
     "local": PLAIN._replace(lane_mode="local", block=64, chunk=256),
+    "local ahead": PLAIN._replace(lane_mode="local", block=64, chunk=256, ahead=True),
     "local deep": PLAIN._replace(lane_mode="local", block=32, chunk=512, run=16),
     "local run": PLAIN._replace(lane_mode="local", block=32, chunk=1024, run=32, row_mode="packed"),
     "split": PLAIN._replace(lane_mode="local", block=32, chunk=256, split=True, row_mode="packed"),
@@ -72,6 +76,7 @@ SCHEDULES = {
     "tail local": PLAIN._replace(lane_mode="local", block=64, chunk=512, tail=4),
     "streamed": PLAIN._replace(rows=2, lanes=32, lane_mode="streamed", block=128, tail=16),
     "streamed one row": PLAIN._replace(rows=1, lane_mode="streamed", block=64),
+    "streamed by vectors": PLAIN._replace(rows=2, lanes=16, lane_mode="streamed", block=32, tail=16),
     "tail swapped": PLAIN._replace(swap=True, lane_mode="packed", rows=9, lanes=32, block=32, tail=16),
 }
 
@@ -112,6 +117,8 @@ def test_streams_under_other_layouts() -> None:
     check(product("tn", "f16"), sizes(3, 257, 170), schedule=schedule)
     check(product("tn", "f64"), sizes(300, 517, 2), schedule=schedule._replace(swap=True))
     check(dot_group("f32[e0, 3, e1]", "f32[e0, e1, 70]", (2,), (1,), batch=1), {"e0": 3, "e1": 50}, schedule=schedule)
+    # More lanes than a task keeps sums of.
+    check(product("nn"), sizes(9, 20, 1203), schedule=schedule._replace(rows=8, lanes=16, block=64))
     assert variant(product("nn"), sizes(1, 2048, 2048)).lane_mode == "streamed"
     assert variant(product("nn"), sizes(512, 512, 512)).lane_mode != "streamed"
 
@@ -240,6 +247,15 @@ def test_depth_in_runs_across_memory(name: str) -> None:
     check(heads_gradient(True), {"e4": 21}, schedule=schedule)
     for size in ((5, 4, 111, 32, 20), (2, 3, 7, 100, 9), (1, 1, 1, 1, 1), (2, 5, 3, 7, 17), (0, 2, 3, 4, 5), (2, 3, 0, 4, 5), (1, 2, 300, 3, 5)):
         check(heads_gradient(False), {f"e{i}": n for i, n in enumerate(size)}, schedule=schedule)
+
+
+def test_memory_of_large_results_is_asked_for() -> None:
+    f = dot_group("f32[e0, e1]", "f32[e1, e2]", (1,), (0,), epilogue=biased(1))
+    target = host_target()
+    for large, size in ((True, sizes(2048, 128, 512)), (False, sizes(128, 128, 128))):
+        text = print_kernel(lower_contraction(f, target, size, variant(f, size)).kernels[-1])
+        assert ("prefetch r0" in text) == large
+        assert "prefetch p2" not in text  # the bias is the same for all rows
 
 
 def test_weight_gradients_pack_nothing() -> None:
