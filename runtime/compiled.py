@@ -28,6 +28,7 @@ from graphc.runtime.recorder import record
 from graphc.runtime.recording import Mismatch, Recording
 from graphc.runtime.replay import MISS, Arguments, Replay
 from graphc.runtime.structure import flatten, unflatten
+from graphc.runtime.views import told_apart
 
 # After this many calls in a row that no recording served, a signature runs eagerly.
 PATIENCE = 8
@@ -39,6 +40,7 @@ SIGNATURES = 256
 RECENT = 4
 # Arguments that belong to the signature by value.
 _VALUES = (*SCALARS, bytes, complex, range, frozenset)
+_TOLD_APART = (complex, range, frozenset)
 
 
 class Family:
@@ -148,9 +150,9 @@ class Compiled:
             elif kind is float or kind is int:
                 parts.append(kind)
             elif kind is slice:
-                parts.append((kind, x.start, x.stop, x.step))
+                parts.append((kind, x.start, x.stop, x.step, told_apart(x)))
             elif isinstance(x, _VALUES):
-                parts.append((kind, x))
+                parts.append((kind, x, told_apart(x) if isinstance(x, _TOLD_APART) else None))
             else:
                 parts.append((object, id(x)))
                 objects.append(x)
@@ -240,6 +242,11 @@ def compile(f: Callable[..., Any] | None = None) -> Any:
 
     A call in which an operation fails, for example by an index out of range, changes nothing. An int or float argument
     is a tensor inside: it acts as the number, but `isinstance(n, int)` is false.
+
+    Changes of the Python state that the function reaches (variables, attributes, dicts, classes, code) are noticed, and
+    recorded anew; what a call uses up, such as Python's random numbers or an iterator, makes it run eagerly. Taken as constant are
+    the code of graphc and of installed packages, lists of more than 512 items and arrays of more than 4 KiB that change in place,
+    what functions with a cache remember, files, and the clock.
 
     Side effects on things other than tensors and numbers, such as `print`, happen in recorded calls only.
 

@@ -63,7 +63,7 @@ def record(
         if tracer.failed:
             before.restore()
         raise
-    return _numbers_out(result), recording, reason
+    return _values_out(result, tracer), recording, reason
 
 
 class _Substituted:
@@ -105,10 +105,13 @@ def _variable(value: int | float) -> Tensor:
     return t
 
 
-def _numbers_out(result: Any) -> Any:
-    """`result` with weak tensors, which stand for Python numbers, as numbers."""
+def _values_out(result: Any, tracer: Tracer) -> Any:
+    """`result` with values, and with weak tensors, which stand for Python numbers, as numbers."""
     leaves: list[Any] = []
     structure = flatten(result, leaves)
+    for x in leaves:
+        if isinstance(x, Tensor) and x._strides is ABSTRACT:
+            tracer.give_value(x)
     if not any(isinstance(x, Tensor) and x._spec.weak for x in leaves):
         return result
     return unflatten(structure, iter([item(x) if isinstance(x, Tensor) and x._spec.weak else x for x in leaves]))

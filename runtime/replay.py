@@ -118,7 +118,7 @@ class Arguments:
             return
         kind, value, *rest = leaf
         if kind is slice:
-            t(f"if {a}.__class__ is not slice or ({a}.start, {a}.stop, {a}.step) != {t.name((value, *rest))}: return MISS")
+            t(f"if not same({a}, {t.name(slice(value, *rest[:2]))}): return MISS")
         elif kind is object:
             t(f"if {a} is not {t.name(self.objects[value])}: return MISS")
         elif not issubclass(kind, Tensor):
@@ -126,7 +126,8 @@ class Arguments:
                 t(f"if {a} is not {value}: return MISS")
             else:
                 v = constant(t, value)
-                t(f"if {a} is not {v} and ({a}.__class__ is not {t.name(kind)} or {a} != {v}): return MISS")
+                other = f"{a}.__class__ is not {t.name(kind)} or {a} != {v}" if rest[0] is None else f"not same({a}, {v})"
+                t(f"if {a} is not {v} and ({other}): return MISS")
         else:
             first, meta = rest
             t(f"if {a}.__class__ is not {'Tensor' if kind is Tensor else t.name(kind)}: return MISS")

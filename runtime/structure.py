@@ -5,8 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from graphc.runtime.views import same
+
 # A description is None for a leaf, or (kind, keys, descriptions of the items).
 Structure = Any
+
+
+class Keys(tuple[Any, ...]):
+    """Keys of a dict that are not all strings: 1, 1.0 and True are others."""
+
+    __slots__ = ()
+    __hash__ = tuple.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, tuple) and same(tuple(self), tuple(other))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
 
 def flatten(value: Any, leaves: list[Any]) -> Structure:
@@ -15,7 +30,10 @@ def flatten(value: Any, leaves: list[Any]) -> Structure:
     if kind is tuple or kind is list:
         return (kind, None, tuple([flatten(v, leaves) for v in value]))
     if kind is dict:
-        return (kind, tuple(value), tuple([flatten(v, leaves) for v in value.values()]))
+        keys = tuple(value)
+        if set(map(type, keys)) - {str}:
+            keys = Keys(keys)
+        return (kind, keys, tuple([flatten(v, leaves) for v in value.values()]))
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return (kind, value._fields, tuple([flatten(v, leaves) for v in value]))
     leaves.append(value)

@@ -82,6 +82,8 @@ def _place(x: Any, depth: int) -> Any:
         )
         code = x.gi_frame if isinstance(x, types.GeneratorType) else x.cr_frame
         return (None if code is None else code.f_lasti, [(k, _place(v, depth + 1)) for k, v in frame.items()])
+    if isinstance(x, random.Random):
+        return x.getstate()
     if isinstance(x, itertools.count):
         return repr(x)
     kind = type(x)
@@ -93,4 +95,7 @@ def _place(x: Any, depth: int) -> Any:
 
 
 def _parts(x: Any, depth: int) -> Any:
+    """Where an iterator stands by what its `__reduce__` gave, which makes ranges and lists of what is left anew."""
+    if type(x) in (list, range):
+        return repr(x) if type(x) is range else len(x)
     return [_parts(v, depth) for v in x] if type(x) is tuple else _place(x, depth + 1)

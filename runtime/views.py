@@ -156,8 +156,19 @@ def same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, frozenset):
         return a == b and all(map(same, sorted(a, key=hash), sorted(b, key=hash)))
-    if isinstance(a, (int, str, bytes, range)):
+    if isinstance(a, (int, str, bytes)):
         return a == b
     if isinstance(a, float):
         return (a == b and (a != 0 or str(a) == str(b))) or (a != a and b != b)
+    if isinstance(a, (slice, range)):
+        return same((a.start, a.stop, a.step), (b.start, b.stop, b.step))
     return isinstance(a, complex) and same(a.real, b.real) and same(a.imag, b.imag)
+
+
+def told_apart(x: Any) -> Any:
+    """What a number, tuple or other value is compared by where `==` is not enough: equal for values that are the same."""
+    if isinstance(x, (tuple, frozenset)):
+        return (type(x), *map(told_apart, sorted(x, key=hash) if isinstance(x, frozenset) else x))
+    if isinstance(x, (slice, range)):
+        return (type(x), *map(told_apart, (x.start, x.stop, x.step)))
+    return (type(x), repr(x) if isinstance(x, (float, complex)) else x)
