@@ -1,12 +1,13 @@
 """From a prepared function to the module of its groups: what is cheap is computed again rather than stored, operations that
-belong together share a kernel, and so do reductions of the same memory; on CPUs those of rows and of columns too. Nothing
-changes a bit."""
+belong together share a kernel, and so do reductions of the same memory; on CPUs those of rows and of columns too, and window
+positions are stored small. Nothing changes a bit."""
 
 from __future__ import annotations
 
 from graphc.codegen.fuse import fuse
 from graphc.codegen.join import join
 from graphc.codegen.merge import merge
+from graphc.codegen.narrow import narrow
 from graphc.codegen.recompute import recompute
 from graphc.ir.function import Builder, Function, Module, Value
 from graphc.ir.passes.cse import cse
@@ -17,7 +18,7 @@ def grouped(prepared: Function, device: bool = False) -> Module:
     again = recompute(prepared, device)
     module = merge(fuse(again))
     module = module if again is prepared else _without_repetition(module)
-    return module if device else join(module)
+    return module if device else narrow(join(module))
 
 
 def _without_repetition(module: Module) -> Module:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from graphc.codegen.canonical import canonicalise
 from graphc.codegen.expr import children_first, var
+from graphc.codegen.grouping import grouped
 from graphc.codegen.llvm.target import host_target
 from graphc.codegen.loops import Buffer, Kernel
 from graphc.codegen.lower.index import Position
 from graphc.codegen.lower.lower import lower
 from graphc.codegen.lower.pull import Pull
+from graphc.codegen.prepare import prepare
 from graphc.codegen.stages import fused
 from graphc.ir.function import Builder, Function
 from graphc.ir.interpret import interpret
@@ -177,3 +179,25 @@ def test_a_maximum_is_not_computed_again_for_its_gradient() -> None:
     f = b.build([b.max_pool_grad(values, index, input_shape=(2, 20, 20), **attrs)])
     assert [sum("pool" in o.name for o in op.attrs["function"].ops) for op in fused(f).entry.ops] == [1, 1]
     assert_compiled(f, [mixed(dtype("f32"), (2, 20, 20), 1)])
+
+
+@pytest.mark.parametrize(
+    "case, narrow", [("exact", "i8"), ("outside", "i8"), ("129 positions", "i16"), ("kept", ""), ("used otherwise", "")]
+)
+def test_positions_are_narrow_between_kernels(case: str, narrow: str) -> None:
+    wide = {"window": (1, 129), "strides": (1, 100), "padding": ((0, 0), (0, 0)), "dilation": (1, 1)}
+    attrs = WINDOWS.get(case, wide if narrow == "i16" else WINDOWS["exact"])
+    b = Builder("step")
+    x = b.param(TensorType.parse("f32[2, 3, 8, 300]"))
+    values, index = b.emit_op("max_pool", x, **attrs).results
+    dy = b.param(values.type)
+    results = [values, b.emit("max_pool_grad", dy, index, input_shape=x.type.shape, **attrs)]
+    if case == "kept":
+        results.append(index)
+    if case == "used otherwise":
+        results.append(b.emit("sum", b.emit("cast", index, dtype=dtype("f32")), axes=(0, 1, 2, 3)))
+    f = b.build(results)
+    module = grouped(prepare(f)[0])
+    between = {str(v.type.dtype) for op in module.entry.ops for v in op.operands} - {"f32"}
+    assert between == ({narrow or "i32"})
+    assert_compiled(f, [mixed(x.type.dtype, (2, 3, 8, 300), 1), mixed(x.type.dtype, tuple(map(int, values.type.shape)), 2)])
