@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ class GradientSchedule(NamedTuple):
     blocks: int
 
 
+@functools.lru_cache(maxsize=64)
 def padded(g: Geometry) -> Geometry:
     """The copy of x as a convolution with a window of one element: its result is the padded image."""
     dims = zip(g.out, g.strides, g.window, g.reach, strict=True)
@@ -76,18 +78,17 @@ def choose(
     itemsize = dtype.bits // 8
     count = registers(vector_bits)
     best: tuple[float, GradientSchedule] | None = None
+    chunks = [_Chunk(g, literal, width, itemsize, *sizes) for sizes in _chunks(g, examples)]
     for block in [d for d in range(1, g.channels + 1) if g.channels % d == 0]:
-        for images, pixels, blocks in _chunks(g, examples):
-            s = GradientSchedule(literal, width, 1, 1, True, images, pixels, block, blocks)
-            copied = images * block * copied_segment(g, s) * itemsize
-            chunk = blocks * BLOCK or images * pixels
-            if copied > COPY_BYTES:
+        for chunk in chunks:
+            if block * chunk.copied > COPY_BYTES:
                 continue
-            for vectors in range(1, 9):
-                tiled = s._replace(vectors=vectors)
-                if chunk * padded_outputs(g, tiled) * itemsize > COPY_BYTES:
+            for vectors in range(1, min(8, -(-g.outputs // width)) + 1):
+                tiled = chunk.schedule._replace(vectors=vectors, block=block)
+                lanes = padded_outputs(g, tiled)
+                if chunk.size * lanes * itemsize > COPY_BYTES:
                     break
-                if not blocks and 2 * block * g.positions * padded_outputs(g, tiled) * itemsize > STATE_BYTES:
+                if not tiled.blocks and 2 * block * g.positions * lanes * itemsize > STATE_BYTES:
                     break
                 for channels in [d for d in range(1, min(block, 24) + 1) if block % d == 0]:
                     for whole in (True, False):
@@ -95,10 +96,31 @@ def choose(
                         if rows * vectors + vectors + 1 > count:
                             continue
                         made = tiled._replace(channels=channels, whole=whole)
-                        cost = _cost(g, made, examples, full, chunk, itemsize)
+                        cost = _cost(g, made, chunk, examples, full, itemsize)
                         if best is None or cost < best[0]:
                             best = cost, made
     return best
+
+
+class _Chunk:
+    """A schedule's chunk of k, and what follows from it alone.
+
+    size: k in it. copied: bytes of its copy of one channel of x. cycles: of making that.
+    """
+
+    def __init__(
+        self, g: Geometry, literal: tuple[tuple[str, int], ...], width: int, itemsize: int, images: int, pixels: int, blocks: int
+    ) -> None:  # fmt: skip
+        self.schedule = GradientSchedule(literal, width, 1, 1, True, images, pixels, 1, blocks)
+        self.size = blocks * BLOCK or images * pixels
+        self.copied = images * copied_segment(g, self.schedule) * itemsize
+        covered = padded_rows(g, pixels)
+        line, run = 1, covered
+        if len(g.out) > 1:
+            run = padded(g).out[-1]
+            line = padded(g).line // run
+        each = -(-run // width) * (4.0 if g.spread[-1] == 1 else 14.0) + 1
+        self.cycles = images * ((covered * line if len(g.out) > 1 else 1) * each + 15)
 
 
 def _chunks(g: Geometry, examples: int) -> list[tuple[int, int, int]]:
@@ -114,9 +136,9 @@ def _chunks(g: Geometry, examples: int) -> list[tuple[int, int, int]]:
     return found
 
 
-def _cost(g: Geometry, s: GradientSchedule, examples: int, full: int, chunk: int, itemsize: int) -> float:
+def _cost(g: Geometry, s: GradientSchedule, made: _Chunk, examples: int, full: int, itemsize: int) -> float:
     """Cycles of one thread, by a model of Zen 4; dearer where there are too few tasks for some threads."""
-    depth = examples * g.pixels
+    depth, chunk = examples * g.pixels, made.size
     rows = s.channels * (g.positions if s.whole else g.inner)
     fmas = rows * s.vectors * (0.5 if s.width * 2 <= full else 1.0)
     step = max(fmas, s.vectors + 0.5 * rows, 4.0, (rows * s.vectors + rows + s.vectors + 3) / 5)
@@ -131,15 +153,9 @@ def _cost(g: Geometry, s: GradientSchedule, examples: int, full: int, chunk: int
     if len(g.out) > 1:
         cost += parts * tiles * depth / g.out[-1] * 4
     # The copies: lines of x, and the other operand turned.
-    covered = padded_rows(g, s.pixels)
-    line, run = 1, covered
-    if len(g.out) > 1:
-        run = padded(g).out[-1]
-        line = padded(g).line // run
-    each = -(-run // s.width) * (4.0 if g.spread[-1] == 1 else 14.0) + 1
-    cost += parts * chunks * s.images * s.block * ((covered * line if len(g.out) > 1 else 1) * each + 15)
+    cost += parts * chunks * s.block * made.cycles
     cost += parts * depth * g.outputs * (0.45 if g.outputs % 4 == 0 else 0.8)
-    if (s.images * s.block * copied_segment(g, s) + chunk * lanes) * itemsize > CACHE_BYTES:
+    if s.block * made.copied + chunk * lanes * itemsize > CACHE_BYTES:
         cost *= 1.3
     if s.blocks:
         vectors = (depth / BLOCK) * g.count * g.channels * g.positions * lanes / s.width
