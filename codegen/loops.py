@@ -20,6 +20,8 @@ Semantics:
   target[target_at + j*target_step + i] = cast(source[source_at + i*source_step + j]).
 - `Columns`, in a vector region, names the columns of a strip of rows: as many loads as names, of neighbouring places in
   each lane, done as one load a lane and a transposition in registers.
+- `Prefetch` asks for the memory line of an element, which need not exist, so that it is near when it is read or written;
+  it changes no value and raises no error.
 - `Alloc` makes a thread-private array of a literal number of elements, uninitialised.
 - `Report(cond, site, value)`: where cond holds, an error is recorded for the program: the first
   site (an integer that the caller maps to an operation) and value win; execution goes on.
@@ -153,6 +155,13 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class Prefetch:
+    buffer: Buffer
+    index: Expr
+    write: bool = False
+
+
+@dataclass(frozen=True)
 class Report:
     cond: Expr
     site: int
@@ -202,7 +211,7 @@ class Call:
     writes: tuple[Buffer, ...] = ()
 
 
-Stmt = Union[For, Vector, If, Let, Declare, Assign, Store, Alloc, Transpose, Columns, Report, Barrier, Call]
+Stmt = Union[For, Vector, If, Let, Declare, Assign, Store, Alloc, Transpose, Columns, Prefetch, Report, Barrier, Call]
 
 
 @dataclass(frozen=True)
@@ -251,9 +260,11 @@ class Kernel:
 
 
 def without_columns(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
-    """Statements with every `Columns` as the `Let`s that it stands for."""
+    """Statements with every `Columns` as the `Let`s that it stands for, and without any `Prefetch`."""
     out: list[Stmt] = []
     for s in body:
+        if isinstance(s, Prefetch):
+            continue
         if isinstance(s, Columns):
             out += s.lets
         elif isinstance(s, (For, Vector)):
@@ -327,6 +338,8 @@ def _print_block(body: Sequence[Stmt], pad: str) -> list[str]:
         elif isinstance(s, Columns):
             names = f"{show(s.names[0])} .. {show(s.names[-1])}"
             out.append(f"{pad}columns {names} = {s.source.name}[{show(s.place)} ..]")
+        elif isinstance(s, Prefetch):
+            out.append(f"{pad}prefetch {s.buffer.name}[{show(s.index)}]{' to write' if s.write else ''}")
         elif isinstance(s, Barrier):
             out.append(f"{pad}barrier {s.scope}")
         elif isinstance(s, Call):

@@ -16,7 +16,7 @@ from graphc.codegen.expr import Expr, var
 from graphc.codegen.llvm.columns import columns
 from graphc.codegen.llvm.expressions import condition, value
 from graphc.codegen.llvm.masks import any_lane, both, inverse
-from graphc.codegen.llvm.memory import STREAM, element_type, store
+from graphc.codegen.llvm.memory import STREAM, element_type, prefetch, store
 from graphc.codegen.llvm.scope import REGISTER, Value, Writer, result
 from graphc.codegen.llvm.target import Target
 from graphc.codegen.llvm.transpose import transpose
@@ -30,6 +30,7 @@ from graphc.codegen.loops import (
     If,
     Kernel,
     Let,
+    Prefetch,
     Report,
     Stmt,
     Store,
@@ -383,6 +384,10 @@ def _store(w: _Emitter, s: Store) -> None:
     w.changed(s.buffer)
 
 
+def _prefetch(w: _Emitter, s: Prefetch) -> None:
+    prefetch(w, s.buffer, value(w, s.index), s.write)
+
+
 def _alloc(w: _Emitter, s: Alloc) -> None:
     w.local_bytes += s.size * s.buffer.dtype.itemsize
     if w.local_bytes > MAX_LOCAL_BYTES:
@@ -445,6 +450,7 @@ STATEMENTS: dict[type, Callable[[_Emitter, Any], None]] = {
     Alloc: _alloc,
     Transpose: transpose,
     Columns: columns,
+    Prefetch: _prefetch,
     Report: _report,
 }
 

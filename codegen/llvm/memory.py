@@ -27,6 +27,12 @@ def _address(w: Writer, buffer: Buffer, index: Value, depth: int, shift: int = 0
     return pointer
 
 
+def prefetch(w: Writer, buffer: Buffer, index: Value, write: bool) -> None:
+    """Ask for the line of the element at a uniform index, for all levels of the cache."""
+    address = _address(w, buffer, index, max(index.depth, w.scopes[-1].pure_floor))
+    w.line(f"call void @llvm.prefetch.p0(ptr {address}, i32 {int(write)}, i32 3, i32 1)")
+
+
 def _pointers(w: Writer, buffer: Buffer, index: Value, depth: int) -> str:
     """One address for each lane."""
     element = MEMORY[buffer.dtype.short]

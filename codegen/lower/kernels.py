@@ -19,6 +19,7 @@ from graphc.codegen.loops import (
     Kernel,
     Let,
     Place,
+    Prefetch,
     Report,
     Stmt,
     Store,
@@ -27,6 +28,7 @@ from graphc.codegen.loops import (
     Vector,
 )
 from graphc.codegen.lower.affine import Levels, ceil_div, decided, greatest_of, least_of, normal, tidy
+from graphc.codegen.lower.ahead import fetch_ahead
 from graphc.codegen.lower.blocks import Blocks
 from graphc.codegen.lower.contraction import (
     BLOCK,
@@ -271,10 +273,10 @@ class ContractionKernels:
                 known = n0 + width <= self.count_lanes if inside is None else const(BOOL, inside)
                 direct = functools.partial(self.direct_lanes, batch, n0, inner, width)
                 body += self.choose(known, lambda masked: summed(direct(masked)), hot=True)
-            if not s.split:
-                end_of_lanes = n0 + width if inside else self.count_lanes
-                body += blocks.at_the_end(stop, self.epilogue(tile, batch, m0, n0, end_of_lanes, inner))
-            return body
+            if s.split:
+                return body
+            end_of_lanes = n0 + width if inside else self.count_lanes
+            return self.finished(body, tile, batch, m0, n0, end_of_lanes, inner, functools.partial(blocks.at_the_end, stop))
 
         last = least_of(first + s.block, self.count_lanes)
         in_strip: Body = [Let(m0, strip * s.rows), *row_lets, *self.panels(first, last, panel)]
@@ -323,6 +325,15 @@ class ContractionKernels:
         return dim_expr(size_of(self.c.batch)) * self.count_rows * self.count_lanes * (self.depth * 2 + 2)
 
     # The epilogue of one tile
+
+    def finished(
+        self, summed: Body, tile: Tile, batch: list[Expr], m0: Expr, n0: Expr, stop: Expr, loops: list[Expr],
+        at_the_end: Callable[[Body], Body],
+    ) -> Body:  # fmt: skip
+        """The statements that sum up a tile, then its epilogue."""
+        epilogue = self.epilogue(tile, batch, m0, n0, stop, loops)
+        before = at_the_end(fetch_ahead(epilogue, self.name("i"))) if self.s.ahead else []
+        return [*before, *summed, *at_the_end(epilogue)]
 
     def epilogue(self, tile: Tile, batch: list[Expr], m0: Expr, n0: Expr, stop: Expr, loops: list[Expr]) -> Body:
         """Finish the tile's elements at rows from m0, lanes from n0 (below `stop`), and store the results."""
@@ -463,6 +474,9 @@ def buffers_used(body: Sequence[Stmt]) -> set[Buffer]:
                     found.add(a.buffer)
                 else:
                     roots.append(a)
+        elif isinstance(s, Prefetch):
+            found.add(s.buffer)
+            roots.append(s.index)
         elif isinstance(s, Columns):
             found.add(s.source)
             roots.append(s.place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from graphc.codegen.expr import Expr, const, index, load, var
@@ -58,8 +59,8 @@ class LocalKernels:
                 return [*body, *block_sum(tile, k.dtype, row, lane, start, stop, const(BOOL, True), run=k.run)]
             body += k.whole_sum(tile, row, lane, start, stop)
             end = block.first + (n0 + width if inside else block.count)
-            finish = k.epilogue(tile, batch, m0, block.first + n0, end, [*loops, strip, m0, n0])
-            return [*body, *self.blocks.at_the_end(stop, finish)]
+            inner = [*loops, strip, m0, n0]
+            return k.finished(body, tile, batch, m0, block.first + n0, end, inner, functools.partial(self.blocks.at_the_end, stop))
 
         per_strip: Body = [Let(m0, strip * s.rows), *row_lets, *k.panels(index(0), block.count, panel)]
         in_chunk: Body = [

@@ -47,6 +47,7 @@ class Schedule(NamedTuple):
         runs are short, and where all lanes are one run.
     per_example: conv only: the examples are a batch dimension.
     tail: lanes of the tiles that take what whole tiles leave of a block, less than `lanes`; 0: whole ones do.
+    ahead: what a tile's epilogue reads and writes is asked for before the tile is summed up.
     near: packing takes the first contracted dimension last: a convolution's channels, on which padding
         does not depend; for images so small that those of all channels stay in the cache.
     """
@@ -63,6 +64,7 @@ class Schedule(NamedTuple):
     per_example: bool
     near: bool
     tail: int = 0
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -315,6 +317,8 @@ def _finish(
     itemsize = dtype.bits // 8
     block, chunk, split = lanes, 0, False
     near = s.image * itemsize <= 65536
+    # Results that are not in the second level cache when they are written.
+    ahead = s.batch * r * n * itemsize >= 4 * CACHE_BYTES
     strips = -(-r // rows)
     if lane_mode == "streamed":
         # A unit for threads to share; a thread takes its units at once.
@@ -340,7 +344,7 @@ def _finish(
         width = 32 if run >= 32 else 16
     many = strips * -(-n // lanes) >= MANY_TILES
     tail = 0 if split or many else tail_of(n, lanes, per_vector, lane_mode)
-    return Schedule(swap, rows, lanes, row_mode, lane_mode, block, chunk, split, width, per_example, near, tail)
+    return Schedule(swap, rows, lanes, row_mode, lane_mode, block, chunk, split, width, per_example, near, tail, ahead)
 
 
 def power_of_two(n: int) -> int:

@@ -22,6 +22,7 @@ from graphc.codegen.loops import (
     If,
     Kernel,
     Let,
+    Prefetch,
     Report,
     Store,
     Transpose,
@@ -183,6 +184,7 @@ _STATEMENTS = {
     Report: _Oracle.report,
     Store: _Oracle.store,
     Columns: _Oracle.columns,
+    Prefetch: lambda oracle, s: oracle.value(s.index),
     Transpose: _Oracle.transpose,
     Vector: _Oracle.vector,
 }
