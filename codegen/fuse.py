@@ -5,7 +5,8 @@ Kinds of groups:
 - row: reductions over the same dimensions of one domain, with what feeds and follows them, so that
   softmax, layer norm and their gradients read memory once;
 - contract: one dot or conv, with the elementwise operations that follow it as its epilogue;
-- alone: an operation with a kernel of its own (scatter, scan, attention); only layout comes with it.
+- alone: an operation with a kernel of its own (scatter, scan, attention), or a call that is not inlined (calls.py);
+  only layout comes with it.
 
 Operations are visited from the results backwards; each joins the group of its consumers where
 that is legal (no cycle between groups, positions that line up) and pays. Layout operations,
@@ -37,7 +38,7 @@ FREE = frozenset(
 REDUCE = frozenset(("sum", "prod", "max", "min", "any", "all", "argmax", "argmin"))
 CONTRACT = frozenset(("dot", "conv"))
 ALONE = frozenset(
-    ("scatter_add", "scatter", "put_along_add", "put_along", "linear_scan", "attention", "attention_grad")
+    ("scatter_add", "scatter", "put_along_add", "put_along", "linear_scan", "attention", "attention_grad", "call")
 )
 # Operations that read their first operand at computed positions, or several times.
 _REREAD = frozenset(

@@ -4,6 +4,9 @@ positions are stored small. Nothing changes a bit."""
 
 from __future__ import annotations
 
+from functools import partial
+
+from graphc.codegen.calls import expanded
 from graphc.codegen.fuse import fuse
 from graphc.codegen.join import join
 from graphc.codegen.merge import merge
@@ -18,7 +21,8 @@ def grouped(prepared: Function, device: bool = False) -> Module:
     again = recompute(prepared, device)
     module = merge(fuse(again))
     module = module if again is prepared else _without_repetition(module)
-    return module if device else narrow(join(module))
+    module = module if device else narrow(join(module))
+    return expanded(module, partial(grouped, device=device), device)
 
 
 def _without_repetition(module: Module) -> Module:

@@ -6,7 +6,9 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from graphc.codegen.prepare import prepare
 from graphc.ir.function import Builder, Function, Module, Operation, Value
+from graphc.ir.passes.inline import inline_all
 from graphc.ir.types import Shape
 
 
@@ -73,7 +75,9 @@ def module_of(f: Function, groups: Sequence[Group], free: Free) -> Module:
 
 
 def separate(f: Function) -> Module:
-    """The module of `f` with a group for every operation: no fusion at all, for comparison."""
+    """The module of `f` with a group for every operation, those of calls included: no fusion at all, for comparison."""
+    if any(op.name == "call" for op in f.ops):
+        f = prepare(inline_all(f))[0]
     f = own_results(f)
     entry = Builder(f.name)
     env: dict[Value, Value] = {}

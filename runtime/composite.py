@@ -55,9 +55,10 @@ class _Traced:
 class Composite:
     """The callable that `@composite` makes."""
 
-    def __init__(self, f: Callable[..., Any], name: str | None = None) -> None:
+    def __init__(self, f: Callable[..., Any], name: str | None = None, noinline: bool = False) -> None:
         functools.update_wrapper(self, f)
         self._f = f
+        self._noinline = noinline
         self._name = name or f.__name__
         self._locate = not f.__module__.startswith("graphc.")
         self._cache: dict[Any, _Traced] = {}
@@ -216,7 +217,7 @@ class Composite:
         body = Function(self._name, params, b._ops, values)
         operands = [*given, *(x.before[0] for x in tracer.externals)]
         device = device_of(self._name, [*operands, *specs])
-        entry = Entry(self._name, _calling(body), operands=operands, device=device, specs=specs)
+        entry = Entry(self._name, _calling(body, self._noinline), operands=operands, device=device, specs=specs)
         return _Traced(entry, [x.tensor for x in tracer.externals], structure, places, writes)
 
 
@@ -255,22 +256,23 @@ def _unhashable(x: Any) -> bool:
     return False
 
 
-def _calling(body: Function) -> Function:
+def _calling(body: Function, noinline: bool) -> Function:
     """A function that only calls `body`."""
     b = Builder(body.name)
-    op = b.emit_op("call", *(b.param(t) for t in body.param_types), function=body)
+    op = b.emit_op("call", *(b.param(t) for t in body.param_types), function=body, noinline=noinline)
     return b.build(op.results)
 
 
 @overload
 def composite(f: F) -> F: ...
 @overload
-def composite(f: None = None, *, name: str | None = None) -> Callable[[F], F]: ...
-def composite(f: Any = None, *, name: str | None = None) -> Any:
+def composite(f: None = None, *, name: str | None = None, noinline: bool = False) -> Callable[[F], F]: ...
+def composite(f: Any = None, *, name: str | None = None, noinline: bool = False) -> Any:
     """Make a function of tensors one operation: one dispatch, one fused program, one `call` in dumps.
 
     The function must be pure tensor code: it may not look at values, and its Python side effects happen
-    once for each signature.
+    once for each signature. noinline: it is compiled by itself, once for all its calls, and shares no kernel with what is around
+    them: for what is called very often and is worth a kernel each time, as the update of a parameter.
 
     >>> import graphc as gc
     >>> @gc.composite
@@ -280,5 +282,5 @@ def composite(f: Any = None, *, name: str | None = None) -> Any:
     [0.0, 0.0, 0.0]
     """
     if f is None:
-        return lambda g: Composite(g, name)
-    return Composite(f, name)
+        return lambda g: Composite(g, name, noinline)
+    return Composite(f, name, noinline)

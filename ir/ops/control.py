@@ -15,6 +15,8 @@ def _infer_call(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType
     function = attrs["function"]
     if not isinstance(function, Function):
         raise type_error("call", types, f"the attribute function must be an IR function, not {function!r}")
+    if not isinstance(attrs["noinline"], bool):
+        raise type_error("call", types, f"the attribute noinline must be true or false, not {attrs['noinline']!r}")
     if types != function.param_types:
         takes = ", ".join(map(str, function.param_types))
         rule = f"@{function.name} takes ({takes})"
@@ -58,9 +60,10 @@ register(
         family="control",
         infer=_infer_call,
         eval=_eval_call,
-        doc="The results of `function` applied to the operands; symbols of dimensions are the caller's.",
+        doc="The results of `function` applied to the operands; symbols of dimensions are the caller's. `noinline`: the function "
+        "is compiled by itself, once for all its calls, and shares no kernel with what is around them.",
         vjp=_vjp_call,
-        attrs={"function": REQUIRED},
+        attrs={"function": REQUIRED, "noinline": False},
         reads=("operands",),
     )
 )

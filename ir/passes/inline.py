@@ -1,6 +1,7 @@
-"""Inlining: every `call` becomes a copy of the body of its function, to any depth.
+"""Inlining: every `call` becomes a copy of the body of its function, to any depth, but for calls that say `noinline`.
 
-Copied operations keep their own source line, or take the call's if they have none.
+Copied operations keep their own source line, or take the call's if they have none. A function that holds arrays is inlined
+whatever its calls say: they become parameters of the function that is compiled.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ from graphc.ir.function import Function, Loc, Operation, Value
 
 
 def inline(function: Function) -> Function:
-    """`function` without calls. Linear in the size of the result."""
-    return _flat(function, {})
+    """`function` without calls, but for those that say `noinline`. Linear in the size of the result."""
+    return _flat(function, {}, False)
 
 
-def _flat(function: Function, done: dict[int, Function]) -> Function:
+def inline_all(function: Function) -> Function:
+    """`function` without calls."""
+    return _flat(function, {}, True)
+
+
+def _flat(function: Function, done: dict[int, Function], everything: bool) -> Function:
     if id(function) in done:
         return done[id(function)]
     result = function
@@ -22,8 +28,9 @@ def _flat(function: Function, done: dict[int, Function]) -> Function:
         replaced: dict[Value, Value] = {}
         for op in function.ops:
             operands = [replaced.get(v, v) for v in op.operands]
-            if op.name == "call":
-                results = _copy(_flat(op.attrs["function"], done), operands, op.loc, ops)
+            body = _flat(op.attrs["function"], done, everything) if op.name == "call" else None
+            if body is not None and (everything or not op.attrs.get("noinline") or _holds_arrays(body)):
+                results = _copy(body, operands, op.loc, ops)
                 replaced.update(zip(op.results, results, strict=True))
             elif any(v in replaced for v in op.operands):
                 ops.append(Operation(op.name, operands, op.attrs, op.results, op.loc))
@@ -33,6 +40,10 @@ def _flat(function: Function, done: dict[int, Function]) -> Function:
         result = Function(function.name, function.params, ops, results, function.param_names)
     done[id(function)] = result
     return result
+
+
+def _holds_arrays(function: Function) -> bool:
+    return any(op.name == "constant" and op.attrs["value"].array.size != 1 for op in function.ops)
 
 
 def _copy(body: Function, args: list[Value], loc: Loc | None, ops: list[Operation]) -> list[Value]:

@@ -65,6 +65,23 @@ def _permute_ones(b: Rewriter, op: Operation) -> Value | None:
     return _reshape(b, x, op.result.type.shape) if moved == sorted(moved) else None
 
 
+def _permute_dot(b: Rewriter, op: Operation) -> Value | None:
+    """The gradient of a weight comes out the other way round: its product is then taken the other way round."""
+    inner = _inner(b, op.operands[0], "dot")
+    if inner is None or not b.used_once(inner.result):
+        return None
+    lhs, rhs = inner.operands
+    a = inner.attrs
+    batch = len(a["lhs_batch"])
+    left = batch + lhs.type.rank - batch - len(a["lhs_contract"])
+    rank = inner.result.type.rank
+    if left in (batch, rank) or op.attrs["axes"] != (*range(batch), *range(left, rank), *range(batch, left)):
+        return None
+    swapped = {f"{mine}_{kind}": a[f"{other}_{kind}"] for mine, other in (("lhs", "rhs"), ("rhs", "lhs")) for kind in ("batch", "contract")}
+    result: Value = b.emit("dot", rhs, lhs, **swapped, precision=a["precision"])
+    return result
+
+
 # broadcast, full
 
 
@@ -352,6 +369,7 @@ LAYOUT_RULES = (
     Rule("permute_identity", "permute(x, (0, 1, ..)) = x", ("permute",), _permute_identity),
     Rule("permute_permute", "permute(permute(x, p), q) = permute(x, p[q])", ("permute",), _permute_permute),
     Rule("permute_ones", "permute(x, p) = reshape(x), p moving dimensions of size 1 only", ("permute",), _permute_ones),
+    Rule("permute_dot", "permute(dot(x, y), p) = dot(y, x), p exchanging what x and y keep, nobody else reading the product", ("permute",), _permute_dot),
     Rule("broadcast_identity", "broadcast(x, shape of x) = x", ("broadcast",), _broadcast_identity),
     Rule("broadcast_scalar", "broadcast(x, s) = full(x, s), x of rank 0", ("broadcast",), _broadcast_scalar),
     Rule("broadcast_broadcast", "broadcast(broadcast(x, s, a), t, b) = broadcast(x, t, b[a])", ("broadcast",), _broadcast_broadcast),

@@ -28,6 +28,7 @@ class Rewriter(Builder):
         self.changed = False
         self.definitions: dict[Value, Operation] = {}
         self._replaced: dict[Value, Value] = {}
+        self._uses: dict[Value, int] | None = None
 
     def definition(self, value: Value) -> Operation | None:
         return self.definitions.get(value)
@@ -61,6 +62,12 @@ class Rewriter(Builder):
         """Later operations read `new` in the place of `old`."""
         self.changed = True
         self._replaced.update(zip(old, new, strict=True))
+
+    def used_once(self, value: Value) -> bool:
+        """Whether the function that is rewritten has this value and reads it, or returns it, at one place."""
+        if self._uses is None:
+            self._uses = self.function.uses()
+        return self._uses.get(value) == 1
 
     def constant(self, value: DenseArray, type: TensorType) -> Value:
         """Emit the rank-0 array `value` as a tensor of `type`, spread if that has dimensions."""

@@ -19,7 +19,7 @@ from graphc.ir.types import DimExpr, DType
 IDENTIFIER = re.compile(r"[A-Za-z_][\w.]*")
 
 # Attributes that are written only where they differ from this, their default.
-UNSAID = {"precision": ""}
+UNSAID = {"precision": "", "noinline": False}
 
 FunctionName = Callable[[Function], str]
 

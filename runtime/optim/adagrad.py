@@ -12,7 +12,7 @@ from graphc.runtime.optim.optimizer import Optimizer, ParamGroup, State, compute
 from graphc.runtime.tensor import Tensor
 
 
-@composite
+@composite(noinline=True)
 def adagrad(
     param: Tensor,
     grad: Tensor,

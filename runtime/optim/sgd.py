@@ -11,7 +11,7 @@ from graphc.runtime.optim.optimizer import Optimizer, ParamGroup, State, compute
 from graphc.runtime.tensor import Tensor
 
 
-@composite
+@composite(noinline=True)
 def sgd(
     param: Tensor,
     grad: Tensor,

@@ -135,7 +135,7 @@ def test_type_rules() -> None:
 def test_functions_inside_are_verified() -> None:
     x, y = Value(F4), Value(F4)
     inner = Function("inner", [x], [Operation("exp", [x], {}, [Value(F5)])], [x], ["x"])
-    outer = Function("outer", [y], [Operation("call", [y], {"function": inner}, [Value(F4)])], [y], ["y"])
+    outer = Function("outer", [y], [Operation("call", [y], {"function": inner, "noinline": False}, [Value(F4)])], [y], ["y"])
     message = drawn(outer)
     assert message.startswith("@inner is not well formed: result 0 of exp")
     assert "func @inner(" in message and "@outer" not in message
