@@ -12,14 +12,13 @@ import gc
 import itertools
 import os
 import struct
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from graphc.codegen import pages
+from graphc.codegen.arena import arenas
 from graphc.codegen.costs import costs, measure_in_time, turned_off
 from graphc.codegen.donation import accepted
 from graphc.codegen.items import Table, make_items, worth
@@ -53,45 +52,6 @@ def check_environment() -> None:
 def parts_of(planned: PlannedLaunch) -> int:
     """How many parts of a launch are worth having, whatever the number of threads."""
     return worth(planned, costs(), GRAIN)
-
-
-class _Arena(threading.local):
-    """Memory for values inside programs: one growing block for each thread, which `release` gives back."""
-
-    def __init__(self) -> None:
-        self.block: Any = None
-        self.size = 0
-        self.address = 0
-
-    def at_least(self, size: int, program: str = "") -> int:
-        """The address of `size` bytes. Raises `OutOfMemoryError`, which names the program."""
-        if size > self.size:
-            self.block, self.size = None, 0
-            try:
-                # In huge pages from half of one on.
-                self.block = pages.take(size if size < pages.HUGE // 2 else -(-size // pages.HUGE) * pages.HUGE, arena=True)
-            except MemoryError:
-                raise pages.OutOfMemoryError(
-                    f"out of memory: {pages.show_size(size)} asked for by the arena of program {program} (values between its "
-                    "kernels), after what waited to be used again was given back; use a smaller batch, several smaller "
-                    "compiled functions, or free tensors that you no longer need"
-                ) from None
-            self.size, self.address = self.block.size, self.block.address
-        return self.address
-
-    def release(self) -> None:
-        """Give the block of this thread back, unless a program is about to work in it."""
-        frame: Any = sys._getframe(1)
-        while frame is not None:
-            if frame.f_globals is _GLOBALS:
-                return
-            frame = frame.f_back
-        self.block, self.size = None, 0
-
-
-_GLOBALS = globals()
-_arena = _Arena()
-pages.on_shortage(_arena.release)
 
 
 class Program:
@@ -238,9 +198,15 @@ class Program:
             with lock:
                 if _ending and _ending[0] != threading.get_ident():
                     raise SystemExit  # a daemon thread
-                if size:
-                    pointers[given] = _arena.at_least(size, name)
+                arena = arenas.own if size else None
+                outer = arena is not None and arena.busy
                 try:
+                    if arena is not None:
+                        arena.busy = True
+                        block = arena.block
+                        if block is None or block.size < size:
+                            block = arena.grow(size, name, outer)
+                        pointers[given] = block.address
                     if call is not None:
                         failed = call(address, *inputs, *outputs)
                     else:
@@ -252,6 +218,11 @@ class Program:
                     # An interrupt comes before the error is read: it is not that of the next run.
                     table.failed()
                     raise
+                finally:
+                    if arena is not None and not outer:
+                        arena.busy = False
+                        if arena.leaving:
+                            arena.leaving.clear()
 
         return run
 

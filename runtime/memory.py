@@ -319,7 +319,7 @@ def _device(device: Any) -> Any:
 def empty_cache(device: Any = None) -> None:
     """Give the memory that no tensor holds, and the arenas of programs, back: of one device, or of all that are in use.
 
-    Arenas of other threads stay: only the thread that works in one gives it back.
+    An arena that another thread works in goes when its run ends.
     """
     if device is None or _device(device).type == "cpu":
         release_idle()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from graphc.codegen import plan as plans
 from graphc.codegen import program as programs
+from graphc.codegen.arena import Arenas
 from graphc.codegen.fuse import fuse
 from graphc.codegen.groups import separate
 from graphc.codegen.kernels import BoundGroup, CompiledGroup, Launch, Wanted
@@ -192,9 +193,9 @@ def test_what_the_arena_held_before_does_not_matter(seed: int, monkeypatch: pyte
     f = Generator(seed).function(16)
     args = inputs_for(f, seed)
     program = compile_function(f, fused=False)
-    arena = programs._Arena()
-    monkeypatch.setattr(programs, "_arena", arena)
-    arena.at_least(max(1, program.plan.arena))
+    arenas = Arenas()
+    monkeypatch.setattr(programs, "arenas", arenas)
+    arena = arenas.own.grow(max(1, program.plan.arena), "f")
     expected = exact_interpret(f, args)
     for byte in (0xFF, 0x00, 0x7F):
         ctypes.memset(arena.address, byte, arena.size)

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ import graphc as gc
 import numpy as np
 import pytest
 from graphc.codegen import pages
+from graphc.codegen.arena import Arena
 from graphc.runtime import memory
 from graphc.runtime.memory import SMALL, Pool, capacity_of
 
@@ -168,6 +170,58 @@ def test_arenas_are_given_back() -> None:
     gc.memory.empty_cache()
 
 
+def test_arenas_of_other_threads_are_given_back() -> None:
+    """At once where the thread does something else, and when its run ends where it works in the arena."""
+    f = gc.compile(lambda x: ((x @ x) @ x) @ x)
+    x = gc.ones((600, 600))
+    expected = f(x).numpy().copy()
+    ran, go, wrong = threading.Event(), threading.Event(), []
+
+    def idle() -> None:
+        f(x)
+        ran.set()
+        go.wait()
+        wrong.append((f(x).numpy() != expected).any())
+
+    thread = threading.Thread(target=idle)
+    thread.start()
+    ran.wait()
+    assert gc.memory.memory_stats()["arena_bytes"] >= 2 * 600 * 600 * 4
+    gc.memory.empty_cache()
+    assert gc.memory.memory_stats()["arena_bytes"] == 0
+    go.set()
+    thread.join()
+    over = threading.Event()
+
+    def busy() -> None:
+        while not over.is_set():
+            wrong.append((f(x).numpy() != expected).any())
+
+    threads = [threading.Thread(target=busy) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for _ in range(300):
+        gc.memory.empty_cache()
+        time.sleep(0.001)
+    over.set()
+    for t in threads:
+        t.join()
+    assert not any(wrong)
+    gc.memory.empty_cache()
+    assert gc.memory.memory_stats()["arena_bytes"] == 0
+
+
+def test_an_arena_that_grows_in_a_finalizer_of_its_thread() -> None:
+    """The run that was interrupted goes on in its block, which goes when that run ends."""
+    arena = Arena()
+    first = arena.grow(1000, "outer")
+    arena.busy = True
+    second = arena.grow(100_000, "inner", outer=True)
+    assert arena.leaving == [first] and arena.block is second
+    arena.give_back()
+    assert arena.leaving == [first, second] and arena.block is None
+
+
 def test_an_exception_leaks_nothing() -> None:
     x = gc.ones((MB,))
     collector.collect()
@@ -287,10 +341,8 @@ def test_the_end_of_memory_in_a_compiled_function() -> None:
 
 
 def test_the_end_of_memory_for_an_arena() -> None:
-    from graphc.codegen import program
-
     with pytest.raises(gc.OutOfMemoryError, match="EiB|GiB asked for by the arena of program step .values between its kernels"):
-        program._Arena().at_least(1 << 55, "step")
+        Arena().grow(1 << 55, "step")
     x = gc.ones((600, 600))
     assert gc.compile(lambda x: (x @ x) @ x)(x)[0, 0].item() == 360000
 
