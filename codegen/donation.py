@@ -35,6 +35,7 @@ def accepted(module: Module, donate: Sequence[tuple[int, int]]) -> frozenset[tup
             writer[r] = i
         if _may_report(op, checked):
             last_report = i
+    own: dict[tuple[int, int, int], bool] = {}  # many calls are of one group
     found: set[tuple[int, int]] = set()
     taken: set[int] = set()
     for source, target in donate:
@@ -43,8 +44,13 @@ def accepted(module: Module, donate: Sequence[tuple[int, int]]) -> frozenset[tup
         if x.type != y.type or at <= last_report or last_read.get(x, -1) > at or source in taken:
             continue
         op = entry.ops[at]
-        if x in op.operands and not _at_own_element(op.attrs["function"], op.operands.index(x), op.results.index(y)):
-            continue
+        if x in op.operands:
+            group: Function = op.attrs["function"]
+            key = (id(group), op.operands.index(x), op.results.index(y))
+            if key not in own:
+                own[key] = _at_own_element(group, *key[1:])
+            if not own[key]:
+                continue
         found.add((source, target))
         taken.add(source)
     return frozenset(found)

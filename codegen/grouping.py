@@ -33,7 +33,10 @@ def _without_repetition(module: Module) -> Module:
         env[p] = b.param(p.type, name)
     for op in module.entry.ops:
         b.loc = op.loc
-        made = b.emit_op(op.name, *(env[v] for v in op.operands), function=cse(op.attrs["function"]))
+        group: Function = op.attrs["function"]
+        if len({o.name for o in group.ops}) < len(group.ops):  # else nothing is there twice
+            group = cse(group)
+        made = b.emit_op(op.name, *[env[v] for v in op.operands], function=group)
         env.update(zip(op.results, made.results, strict=True))
     entry = b.build([env[r] for r in module.entry.results])
     return Module([entry, *(op.attrs["function"] for op in entry.ops)])

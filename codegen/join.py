@@ -46,6 +46,9 @@ class _Joiner:
         self.calls = list(module.entry.ops)
         self.wanted = module.entry.results
         self.results: dict[Value, Value] = {}  # of calls that were joined
+        self.order: dict[Operation, int] = {}
+        self.maker: dict[Value, Operation] = {}
+        self._number()
         self.columns: list[Operation] = []
         self.rows: dict[Shape, list[Operation]] = {}
         columns = [op for op in self.calls if _is_column(op)]
@@ -55,6 +58,10 @@ class _Joiner:
                 if _is_row(op) and (shape := domain_of(op.attrs["function"])[0]) in shapes:
                     self.rows.setdefault(shape, []).append(op)
             self.columns = [op for op in columns if domain_of(op.attrs["function"])[0] in self.rows]
+
+    def _number(self) -> None:
+        self.order = {op: k for k, op in enumerate(self.calls)}
+        self.maker = {r: op for op in self.calls for r in op.results}
 
     def now(self, v: Value) -> Value:
         """What stands for a result of a call that was joined."""
@@ -81,8 +88,7 @@ class _Joiner:
     def _where(self, row: Operation, column: Operation) -> int | None:
         """Where both could be one call: at the place of the first if the second is ready there, at that of the second if nobody in
         between waits for the first."""
-        place = {op: k for k, op in enumerate(self.calls)}
-        maker = {r: op for op in self.calls for r in op.results}
+        place, maker = self.order, self.maker
         i, j = sorted((place[row], place[column]))
         first, second = self.calls[i], self.calls[j]
         if second is row and any(self.now(v) in column.results for v in row.operands):
@@ -124,9 +130,11 @@ class _Joiner:
 
     def _join(self, row: Operation, column: Operation, shape: Shape, at: int) -> None:
         users = [op for op in self.calls if op is not row and op is not column]
-        used = {self.now(v) for v in (*self.wanted, *(v for op in users for v in op.operands))}
+        used = set(self.wanted).union(*[op.operands for op in users])
+        used.update([self.now(v) for v in self.results if v in used])
         joined = self._joined(row, column, used)
         self.calls = [joined if k == at else op for k, op in enumerate(self.calls) if k == at or op not in (row, column)]
+        self._number()
         self.rows[shape] = [joined if op is row else op for op in self.rows[shape]]
 
     def _joined(self, row: Operation, column: Operation, used: set[Value]) -> Operation:

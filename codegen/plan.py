@@ -282,7 +282,8 @@ def make_plan(
         return bound[i].compiled.scratch_bytes(bound[i].concrete())
 
     layout = lay_out(entry, scratch, apart=True)
-    memory = _Memory(layout.place, {("in", i): ("out", j) for i, j in donated})
+    same: dict[Place, Place] = {("in", i): ("out", j) for i, j in donated}
+    memory = _Memory(layout.place, same, frozenset(same.values()))
     launches: list[PlannedLaunch] = []
     for i, group in bound.items():
         launches += _launches(entry.ops[i], group, memory, layout.scratch[i])
@@ -297,6 +298,7 @@ class _Memory:
 
     place: dict[Value, Place]
     same: dict[Place, Place]
+    written: frozenset[Place]  # the outputs among them
 
     def range(self, place: Place, size: int) -> Range:
         place = self.same.get(place, place)
@@ -337,7 +339,7 @@ def _launches(op: Operation, bound: BoundGroup, memory: _Memory, scratch: list[i
                 bound.sites,
                 tuple(reads),
                 tuple(writes),
-                any(p in memory.same.values() for p in places),
+                not memory.written.isdisjoint(places),
             )
         )
     return out

@@ -11,7 +11,8 @@ import functools
 import hashlib
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from graphc.codegen import cache
 from graphc.codegen.kernels import linked
 from graphc.codegen.llvm.target import host_target
-from graphc.codegen.plan import Plan
+from graphc.codegen.plan import Plan, PlannedLaunch
 from graphc.codegen.report import current, stage
 from graphc.ir.function import DenseArray, Function, Value, attr_key
 
@@ -27,6 +28,9 @@ from graphc.ir.function import DenseArray, Function, Value, attr_key
 LEAST = 16
 # Larger constants are not copied to disk.
 MOST_CONSTANT_BYTES = 1 << 20
+# Functions of which the digest, and programs that, are remembered in this process.
+MOST_REMEMBERED, MOST_RECENT = 4096, 64
+Digests = dict[int, tuple[Function, str]]
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,19 @@ def _front() -> str:
 
 def digest(f: Function) -> str:
     """Equal for functions of equal text, source lines included."""
-    return _digest(f, {})
+    if len(_digests) >= MOST_REMEMBERED:
+        _digests.clear()
+    return _digest(f, _digests)
 
 
-def _digest(f: Function, known: dict[int, str]) -> str:
-    found = known.get(id(f))
-    if found is not None:
-        return found
+# Of functions that are called; composites and their gradients last longer than what calls them. Held, so that their ids last.
+_digests: Digests = {}
+
+
+def _digest(f: Function, known: Digests) -> str:
+    kept = known.get(id(f))
+    if kept is not None:
+        return kept[1]
     number: dict[Value, int] = {}
     for v in f.params:
         number[v] = len(number)
@@ -73,14 +83,15 @@ def _digest(f: Function, known: dict[int, str]) -> str:
         attrs = [(k, _text(v, known)) for k, v in op.attrs.items()]
         lines.append(f"{op.name} {operands} {attrs} {[r.type for r in op.results]} {op.loc}")
     lines.append(repr([number[r] for r in f.results]))
-    known[id(f)] = found = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    return found
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _text(value: Any, known: dict[int, str]) -> str:
+def _text(value: Any, known: Digests) -> str:
     """Text that tells apart what `attr_key` does."""
     if isinstance(value, Function):
-        return _digest(value, known)
+        found = _digest(value, known)
+        known[id(value)] = (value, found)
+        return found
     if isinstance(value, DenseArray):
         array = value.array
         return f"{array.dtype.name}{array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
@@ -89,8 +100,28 @@ def _text(value: Any, known: dict[int, str]) -> str:
     return repr(attr_key(value))
 
 
+# The programs that were kept or found last; their plans have no entry, so that the functions need not last.
+_recent: dict[str, Stored] = {}
+_parts = attrgetter(*(field.name for field in fields(PlannedLaunch) if field.name != "launch"))
+
+
 def find(key: str, f: Function) -> Stored | None:
     """The program of that name, its kernels linked; None where it, or one of them, is not there."""
+    recent = _recent.get(key)
+    stored = recent or _on_disk(key)
+    if stored is None:
+        return None
+    report = current()
+    if report is not None:
+        kernels = len({p.launch.kernel for p in stored.plan.launches})
+        report.optimised += stored.operations
+        report.groups += stored.groups
+        report.kernels += kernels
+        report.from_memory += kernels if recent is not None else 0
+    return replace(stored, plan=replace(stored.plan, entry=f))
+
+
+def _on_disk(key: str) -> Stored | None:
     with stage("cache"):
         data = cache.get(key)
         if data is None:
@@ -101,19 +132,19 @@ def find(key: str, f: Function) -> Stored | None:
         except Exception:
             cache.drop(key)
             return None
-        kernels = linked(dict.fromkeys(name for name, _ in launches))
-    if kernels is None:
-        return None
-    planned = [
-        replace(p, launch=kernels[name].launches[n])
-        for p, (name, n) in zip(stored.plan.launches, launches, strict=True)
-    ]
-    report = current()
-    if report is not None:
-        report.optimised += stored.operations
-        report.groups += stored.groups
-        report.kernels += len(kernels)
-    return replace(stored, plan=replace(stored.plan, entry=f, launches=tuple(planned)))
+        kernels = linked(dict.fromkeys(name for name, _, _ in launches))
+        if kernels is None:
+            return None
+        planned = [PlannedLaunch(kernels[name].launches[n], *parts) for name, n, parts in launches]
+        found = replace(stored, plan=replace(stored.plan, launches=tuple(planned)))
+    _remember(key, found)
+    return found
+
+
+def _remember(key: str, stored: Stored) -> None:
+    while len(_recent) >= MOST_RECENT:
+        _recent.pop(next(iter(_recent)), None)
+    _recent[key] = stored
 
 
 def keep(key: str, stored: Stored) -> None:
@@ -121,7 +152,8 @@ def keep(key: str, stored: Stored) -> None:
     if sum(c.nbytes for c in stored.constants) > MOST_CONSTANT_BYTES:
         return
     with stage("cache"):
-        launches = [(p.launch.kernel, p.launch.number) for p in stored.plan.launches]
-        plain = tuple(replace(p, launch=None) for p in stored.plan.launches)  # type: ignore[arg-type]
-        plan = replace(stored.plan, entry=None, launches=plain)  # type: ignore[arg-type]
-        cache.put(key, pickle.dumps((replace(stored, plan=plan), launches), pickle.HIGHEST_PROTOCOL))
+        stored = replace(stored, plan=replace(stored.plan, entry=None))  # type: ignore[arg-type]
+        _remember(key, stored)
+        launches = [(p.launch.kernel, p.launch.number, _parts(p)) for p in stored.plan.launches]
+        plain = replace(stored, plan=replace(stored.plan, launches=()))
+        cache.put(key, pickle.dumps((plain, launches), pickle.HIGHEST_PROTOCOL))

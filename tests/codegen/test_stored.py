@@ -43,6 +43,7 @@ def anew(f: Function, **options: Any) -> tuple[Program, bool]:
     """As the next process compiles it, and whether it was found."""
     cache.forget()
     kernels._linked.clear()
+    stored._recent.clear()
     kernels._memory.clear()
     with collect("x") as report:
         program = compile_function(f, keep=True, **options)
@@ -74,12 +75,34 @@ def test_the_next_process_plans_nothing_and_gives_the_same_bits() -> None:
     assert str(second.function) == str(first.function) and str(second.module) == str(first.module)
 
 
+def test_the_same_process_reads_nothing() -> None:
+    f = chain()
+    first, _ = anew(f)
+    cache.forget()
+    with collect("x") as report:
+        second = compile_function(chain(), keep=True)
+    assert "fuse" not in report.seconds and report.from_disk == 0 and report.from_memory == report.kernels > 0
+    assert second.plan.launches == first.plan.launches and result(second).tobytes() == result(first).tobytes()
+    assert str(second.module) == str(first.module)
+    assert all(kept.plan.entry is None for kept in stored._recent.values()), "functions need not last"
+
+
+def test_only_the_last_programs_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "MOST_RECENT", 2)
+    for line in range(4):
+        anew(chain(line=line))
+        compile_function(chain(line=line + 10), keep=True)
+        compile_function(chain(line=line + 20), keep=True)
+        assert len(stored._recent) == 2
+
+
 def test_counts_are_those_of_the_plan() -> None:
     f = chain()
     reports = []
     for _ in range(2):
         cache.forget()
         kernels._linked.clear()
+        stored._recent.clear()
         kernels._memory.clear()
         with collect("x") as report:
             compile_function(f, keep=True)
