@@ -443,7 +443,7 @@ def test_zeros_left_out_change_no_bit(images: int) -> None:
     found = spread_candidate(f, {}, 512)
     assert found is not None
     s = found[1]
-    s = s._replace(phases=tuple(p._replace(images=images, block=-(-36 // p.width)) for p in s.phases))
+    s = s._replace(tile=s.tile._replace(images=images, block=-(-36 // s.tile.width)))
     x, w = arguments(f, {})
     tiny = [x * np.float32(1e-30), w * np.float32(1e-30)]
     check(f, args=tiny, schedule=s)

@@ -112,15 +112,19 @@ class WindowKernels(KernelBuilder):
     # The main kernel
 
     def _contract(self) -> Kernel:
-        g, s = self.g, self.s
+        s = self.s
         task = self.name("task")
         whole: Body = [
             Alloc(self.copied, self.copy_size),
             Alloc(self.tile, s.rows * s.vectors * s.width),
             For(task, var("begin"), var("end"), tuple(self.task(task)), index(1)),
         ]
-        work = dim_expr(g.examples) * (g.count * g.outputs * g.pixels * (g.depth * 2 + 2))
-        return self.kernel("contract", self.tasks, work, whole)
+        return self.kernel("contract", self.tasks, self._work, whole)
+
+    @property
+    def _work(self) -> Expr:
+        g = self.g
+        return dim_expr(g.examples) * (g.count * g.outputs * g.pixels * (g.depth * 2 + 2))
 
     @property
     def _sets(self) -> Expr:
@@ -155,12 +159,16 @@ class WindowKernels(KernelBuilder):
         count = self.name("count")
         lets.append(Let(count, images * least_of(index(s.block), index(self.vectors) - first // s.width)))
         tiles = self._tile(b, strip, tile, n0, first, row, count, [*loops, count])
-        strips = For(tile, index(0), count, tuple(tiles), index(s.vectors))
+        strips = self._strip(For(tile, index(0), count, tuple(tiles), index(s.vectors)))
         return [
             *lets,
             *self._copies(b, n0, images, row, loops),
-            For(strip, low, high, (strips,), index(1)),
+            For(strip, low, high, tuple(strips), index(1)),
         ]
+
+    def _strip(self, tiles: For) -> Body:
+        """What is done for a strip of output channels, given the loop over its tiles."""
+        return [tiles]
 
     def _copies(self, b: Expr, n0: Expr, images: Expr, row: Expr, loops: list[Expr]) -> Body:
         g, s = self.g, self.s
@@ -241,6 +249,10 @@ class WindowKernels(KernelBuilder):
         """Where a pixel, counted through, is in the result."""
         return delinearise(pixel, self.g.out)
 
+    def _there(self, pixel: Expr) -> Expr | None:
+        """Whether there is such a pixel; None where there always is."""
+        return pixel < self.g.pixels if self.g.pixels % self.s.width else None
+
     def _epilogue(
         self, b: Expr, strip: Expr, t: Expr, n0: Expr, first: Expr, count: Expr, loops: list[Expr]
     ) -> Body:  # fmt: skip
@@ -252,8 +264,9 @@ class WindowKernels(KernelBuilder):
         loops = [*loops, v, image, pixel, i, lane]
         total = load(self.tile, (i * s.vectors + v) * s.width + lane)
         inner = self.finished((b, n0 + image), o, self._position(pixel + lane), total, loops)
-        if g.pixels % s.width:
-            inner = [If(pixel + lane < g.pixels, tuple(inner))]
+        there = self._there(pixel + lane)
+        if there is not None:
+            inner = [If(there, tuple(inner))]
         rows = (
             least_of(index(s.rows), index(g.outputs) - strip * s.rows)
             if g.outputs % s.rows
