@@ -321,8 +321,9 @@ def _finish(
     ahead = s.batch * r * n * itemsize >= 4 * CACHE_BYTES
     strips = -(-r // rows)
     if lane_mode == "streamed":
-        # A unit for threads to share; a thread takes its units at once.
-        block = 128 if n * itemsize < 8192 else 512
+        # Units for threads to share: two of equal width at least, and wide ones, as short stretches are read slowly.
+        units = max(2, -(-n // 512) if n < 4096 else n // 1024)
+        block = -(-n // (units * lanes)) * lanes
         return Schedule(swap, rows, lanes, row_mode, lane_mode, block, 0, False, 0, per_example, near, lanes)
     if lane_mode == "local":
         # With one strip of rows a block is read once: small enough for the first level cache is best.
