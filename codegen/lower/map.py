@@ -27,7 +27,7 @@ from graphc.codegen.lower.nest import (
     sweep,
 )
 from graphc.codegen.lower.pieces import joining, lower_pieces
-from graphc.codegen.lower.pooling import lower_pooling, pooled
+from graphc.codegen.lower.pooling import MOST_WIDE, lower_pooling, pooled, windows_of
 from graphc.codegen.lower.pull import Pull
 from graphc.codegen.lower.squares import across_dim, lower_squares
 from graphc.codegen.lower.work import work_of as work_of
@@ -38,6 +38,9 @@ STREAM_BYTES = 32 << 20  # results beyond what the caches hold
 BLOCK = 2048  # elements of the innermost dimension in one item
 LINES = 8  # of an item, where there are several dimensions
 WIDTH = 16
+# Windows of more elements than this that pooling.py does not go through are read through masks, which code without
+# AVX-512 does lane by lane: fewer lanes are that much less code.
+NARROW = 4
 
 
 def width_for(group: Function) -> int:
@@ -111,9 +114,11 @@ def lower_map(group: Function, variant: str = "map", in_place: InPlace = ()) -> 
     if not big:
         return _lower_single(group, params, results, pull)
     pool = pooled(group)
-    if pool is not None and not (tiled(shape) and tile_dims(shape) > 1):
+    windows = sum(windows_of(op) for op in group.ops)
+    whole = tiled(shape) and _written_out(shape, windows) <= MOST_WINDOWS
+    if pool is not None and not (whole and tile_dims(shape) > 1):
         return lower_pooling(group, pool, params, results, pull, work_of(group))
-    if tiled(shape):
+    if whole:
         return _lower_tiles(group, params, results, pull, width)
     joined = joining(group)
     if joined is not None:
@@ -121,6 +126,8 @@ def lower_map(group: Function, variant: str = "map", in_place: InPlace = ()) -> 
         work = work_of(group) - len(joined.operands)
         return lower_pieces(group, joined, params, results, pull, width, BLOCK, max(2, work))
     inner = big[-1]
+    if windows > MOST_WIDE:
+        width = NARROW
     n = dim_expr(shape[inner])
     # The dimension whose lines an item goes over, so that the others are divided out once for all of them.
     lines = big[-2] if len(big) > 1 else None
@@ -189,6 +196,19 @@ def _lower_single(
 
 # Images larger than this are swept line by line; smaller ones are written out vector by vector.
 MOST_TILE = 256
+
+
+# Elements of windows that the vectors of an image may read, all written out; more go line by line.
+MOST_WINDOWS = 96
+
+
+def _written_out(shape: Shape, each: int) -> int:
+    """How often an image written out vector by vector repeats what is done `each` times for an element."""
+    size = size_of(shape[len(shape) - tile_dims(shape) :])
+    assert isinstance(size, int)
+    # Images that share vectors are written out twice: all of them, and those that are left.
+    vectors = -(-size // WIDTH) if size >= WIDTH else 4
+    return vectors * each
 
 
 def tile_dims(shape: Shape) -> int:

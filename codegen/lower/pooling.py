@@ -8,6 +8,7 @@ whatever this file does not know, go through pool.py alone, which writes a windo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from graphc.codegen.elementwise import least
@@ -53,6 +54,15 @@ def pooled(group: Function) -> Operation | None:
     if op.name in GRADIENT and (a["strides"][-1] > MOST_STRIDE or any(d != 1 for d in a["dilation"])):
         return None
     return op if following(group, op) is not None else None
+
+
+def windows_of(op: Operation) -> int:
+    """How many elements of windows, or windows of an element, a pooling operation goes through; 0 for any other."""
+    if op.name not in FORWARD + GRADIENT:
+        return 0
+    a = op.attrs
+    steps = a["strides"] if op.name in GRADIENT and all(d == 1 for d in a["dilation"]) else (1,) * len(a["window"])
+    return math.prod(-(-n // s) for n, s in zip(a["window"], steps, strict=True))
 
 
 class _Lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from graphc.codegen.canonical import canonicalise
 from graphc.codegen.expr import children_first, var
 from graphc.codegen.grouping import grouped
+from graphc.codegen.llvm.emit import emit_kernel
 from graphc.codegen.llvm.target import host_target
 from graphc.codegen.loops import Buffer, Kernel
 from graphc.codegen.lower.index import Position
 from graphc.codegen.lower.lower import lower
+from graphc.codegen.lower.map import MOST_WINDOWS
 from graphc.codegen.lower.pull import Pull
 from graphc.codegen.prepare import prepare
 from graphc.codegen.stages import fused
@@ -201,3 +204,27 @@ def test_positions_are_narrow_between_kernels(case: str, narrow: str) -> None:
     between = {str(v.type.dtype) for op in module.entry.ops for v in op.operands} - {"f32"}
     assert between == ({narrow or "i32"})
     assert_compiled(f, [mixed(x.type.dtype, (2, 3, 8, 300), 1), mixed(x.type.dtype, tuple(map(int, values.type.shape)), 2)])
+
+
+LARGE = {
+    "a volume": ("f32[2, 16, 16, 16]", (5, 5, 3), (2, 2, 2), (1, 1, 1)),
+    "dilated": ("f32[2, 3, 33, 33]", (5, 5), (1, 1), (3, 3)),
+    "dilated with steps": ("f32[2, 3, 16, 16]", (7, 7), (2, 2), (2, 2)),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_large_windows_are_not_written_out(case: str) -> None:
+    """Neither for every vector of an image, nor for many lanes whose elements are read one by one."""
+    text, window, strides, dilation = LARGE[case]
+    t = TensorType.parse(text)
+    b = Builder("pool")
+    x = b.param(t)
+    attrs = {"window": window, "strides": strides, "padding": ((1, 1),) * len(window), "dilation": dilation}
+    values, index = b.max_pool(x, **attrs)
+    dy = b.param(values.type)
+    f = b.build([values, index, b.max_pool_grad(dy, index, input_shape=t.shape, **attrs)])
+    assert_compiled(f, [mixed(t.dtype, t.shape, 3), mixed(t.dtype, values.type.shape, 4)])
+    terms = math.prod(window)
+    for k in kernels_of(f):
+        assert emit_kernel(k, host_target()).count("\n") < 100 + 30 * max(terms, MOST_WINDOWS)
