@@ -42,6 +42,8 @@ class Adagrad(Optimizer):
         p = p - lr / (1 + (t - 1) lr_decay) * g / (sqrt(s) + eps)
     """
 
+    together = True
+
     def __init__(
         self,
         params: Iterable[Any],

@@ -63,6 +63,8 @@ class Adam(Optimizer):
     betas is (b1, b2); `amsgrad` divides by the largest v so far; `maximize` takes -grad for grad.
     """
 
+    together = True
+
     bounds: ClassVar[dict[str, bool]] = {"beta1": True, "beta2": True}
     decoupled = False
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from graphc.ir.types import BF16, F16, F32, F64, DType
 from graphc.runtime import ops as xp
 from graphc.runtime.nn.parameter import assign
+from graphc.runtime.optim.together import step_together
 from graphc.runtime.tensor import Tensor, asarray, enable_grad, no_grad
 
 State = dict[str, Tensor]
@@ -83,6 +84,9 @@ class Optimizer:
 
     # The lower bound of each number, and whether it is below 1.
     bounds: ClassVar[dict[str, bool]] = {}
+    # Whether `update`, as this class defines it, is a function of its tensors and of the group's options alone: then the updates
+    # of all parameters are one program (together.py). A class that defines another `update` says so for itself.
+    together: ClassVar[bool] = False
 
     def __init__(
         self, params: Iterable[Any], numbers: Mapping[str, Any], options: Mapping[str, Any] | None = None
@@ -187,23 +191,25 @@ class Optimizer:
             with enable_grad():
                 loss = closure()
         with no_grad():
-            for group in self.param_groups:
-                for param in group.params:
-                    grad = param.grad
-                    if grad is None:
-                        continue
-                    state = self.state[param]
-                    for tensor in state.values():
-                        if tensor.device is not param.device:
-                            raise RuntimeError(
-                                f"{self._name}.step: a parameter of shape {param.shape} is on {param.device} and its state on "
-                                f"{tensor.device}; move the module before making its optimizer"
-                            )
-                    value, changed = self.update(param, grad, state, group)
-                    assign(param, value)
-                    for name, tensor in changed.items():
-                        assign(state[name], tensor)
+            grads = [(group, param, param.grad) for group in self.param_groups for param in group.params]
+            work = [(group, param, grad) for group, param, grad in grads if grad is not None]
+            if not step_together(self, work):
+                for group, param, grad in work:
+                    self._step_one(group, param, grad)
         return loss
+
+    def _step_one(self, group: ParamGroup, param: Tensor, grad: Tensor) -> None:
+        state = self.state[param]
+        for tensor in state.values():
+            if tensor.device is not param.device:
+                raise RuntimeError(
+                    f"{self._name}.step: a parameter of shape {param.shape} is on {param.device} and its state on "
+                    f"{tensor.device}; move the module before making its optimizer"
+                )
+        value, changed = self.update(param, grad, state, group)
+        assign(param, value)
+        for name, tensor in changed.items():
+            assign(state[name], tensor)
 
     def state_dict(self) -> dict[str, Tensor]:
         """A flat dict of tensors, as `graphc.save` takes it.

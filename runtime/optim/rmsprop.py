@@ -58,6 +58,8 @@ class RMSprop(Optimizer):
     Without momentum there is no buffer for it; momentum cannot be switched on later.
     """
 
+    together = True
+
     def __init__(
         self,
         params: Iterable[Any],

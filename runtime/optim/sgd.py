@@ -54,6 +54,8 @@ class SGD(Optimizer):
     0.0
     """
 
+    together = True
+
     def __init__(
         self,
         params: Iterable[Any],
