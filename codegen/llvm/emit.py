@@ -74,7 +74,7 @@ def emit_kernels(kernels: Sequence[Kernel], target: Target) -> str:
     metadata = ["!0 = !{}", f'!{UNLIKELY} = !{{!"branch_weights", i32 1, i32 1048575}}', f"!{STREAM} = !{{i32 1}}"]
     first = UNLIKELY + 1
     for kernel in kernels:
-        functions += _function(kernel, first)
+        functions += _function(kernel, first, target)
         metadata += _alias_metadata(len(kernel.buffers), first)
         first += 3 * len(kernel.buffers) + 1
     width = target.vector_bits
@@ -90,11 +90,12 @@ def emit_kernels(kernels: Sequence[Kernel], target: Target) -> str:
     )
 
 
-def _function(kernel: Kernel, first: int) -> list[str]:
+def _function(kernel: Kernel, first: int, target: Target) -> list[str]:
     """The lines of a kernel's function; `first` is its first metadata node."""
     if kernel.grid is not None:
         raise TypeError(f"kernel {kernel.name} has a grid: it is scheduled for a device, and codegen/c/cuda.py writes it")
     w = _Emitter()
+    w.scales = target.vector_bits == 512
     w.set_width(0)
     w.written = _effects(w, kernel.body)
     entry = w.push("entry")

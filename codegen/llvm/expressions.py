@@ -13,6 +13,7 @@ from graphc.codegen.llvm import pattern
 from graphc.codegen.llvm.convert import convert
 from graphc.codegen.llvm.masks import both, literal_mask
 from graphc.codegen.llvm.memory import load, load_where
+from graphc.codegen.llvm.scaling import LEAST_LANES, scale, scaling
 from graphc.codegen.llvm.scope import REGISTER, Value, Writer, place, result, wrap64
 from graphc.ir.types import BOOL, F32, I64, DType
 
@@ -71,12 +72,23 @@ def value(w: Writer, e: Expr) -> Value:
         if node in memo:
             stack.pop()
             continue
+        scaled = scaling(node) if node.op == "mul" and w.scales and w.width >= LEAST_LANES else None
         # The condition of a load is found by `condition`.
-        operands = node.args[:1] if node.op == "load" else node.args
+        operands = node.args[:1] if node.op == "load" else scaled or node.args
         missing = [a for a in operands if a not in memo]
         if missing:
             stack += missing
             continue
+        if scaled is not None:
+            if any(memo[a].coef != 0 for a in scaled):
+                stack.pop()
+                w.remember(node, scale(w, node, [memo[a] for a in scaled]))
+                continue
+            operands = node.args
+            missing = [a for a in operands if a not in memo]
+            if missing:
+                stack += missing
+                continue
         stack.pop()
         handler = HANDLERS.get(node.op, arithmetic)
         w.remember(node, handler(w, node, [memo[a] for a in operands]))

@@ -101,6 +101,7 @@ class Writer:
         self.dependents: dict[int, list[Expr]] = {}
         self.bits: dict[Expr | Buffer, int] = {}
         self.label = "entry"
+        self.scales = False  # whether the target scales by powers of two in one instruction
         self.width = 0  # of the enclosing vector region; 0 outside
         self.mask: Value | None = None  # lanes that take part; None: all
         self.vector_types: dict[str, str] = {}
