@@ -10,10 +10,11 @@ The printed result is the key of the kernel caches; the extents' values are argu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graphc.codegen.apart import told_apart
 from graphc.codegen.boundaries import Boundaries, mark
 from graphc.ir.function import Builder, Function, Operation, Value
 from graphc.ir.registry import IRTypeError, lookup
@@ -237,8 +238,10 @@ def _keep_spatial(group: Function) -> set[Dim]:
             for v in (*op.operands, *op.results):
                 keep |= set(v.type.shape[2:])
             if op.attrs["groups"] != 1 or op.attrs["batch_groups"] != 1:
-                for v in (*op.operands, *op.results):
-                    keep |= set(v.type.shape)
+                x, w = op.operands
+                keep |= {w.type.shape[0], op.result.type.shape[1]}
+                keep |= {x.type.shape[0], op.result.type.shape[0]} if op.attrs["batch_groups"] != 1 else set()
+                keep |= {x.type.shape[1], w.type.shape[1]} if op.attrs["groups"] != 1 else set()
         elif family == "pool":
             for v in (*op.operands, *op.results):
                 keep |= set(v.type.shape[-len(op.attrs["window"]) :])
@@ -310,4 +313,21 @@ def _symbolise(group: Function, literal: set[Dim], structural: bool = False) -> 
 
 def canonicalise(group: Function) -> Canonical:
     """The canonical form of a group function."""
-    return symbolise(collapse(group))
+    group = collapse(group)
+    apart = told_apart(group, _keep_spatial(group))
+    if apart is not None:
+        found = symbolise(apart.group)
+        if not _literals(found.function) & apart.sizes.keys():
+            return Canonical(found.function, tuple((name, _size(d, apart.sizes)) for name, d in found.extents))
+    return symbolise(group)
+
+
+def _literals(f: Function) -> set[Dim]:
+    """The numbers among the dimensions of a function."""
+    return {d for v in _all_values(f) for d in v.type.shape} | {
+        d for op in f.ops for key in _DIM_ATTRS if isinstance(op.attrs.get(key), tuple) for d in op.attrs[key]
+    }
+
+
+def _size(d: Dim, sizes: Mapping[Dim, Dim]) -> Dim:
+    return sizes.get(d, d)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from graphc.codegen.canonical import Canonical, canonicalise
@@ -16,7 +16,7 @@ from graphc.codegen.donation import InPlace
 from graphc.codegen.expr import Expr, show
 from graphc.codegen.report import current, stage
 from graphc.ir.function import Function, Loc
-from graphc.ir.types import Dim, DimExpr, dtype
+from graphc.ir.types import Dim, DimExpr, dtype, substitute
 
 # A buffer of a launch: ("p", i) parameter, ("r", i) result, ("s", i) scratch of the group.
 BufferRef = tuple[str, int]
@@ -63,6 +63,10 @@ class Site:
     loc: Loc | None
     axis: int | None
     size: Dim
+
+    def at(self, sizes: Sizes) -> Site:
+        """The site where symbols have these values."""
+        return replace(self, size=substitute(self.size, sizes)) if isinstance(self.size, DimExpr) and sizes else self
 
     def message(self, value: int | None = None) -> str:
         """What to say of an index out of range, whose value may not be known."""
@@ -122,10 +126,6 @@ def evaluate_size(text: str, sizes: Sizes) -> int:
 # Groups of programs of ever other sizes are not remembered for ever; their kernels are.
 MOST_REMEMBERED = 8192
 _memory: dict[Any, CompiledGroup] = {}
-# Sizes are near where no extent is more than so many times another.
-NEAR = 4
-# Of a canonical group, the last kernels that were loaded among those that serve all sizes, and the extents that chose them.
-_general: dict[Any, tuple[dict[str, int], CompiledGroup]] = {}
 _canonical: dict[Any, Canonical] = {}
 _choices: dict[Any, str] = {}
 
@@ -148,24 +148,31 @@ def bind_group(group: Function, stream: bool = True, in_place: InPlace = ()) -> 
     return bind_groups([Wanted(group, stream, in_place)])[0]
 
 
-def bind_groups(wanted: Sequence[Wanted], hurry: bool = False) -> list[BoundGroup]:
+def bind_groups(
+    wanted: Sequence[Wanted], hurry: bool = False, sizes: Mapping[str, int] | None = None
+) -> list[BoundGroup]:
     """As `bind_group` for all the groups of a program; what no cache holds is compiled at once, by several processes.
 
-    hurry: rather than that, borrow the kernels that were chosen for sizes nearby.
+    hurry: rather than that, borrow the kernels that were chosen for sizes nearby. sizes: the values of the symbols in groups
+    of which other sizes will come: extents that depend on them are borrowed for at any distance, and never made literal.
     """
+    values = sizes or {}
     with stage("canonical"):
         canonical = [_canonical_of(w.group) for w in wanted]
-    hints = [{name: d for name, d in c.extents if not isinstance(d, DimExpr)} for c in canonical]
-    compiled = compiled_groups(
-        [
-            Asked(c.function, hint, w.stream, w.in_place)
-            for c, hint, w in zip(canonical, hints, wanted, strict=True)
-        ],
-        hurry,
-    )
+        extents = [{name: substitute(d, values) for name, d in c.extents} for c in canonical]
+    asked = [
+        Asked(
+            c.function,
+            {name: d for name, d in given.items() if not isinstance(d, DimExpr)},
+            w.stream,
+            w.in_place,
+            frozenset(name for name, d in c.extents if isinstance(d, DimExpr)) if values else frozenset(),
+        )
+        for c, given, w in zip(canonical, extents, wanted, strict=True)
+    ]
     return [
-        BoundGroup(k, dict(c.extents), tuple(site_of(w.group, *site) for site in k.sites), borrowed)
-        for (k, borrowed), c, w in zip(compiled, canonical, wanted, strict=True)
+        BoundGroup(k, given, tuple(site_of(w.group, *site).at(values) for site in k.sites), borrowed)
+        for (k, borrowed), given, w in zip(compiled_groups(asked, hurry), extents, wanted, strict=True)
     ]
 
 
@@ -189,12 +196,16 @@ def site_of(group: Function, name: str, nth: int) -> Site:
 
 @dataclass(frozen=True)
 class Asked:
-    """A canonical group of which kernels are asked for: its likely extents, and as in `Wanted`."""
+    """A canonical group of which kernels are asked for: its likely extents, and as in `Wanted`.
+
+    changing: extents that will have other values.
+    """
 
     canonical: Function
     hint: dict[str, int]
     stream: bool = True
     in_place: InPlace = ()
+    changing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -210,63 +221,74 @@ class _Missing:
 
 def compiled_groups(asked: Sequence[Asked], hurry: bool = False) -> list[tuple[CompiledGroup, bool]]:
     """The loaded kernels of canonical groups, and whether they were borrowed (see `bind_groups`)."""
+    from graphc.codegen import borrow
     from graphc.codegen.llvm.target import host_target
-    from graphc.codegen.lower.lower import serves_all_sizes
 
     target = host_target()
-    keys: list[Any] = []
+    found: dict[int, tuple[CompiledGroup, bool]] = {}
+    keys: dict[int, Any] = {}
     missing: dict[Any, _Missing] = {}
-    for a in asked:
+    for i, a in enumerate(asked):
+        if hurry and a.changing:
+            # A schedule for these sizes need not be chosen.
+            near = borrow.nearest(a.canonical, a.in_place, target, a.hint, a.stream, True)
+            if near is not None:
+                found[i] = near[0], not near[1]
+                continue
         choice = _choice_of(a)
-        key = (a.canonical.key(), choice, target)
-        keys.append(key)
+        key = keys[i] = (a.canonical.key(), choice, target)
         if key not in _memory and key not in missing:
             missing[key] = _Missing(a.canonical, a.hint, choice, a.in_place, a.stream)
-    distinct = set(keys)
+    distinct = set(keys.values())
     report = current()
     if report is not None:
         report.groups += len(asked)
-        report.kernels += len(distinct)
-        report.from_memory += len(distinct) - len(missing)
+        near_by = len({k.key for k, _ in found.values()})
+        report.kernels += len(distinct) + near_by
+        report.from_memory += len(distinct) - len(missing) + near_by
     borrowed: dict[Any, CompiledGroup] = {}
     if missing and hurry:
-        borrowed = {key: found for key, m in missing.items() if (found := _nearby(m, target)) is not None}
+        borrowed = {key: kernel for key, m in missing.items() if (kernel := _nearby(m, target)) is not None}
         for key in borrowed:
             del missing[key]
     if missing:
         _memory.update(zip(missing, _from_disk_or_compile(list(missing.values())), strict=True))
-        for m, key in zip(missing.values(), missing, strict=True):
-            if serves_all_sizes(m.canonical, m.choice):
-                _general[m.canonical.key(), m.in_place, target] = (m.hint, _memory[key])
-    return [(borrowed[key], True) if key in borrowed else (_memory[key], False) for key in keys]
+    for i, key in keys.items():
+        if key in borrowed:
+            found[i] = borrowed[key], True
+            continue
+        a, own = asked[i], not asked[i].changing
+        borrow.remember(a.canonical, a.in_place, target, a.hint, key[1], _memory[key], own)
+        # What is made so as to serve other sizes too is as good as borrowed.
+        found[i] = _memory[key], not own
+    return [found[i] for i in range(len(asked))]
 
 
 def _nearby(m: _Missing, target: Any) -> CompiledGroup | None:
     """Kernels of the same group that were chosen for sizes nearby, unless the right ones are on disk."""
-    from graphc.codegen import cache
+    from graphc.codegen import borrow, cache
 
-    hint, found = _general.get((m.canonical.key(), m.in_place, target), ({}, None))
-    if found is None or (found.streams and not m.stream) or hint.keys() != m.hint.keys():
+    found = borrow.nearest(m.canonical, m.in_place, target, m.hint, m.stream, False)
+    if found is None or cache.get(cache.key(kernel_text(m.canonical, m.choice), target.key())) is not None:
         return None
-    if any(max(n, hint[e]) > NEAR * max(1, min(n, hint[e])) for e, n in m.hint.items()):
-        return None
-    return None if cache.get(cache.key(kernel_text(m.canonical, m.choice), target.key())) is not None else found
+    compiled: CompiledGroup = found[0]
+    return compiled
 
 
 def _choice_of(a: Asked) -> str:
     from graphc.codegen.llvm.target import host_target
 
-    key = (a.canonical.key(), tuple(sorted(a.hint.items())), a.stream, host_target())
+    key = (a.canonical.key(), tuple(sorted(a.hint.items())), a.stream, a.changing, host_target())
     choice = _choices.get(key)
     if choice is None:
         if len(_choices) >= MOST_REMEMBERED:
             _choices.clear()
         with stage("choose"):
-            choice = _choices[key] = _choice(a.canonical, a.hint, a.stream)
+            choice = _choices[key] = _choice(a.canonical, a.hint, a.stream, a.changing)
     return f"{choice} in place {a.in_place}" if a.in_place else choice
 
 
-def _choice(canonical: Function, hint: dict[str, int], stream: bool) -> str:
+def _choice(canonical: Function, hint: dict[str, int], stream: bool, changing: frozenset[str]) -> str:
     """The variant of a group's kernels. The schedule of a contraction takes long to choose and is remembered on disk."""
     from graphc.codegen import cache
     from graphc.codegen.llvm.target import host_target
@@ -274,12 +296,13 @@ def _choice(canonical: Function, hint: dict[str, int], stream: bool) -> str:
 
     target = host_target()
     if family(canonical) != "contract":
-        return variant(canonical, target, hint, stream)
-    key = cache.key(kernel_text(canonical, f"schedule for {sorted(hint.items())}"), target.key())
+        return variant(canonical, target, hint, stream, changing)
+    among = f" changing {sorted(changing)}" if changing else ""
+    key = cache.key(kernel_text(canonical, f"schedule for {sorted(hint.items())}{among}"), target.key())
     known = cache.get(key)
     if known is not None:
         return known.decode()
-    choice = variant(canonical, target, hint, stream)
+    choice = variant(canonical, target, hint, stream, changing)
     cache.put(key, choice.encode())
     return choice
 
@@ -411,8 +434,6 @@ def _written(m: _Missing, key: str) -> tuple[bytes, str]:
 
 def rename(kernels: tuple[Any, ...], key: str) -> tuple[Any, ...]:
     """The kernels under symbols that are unique in the process."""
-    from dataclasses import replace
-
     return tuple(replace(k, name=f"{k.name}_{key[:16]}_{i}") for i, k in enumerate(kernels))
 
 

@@ -14,6 +14,7 @@ from graphc.codegen.dependences import Range, reduced
 from graphc.codegen.donation import in_place
 from graphc.codegen.kernels import BoundGroup, Launch, Site, Wanted, bind_groups, evaluate_size
 from graphc.ir.function import Function, Loc, Module, Operation, Value
+from graphc.ir.types import TensorType, substitute
 
 ALIGN = 64
 # To keep operations apart an arena may grow by this fraction of it and so many bytes; operations further apart do not overlap.
@@ -266,17 +267,21 @@ def _ancestors(entry: Function) -> list[int]:
 
 
 def make_plan(
-    module: Module, stream: bool = True, donated: frozenset[tuple[int, int]] = frozenset(), hurry: bool = False
+    module: Module,
+    stream: bool = True,
+    donated: frozenset[tuple[int, int]] = frozenset(),
+    hurry: bool = False,
+    sizes: Mapping[str, int] | None = None,
 ) -> Plan:
-    """The plan of a fused module with concrete dimensions.
+    """The plan of a fused module, of concrete dimensions but for those that `sizes` has the values of.
 
-    stream: as in `Wanted`. donated: (input, output) that are the same memory. hurry: as in `bind_groups`.
+    stream: as in `Wanted`. donated: (input, output) that are the same memory. hurry, sizes: as in `bind_groups`.
     """
-    entry = module.entry
+    entry = _at(module.entry, sizes) if sizes else module.entry
     calls = [i for i, op in enumerate(entry.ops) if any(map(_bytes, op.results))]
     shared = in_place(module, donated)
     wanted = [Wanted(entry.ops[i].attrs["function"], stream, shared[i]) for i in calls]
-    bound = dict(zip(calls, bind_groups(wanted, hurry), strict=True))
+    bound = dict(zip(calls, bind_groups(wanted, hurry, sizes), strict=True))
 
     def scratch(i: int, op: Operation) -> list[int]:
         return bound[i].compiled.scratch_bytes(bound[i].concrete())
@@ -290,6 +295,25 @@ def make_plan(
     streams = any(group.compiled.streams for group in bound.values())
     borrowed = any(group.borrowed for group in bound.values())
     return Plan(entry, tuple(launches), layout.size, streams, borrowed)
+
+
+def _at(entry: Function, sizes: Mapping[str, int]) -> Function:
+    """`entry` with symbols replaced by these values, but for those in the functions that it calls."""
+    types: dict[TensorType, TensorType] = {}
+
+    def made(v: Value) -> Value:
+        t = v.type
+        if t not in types:
+            types[t] = t.with_shape(substitute(d, sizes) for d in t.shape)
+        return Value(types[t])
+
+    env = {p: made(p) for p in entry.params}
+    ops = []
+    for op in entry.ops:
+        results = [made(r) for r in op.results]
+        ops.append(Operation(op.name, [env[v] for v in op.operands], op.attrs, results, op.loc))
+        env.update(zip(op.results, results, strict=True))
+    return Function(entry.name, [env[p] for p in entry.params], ops, [env[r] for r in entry.results], entry.param_names)
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ from graphc.codegen.donation import accepted
 from graphc.codegen.items import Table, make_items, worth
 from graphc.codegen.llvm.workers import expect
 from graphc.codegen.plan import ALIGN, Plan, PlannedLaunch, make_plan
-from graphc.codegen.report import collect, stage
+from graphc.codegen.report import collect, current, stage
 from graphc.ir.function import Function, Module
 from graphc.ir.types import TensorType
 
 Run = Callable[[Sequence[int], Sequence[int]], None]
+Donate = Sequence[tuple[int, int]]
 
 # Elementary operations that make a part worth a thread of its own. None: what the costs of the machine say.
 GRAIN: int | None = None
@@ -78,11 +79,14 @@ class Program:
         constants: Sequence[Any],
         donated: frozenset[tuple[int, int]] = frozenset(),
         grain: int | None = None,
+        own: Callable[[], Program] | None = None,
     ) -> None:
-        """module: None for a program that an earlier process planned, whose function is the one that was given."""
+        """module: None for a program that an earlier process planned, or whose plan is that of other sizes too; its function is
+        the one that was given. own: for a plan with borrowed kernels, makes the program that follows it.
+        """
         from graphc.codegen.llvm.runner import runner
 
-        self._made = (function, module)
+        self._made = (function, module, constants)
         self.plan = plan
         self.input_types: tuple[TensorType, ...] = function.param_types
         self.output_types: tuple[TensorType, ...] = function.result_types
@@ -93,6 +97,7 @@ class Program:
         _alive.add(self)
         self.run: Run
         self._grain = grain or GRAIN
+        self._own = own
         self._build()
 
     @property
@@ -103,13 +108,13 @@ class Program:
     def module(self) -> Module:
         return self._optimised()[1]
 
-    def _optimised(self) -> tuple[Function, Module]:
-        """The function and its groups, made again where the plan came from disk."""
-        function, module = self._made
+    def _optimised(self) -> tuple[Function, Module, Sequence[Any]]:
+        """The function, its groups, and what these have for constants, made again where the plan is not its own."""
+        function, module, constants = self._made
         if module is None:
-            function, module, _ = front(function)
-            self._made = (function, module)
-        return function, module
+            function, module, constants = front(function)
+            self._made = (function, module, constants)
+        return function, module, constants
 
     def _build(self) -> None:
         """The table of items, and `run` in the form that suits the program."""
@@ -151,10 +156,11 @@ class Program:
         own: list[Run] = []
 
         def run(inputs: Sequence[int], outputs: Sequence[int]) -> None:
-            if not own and next(runs) > BORROWED_RUNS:
-                with collect(self.plan.entry.name), stage("plan"):
-                    plan = make_plan(self.module, donated=self.donated)
-                own.append(Program(self.function, self.module, plan, self.constants, self.donated, self._grain).run)
+            # One thread makes them; others borrow until they are there.
+            if not own and next(runs) == BORROWED_RUNS + 1 and self._own is not None:
+                following = self._own()
+                if following.donated == self.donated:
+                    own.append(following.run)
             (own[0] if own else borrowing)(inputs, outputs)
 
         return run
@@ -168,8 +174,9 @@ class Program:
                 aligned(inputs, outputs)
                 return
             if not plain:
-                plan = make_plan(self.module, stream=False, donated=self.donated)
-                plain.append(Program(self.function, self.module, plan, self.constants, self.donated, self._grain))
+                function, module, constants = self._optimised()
+                plan = make_plan(module, stream=False, donated=self.donated)
+                plain.append(Program(function, module, plan, constants, self.donated, self._grain))
             plain[0].run(inputs, outputs)
 
         return run
@@ -310,18 +317,44 @@ def compile_function(
             with stage("table"):
                 program = Program(f, None, known.plan, known.constants, known.donated, grain)
         else:
-            expect(len(f.ops))
-            optimised, module, constants = front(f, optimise, fused)
-            report.optimised += len(optimised.ops)
-            with stage("plan"):
-                donated = accepted(module, donate) if donate else frozenset()
-                plan = make_plan(module, donated=donated, hurry=hurry)
-            with stage("table"):
-                program = Program(optimised, module, plan, constants, donated, grain)
-            if keep and not plan.borrowed:
-                counts = len(optimised.ops), len(module.entry.ops)
-                stored.keep(key, stored.Stored(plan, tuple(program.constants), donated, *counts))
+            program = _planned(f, donate, optimise, fused, grain, key, hurry and optimise and fused)
     measure_in_time()
+    return program
+
+
+def _planned(
+    f: Function, donate: Donate, optimise: bool, fused: bool, grain: int | None, key: str, hurry: bool
+) -> Program:
+    """A program that is not on disk, where it goes under `key` unless it is borrowed."""
+    from graphc.codegen import changing, stored
+    from graphc.ir.passes.inline import inline
+
+    def own() -> Program:
+        made = compile_function(f, donate, optimise, fused, grain, keep=bool(key))
+        return made if made.donated == donated else compile_function(f, sorted(donated), optimise, fused, grain)
+
+    report = current()
+    assert report is not None
+    if hurry:
+        with stage("inline"):
+            flat = inline(f)
+        found = changing.find(flat, donate)
+        if found is not None:
+            report.optimised += found.operations
+            donated = found.donated
+            with stage("table"):
+                return Program(flat, None, found.plan, found.constants, donated, grain, own)
+    expect(len(f.ops))
+    optimised, module, constants = front(f, optimise, fused)
+    report.optimised += len(optimised.ops)
+    with stage("plan"):
+        donated = accepted(module, donate) if donate else frozenset()
+        plan = make_plan(module, donated=donated, hurry=hurry)
+    with stage("table"):
+        program = Program(optimised, module, plan, constants, donated, grain, own)
+    if key and not plan.borrowed:
+        counts = len(optimised.ops), len(module.entry.ops)
+        stored.keep(key, stored.Stored(plan, tuple(program.constants), donated, *counts))
     return program
 
 

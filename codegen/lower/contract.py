@@ -39,10 +39,15 @@ def root_of(group: Function) -> Operation:
     return roots[0]
 
 
-def variant(group: Function, hint: Hint, vector_bits: int = 512) -> Schedule | WindowSchedules:
-    """The schedule for extents of about these values; a kernel's key holds it."""
+def variant(
+    group: Function, hint: Hint, vector_bits: int = 512, windows: bool = True
+) -> Schedule | WindowSchedules:
+    """The schedule for extents of about these values; a kernel's key holds it.
+
+    windows: a convolution may have a schedule for one geometry only.
+    """
     root = root_of(group)
-    if root.name == "conv" and (found := windows_schedule(group, hint, vector_bits)) is not None:
+    if windows and root.name == "conv" and (found := windows_schedule(group, hint, vector_bits)) is not None:
         return found
     buffers = _params(group)
     if root.name == "dot":

@@ -27,14 +27,21 @@ def family(group: Function) -> str:
     return "alone" if names & ALONE else "map"
 
 
-def variant(group: Function, target: Target, hint: dict[str, int], stream: bool = True) -> str:
+def variant(
+    group: Function, target: Target, hint: dict[str, int], stream: bool = True, changing: frozenset[str] = frozenset()
+) -> str:
     """Which of its kernels a group gets for extents like `hint`; part of the kernel's key.
 
-    stream: results may go past the caches, which asks for memory aligned to 64 bytes.
+    stream: results may go past the caches, which asks for memory aligned to 64 bytes. changing: extents that the kernels must
+    not hold literal.
     """
     kind = family(group)
     if kind == "contract":
-        return f"contract {_schedule(group, target, tuple(sorted(hint.items())))}"
+        at = tuple(sorted(hint.items()))
+        schedule = _schedule(group, target, at)
+        if any(name in changing for name, _ in getattr(schedule, "literal", ())):
+            schedule = _schedule(group, target, at, windows=False)
+        return f"contract {schedule}"
     if kind == "row":
         return str(schedule_of(group, hint, target.vector_bits))
     if kind == "alone" and (op := attention.attention_of(group)) is not None:
@@ -44,21 +51,12 @@ def variant(group: Function, target: Target, hint: dict[str, int], stream: bool 
     return map_variant(group, hint, stream) if kind == "map" else kind
 
 
-def serves_all_sizes(group: Function, choice: str) -> bool:
-    """Whether the kernels of a variant are right whatever the extents, and do about the work that they should.
-
-    Those of convolutions over windows have the geometry in them, and attention has kernels for few queries.
-    """
-    kind = family(group)
-    return kind in ("row", "map") or (kind == "contract" and choice.startswith("contract Schedule("))
-
-
 @functools.lru_cache(maxsize=256)
-def _schedule(group: Function, target: Target, hint: tuple[tuple[str, int], ...]) -> Any:
-    """The schedule of a contraction: asked for once for the key, and again if it must be lowered."""
+def _schedule(group: Function, target: Target, hint: tuple[tuple[str, int], ...], windows: bool = True) -> Any:
+    """The schedule of a contraction: asked for once for the key, and again if it must be lowered. windows: as in `contract.variant`."""
     from graphc.codegen.lower.contract import variant as contraction_variant
 
-    return contraction_variant(group, dict(hint), target.vector_bits)
+    return contraction_variant(group, dict(hint), target.vector_bits, windows)
 
 
 def lower(
@@ -74,7 +72,9 @@ def _lowered(group: Function, target: Target, hint: dict[str, int], choice: str,
     if kind == "contract":
         from graphc.codegen.lower.contract import lower_contraction
 
-        return lower_contraction(group, target, hint, _schedule(group, target, tuple(sorted(hint.items()))))
+        # A variant that is a product may be one of a convolution that has windows as well.
+        schedule = _schedule(group, target, tuple(sorted(hint.items())), not choice.startswith("contract Schedule("))
+        return lower_contraction(group, target, hint, schedule)
     if kind == "row":
         return lower_reduce(group, schedule_of(group, hint, target.vector_bits))
     if kind == "map":

@@ -130,7 +130,7 @@ class Groups:
         self.rng = np.random.default_rng(seed)
         self.scratch: list[list[int]] = []  # for each group that is bound, in order
 
-    def bind_all(self, wanted: Sequence[Wanted], hurry: bool = False) -> list[BoundGroup]:
+    def bind_all(self, wanted: Sequence[Wanted], *how: object) -> list[BoundGroup]:
         return [self.bind(w.group) for w in wanted]
 
     def bind(self, group: Function) -> BoundGroup:
