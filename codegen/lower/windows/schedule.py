@@ -9,6 +9,7 @@ from graphc.ir.types import DType
 
 # What a task's padded copy may take: the second level cache holds it and the weights that go by.
 CACHE_BYTES, MOST_BYTES = 768 * 1024, 1536 * 1024
+STREAMED_BYTES = 8.0  # a cycle, from there on
 MOST_ROWS, LEAST_TILE = 16, 12
 SMALL, ENOUGH = 50_000, 8  # cycles from which on there should be enough tasks for some threads
 
@@ -133,4 +134,8 @@ def _cost(
     if len(g.out) > 2:
         each *= 3  # lines are looked at one by one
     cost += units * s.parts * s.images * g.segments() * (lines * each + 40)
-    return cost + g.count * strips * s.rows * g.depth * 1.2 + 300 * units
+    weights = g.count * strips * s.rows * g.depth
+    if weights * itemsize > CACHE_BYTES:
+        # A task reads those of its group from beyond the second level cache.
+        cost += units * weights / g.count * itemsize / STREAMED_BYTES
+    return cost + weights * 1.2 + 300 * units

@@ -143,6 +143,19 @@ class SpreadKernels(WindowKernels):
 
     # Tables
 
+    def _packed(self, c: Expr, ks: Sequence[Expr]) -> Expr:
+        """Which of a strip's weights that of channel c at position ks of the window is: those of a phase lie together,
+        so that they are read in order. Positions of a phase are alike modulo the dilation."""
+        whole = self.whole
+        total, before, inside, block = index(0), index(1), index(0), index(1)
+        for d, (k, spread, size) in enumerate(zip(ks, whole.spread, whole.window, strict=True)):
+            first, turn = k % spread, k // spread
+            count = (size + (spread - 1) - first) // spread
+            smaller = first * (size // spread) + least_of(first, index(size % spread))
+            total = total + before * smaller * math.prod(whole.window[d + 1 :])
+            before, inside, block = before * count, inside * count + turn, block * count
+        return total * whole.channels + c * block + inside
+
     def _tables(self, phase: Expr) -> Body:
         """Offsets in the copy and places among the weights of a phase's terms, and how many come before each block."""
         whole, g, rows = self.whole, self.g, self.s.rows
@@ -159,9 +172,10 @@ class SpreadKernels(WindowKernels):
             meets = logical_and(meets, equal((element + turns) % spread, 0))
             down.append((element + turns) // spread - turns // spread)
         offset = (c * g.inner + linearise(down[1:], g.window[1:])) * self.segment + down[0] * g.line
+        place = self._packed(c, ks) * rows
         counted: Body = [
             Store(self.offsets, base + counter, offset),
-            Store(self.places, base + counter, every * rows),
+            Store(self.places, base + counter, place),
             Store(self.offsets, base + self.counted + every, offset),
             Assign(counter, counter + 1),
         ]
@@ -172,7 +186,7 @@ class SpreadKernels(WindowKernels):
                 equal(every % BLOCK, 0),
                 (Store(self.bounds, phase * self.bounds_step + every // BLOCK, counter),),
             ),
-            Store(self.places, base + self.counted + every, every * rows),
+            Store(self.places, base + self.counted + every, place),
             If(meets, tuple(counted), tuple(zeros)),
         ]
         for v, d in reversed(list(zip((c, *ks), (whole.channels, *whole.window), strict=True))):
@@ -186,13 +200,12 @@ class SpreadKernels(WindowKernels):
         strips = g.count * self.strips
         task, b, first, lane, phase = (self.name(n) for n in ("task", "group", "first", "row", "phase"))
         depth = [self.name("k") for _ in (g.channels, *g.window)]
-        flat = linearise(depth, (g.channels, *g.window))
         width = 1 << (rows - 1).bit_length() if rows > 1 else 2
         r = least_of(first + lane, index(g.outputs - 1))
         loops = [task, b, first, lane, *depth]
         e = tidy(widened(c, c.left.at((b, index(0)), (r,), tuple(depth))), loops)
         checks = c.pull.take_reports()
-        place = normal((task * g.depth + flat) * rows + lane, Levels(loops))
+        place = normal((task * g.depth + self._packed(depth[0], depth[1:])) * rows + lane, Levels(loops))
         bad, value = self.name("bad", I64), self.name("value", c.accumulator)
         body: Body = [*checks, Let(value, e), If(lane < rows, (Store(self.weights, place, value),))]
         if c.accumulator.is_float:
