@@ -202,7 +202,7 @@ def _cost(
     tiles = s.batch * strips * panels
     if lane_mode == "packed":
         copied = lb * s.depth * panels * lanes
-        cost += copied * _copy_cost(lanes_of, run, per_vector, False) + 600
+        cost += copied * _copy_cost(lanes_of, run, per_vector, False) + 1500
         # Written to the second level cache, or beyond it, and read again.
         written = copied * itemsize
         cost += copied * (0.1 if written <= CACHE_BYTES else 0.3 if written <= 4 * CACHE_BYTES else 1.0)
@@ -226,11 +226,13 @@ def _cost(
         cost += tiles * s.depth * rows * (0.01 if few else _clash(s.depth * itemsize, rows))
     else:
         # Every k is on a cache line of its own.
-        cost += tiles * s.depth * (0.4 if rows_of.unit_inner else 1.0 * rows)
+        width = rows * itemsize
+        lines = 1 if 64 % width == 0 else 1 + width / 64
+        cost += tiles * s.depth * (0.2 + 0.8 * (lines - 1) if rows_of.unit_inner else 1.0 * rows)
         if rows_of.unit_inner and strips > 1:
             stride = (r if rows_of.unit_free else row_run) * itemsize
             cold = s.batch * strips * s.depth * _cold_step(r * s.depth * itemsize, stride, rows, vectors)
-            cost += 0.25 * cold / _strips_of_a_line(stride, min(s.depth, chunk or s.depth), rows * itemsize)
+            cost += 0.25 * cold / _strips_of_a_line(stride, min(s.depth, chunk or s.depth), width)
     # Tiles are turned before they are written where lanes are not neighbours in memory.
     scattered = swap and lanes > 1
     return cost + s.batch * r * n * (0.4 if scattered else 0.1)
@@ -256,11 +258,11 @@ def _tile_cost(
     if lane_mode == "streamed":
         step = max(multiply_adds, 2.2 * vectors) + 0.3 * multiply_adds + 0.4
         return s.depth * step + finish * (1 + s.depth / 256)
-    step = max(multiply_adds, lane_loads, 0.55 * (rows + vectors), 4.0) + 0.1 * (lane_loads + 0.5 * rows)
+    step = max(multiply_adds, lane_loads, 0.55 * (rows + vectors), 4.0) + 0.06 * (lane_loads + 0.5 * rows)
     if lane_mode == "direct":
         # Rows of the operand lie far apart: pages and cache sets are used badly, worst at powers of two.
         far = n * itemsize if s.depth >= 64 and strips > 1 else 0
-        apart = 0.1 if far < 2048 else 0.3 if far % 2048 else 0.4 if far % 4096 else 0.85
+        apart = 0.1 if far < 2048 else 0.3 if far % 4096 == 0 else 0.08 if s.depth <= 512 else 0.25
         step += vectors * (apart if lanes_of.direct else 4.0)
         step += max(0.0, _cold_step(reach, n * itemsize, rows, vectors) - step) / strips
     return s.depth * step + finish
@@ -305,8 +307,8 @@ def tail_of(n: int, lanes: int, per_vector: int, lane_mode: str) -> int:
 def _clash(stride: int, rows: int) -> float:
     """Cycles an element of rows read at a stride of bytes: powers of two share sets of the first level cache."""
     places = 4096 // math.gcd(stride, 4096) if stride else 1
-    if rows <= 4 * places:
-        return 0.06
+    if rows <= 6 * places:
+        return 0.03
     return 0.7 if rows <= 12 else 3.5
 
 
@@ -333,7 +335,7 @@ def _finish(
         tasks = s.batch * -(-n // block)
     else:
         # The lanes of a block stay in the second level cache while the strips of rows go by.
-        wide = 256 if s.depth <= 512 else 128
+        wide = 256 if s.depth <= 1024 else 128
         if block < wide and s.batch * strips * (n // wide) >= 4 * ENOUGH:
             block = wide
         tasks = s.batch * strips * -(-n // block)
