@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from graphc.codegen.forks import free_in_child
+
 MAGIC = b"graphc1\n"
 _HEADER = struct.Struct("<8sQ32s")
 SUFFIX = ".kernel"
@@ -276,6 +278,7 @@ class _Memory:
 
 _statistics = Statistics()
 _memory = _Memory()
+free_in_child(_memory.lock)
 _disks: dict[tuple[str, str, str], Disk | None] = {}
 
 

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Union
 
+from graphc.codegen.forks import free_in_child
 from graphc.ir.types import BOOL, F32, F64, I32, I64, U32, U64, DType
 
 # name -> (number of operands, "same" | "bool": dtype of the result, operand kinds allowed)
@@ -152,7 +153,7 @@ class Expr:
 
 Operand = Union[Expr, int, float, bool]
 _interned: dict[Any, _Held] = {}
-_lock = threading.RLock()
+_lock = free_in_child(threading.RLock())
 
 
 class _Held(weakref.ref[Expr]):

@@ -10,16 +10,28 @@ import atexit
 import contextlib
 import functools
 import itertools
+import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+from graphc.codegen.forks import waited_for
 from graphc.codegen.llvm import worker
 from graphc.codegen.llvm.target import Target, host_target, llvm_binding, make_target
 from graphc.codegen.report import stage
 
 # llvmlite serialises calls anyway, but a module's context and the JIT's symbol table need one owner.
 _lock = threading.RLock()
+
+
+def _binding_lock() -> Any:
+    """The lock of llvmlite, where that is loaded."""
+    binding = sys.modules.get("llvmlite.binding.ffi")
+    return getattr(getattr(getattr(binding, "lib", None), "_lock", None), "_lock", None)
+
+
+# The child of a fork finds LLVM at rest.
+waited_for(lambda: _lock, _binding_lock)
 # At the end of the process LLVM takes itself apart: a thread that compiles is waited for, and none begins any more.
 atexit.register(_lock.acquire, timeout=10.0)
 _numbers = itertools.count()

@@ -28,6 +28,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from graphc.codegen.forks import free_in_child
 from graphc.codegen.llvm.target import Target, host_target
 
 MOST_THREADS = 1024
@@ -290,7 +291,7 @@ def _addresses() -> dict[str, int]:
     return load_all(data, tuple(f"graphc_{name}" for name in _FUNCTIONS), process_symbols=True)
 
 
-_lock = threading.Lock()
+_lock = free_in_child(threading.Lock())
 _runner: list[Runner] = []
 
 

@@ -238,6 +238,83 @@ def test_child_of_a_fork_during_a_run() -> None:
     assert (done.stdout.split(), done.returncode) == (["0"] * 5, 0), done.stderr
 
 
+FORKS_WHILE_COMPILING = """
+import os, threading, time
+os.environ["GRAPHC_CACHE"] = "0"
+import graphc as gc
+
+def fresh(number):
+    f = gc.compile(lambda x: gc.tanh(gc.exp(x * (number / 7)) + number) * (number / 3))
+    assert f(gc.zeros((3,))).shape == (3,)
+
+fresh(0)
+done = threading.Event()
+
+def work(first):
+    while not done.is_set():
+        first += 1
+        fresh(first)
+
+threads = [threading.Thread(target=work, args=(n * 10**6,)) for n in (1, 2)]
+for t in threads:
+    t.start()
+for n in range(12):
+    time.sleep(0.003 * n)
+    child = os.fork()
+    if not child:
+        fresh(-n - 1)
+        os._exit(0)
+    end = time.time() + 20
+    while not (found := os.waitpid(child, os.WNOHANG))[0] and time.time() < end:
+        time.sleep(0.005)
+    if not found[0]:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        print("hangs")
+        break
+    print(found[1])
+done.set()
+for t in threads:
+    t.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_child_of_a_fork_while_other_threads_compile() -> None:
+    """LLVM and what is written for it are at rest where the process forks, or free in the child."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKS_WHILE_COMPILING], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.stdout.split(), done.returncode) == (["0"] * 12, 0), done.stderr
+
+
+def test_a_lock_that_another_thread_holds_is_free_in_the_child() -> None:
+    text = """
+import os, threading
+from graphc.codegen.forks import free_in_child
+
+lock = free_in_child(threading.RLock())
+held, end = threading.Event(), threading.Event()
+
+def hold():
+    with lock:
+        held.set()
+        end.wait()
+
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+child = os.fork()
+if not child:
+    os._exit(not lock.acquire(timeout=5))
+print(os.waitpid(child, 0)[1], lock.acquire(timeout=0.01))
+end.set()
+thread.join()
+"""
+    done = child(text, PYTHONWARNINGS="ignore")
+    assert done.stdout.split() == ["0", "False"], done.stderr
+
+
 LEAVES = """
 import threading, time
 import graphc as gc
