@@ -28,6 +28,8 @@ from graphc.ir.types import DimExpr, DType, Shape, size_of, substitute
 Hint = Mapping[str, int]
 # Cycles for a vector of terms up to which a schedule is taken.
 GOOD = 1.5
+# What a product needs that has LANES output channels, and in all for its tiles' beginnings and ends.
+PRODUCT, ENDS, LANES = 1.13, 20, 32
 # Sums so short, or so few output channels, have it always: they leave most of a product's tiles empty. With less than
 # MANY output channels, products need twice the cycles that they need else.
 SHORT, FEW, MANY = 64, 4, 16
@@ -175,7 +177,11 @@ def _worth(root: Operation, hint: Hint, cycles: float) -> bool:
         return True
     if len(w) > 4:
         return depth <= SHORT_VOLUME  # many lines are copied many times
-    return depth <= SHORT or cycles <= (GOOD if outputs >= MANY else 2 * GOOD)
+    if outputs >= LANES:
+        good = min(GOOD, (PRODUCT + ENDS / depth) * -(-outputs // LANES) * LANES / outputs)
+    else:
+        good = GOOD if outputs >= MANY else 2 * GOOD
+    return depth <= SHORT or cycles <= good
 
 
 def _gradient_schedule(
