@@ -13,8 +13,12 @@
 ;   changes only when no thread looks at the program (@quiesce): a thread that does has put its address into @slots.
 ; - Only the thread that holds `owner` runs a program on the pool. Whoever cannot get it works alone.
 ; - A worker that sleeps has counted itself in `sleepers` before it looked at the ticket for the last time, and
-;   the owner looks at `sleepers` after it has moved the ticket (both sequentially consistent). Who wakes takes
-;   workers out of `sleepers` and leaves a permit for each.
+;   the owner looks at `sleepers` after it has moved the ticket. Who wakes takes workers out of `sleepers` and leaves a permit
+;   for each. A worker writes its slot before it looks at `open` again; @quiesce reads slots after `open` was closed.
+;   These four are sequentially consistent, since each side writes one word and then reads the other's.
+; - What the kernels of an item wrote is seen by those of items that depend on it: its last part's `complete` is a
+;   release, after `done` has gathered the other parts; @ready acquires it. What a run reads goes with the epoch (release,
+;   acquire). Words read without order are hints (`progress`, `present`, `want`) or claimed by compare-and-swap.
 
 @threads = internal global i64 1, align 64
 @started = internal global i64 0, align 8
@@ -245,7 +249,7 @@ entry:
   %%p.count = getelementptr i64, ptr %%program, i64 1
   %%count = load i64, ptr %%p.count, align 8
   %%p.want = getelementptr i64, ptr %%program, i64 19
-  %%want = load i64, ptr %%p.want, align 8
+  %%want = load atomic i64, ptr %%p.want monotonic, align 8
   %%seat = urem i64 %%me, %%want
   br label %%scan
 scan:
@@ -290,7 +294,8 @@ helpers:
   %%company = icmp ugt i64 %%useful, 1
   br i1 %%company, label %%asleep, label %%run
 asleep:
-  %%sleeping = load atomic i64, ptr @sleepers monotonic, align 8
+  ; With the sum at the ticket: whoever went to sleep before that is seen here, whoever did after has seen the ticket.
+  %%sleeping = load atomic i64, ptr @sleepers seq_cst, align 8
   %%any = icmp ne i64 %%sleeping, 0
   br i1 %%any, label %%rouse, label %%run
 rouse:
@@ -363,7 +368,7 @@ enter:
   br i1 %%same, label %%seat, label %%leave
 seat:
   %%p.want = getelementptr i64, ptr %%program, i64 19
-  %%want = load i64, ptr %%p.want, align 8
+  %%want = load atomic i64, ptr %%p.want monotonic, align 8
   %%before = atomicrmw add ptr @present, i64 1 monotonic
   %%with = add i64 %%before, 1
   %%room = icmp ult i64 %%with, %%want
@@ -445,7 +450,7 @@ entry:
   %%d = call i32 @pthread_sigmask(i32 %(setmask)s, ptr %%all, ptr %%old)
   br label %%next
 next:
-  %%n = load i64, ptr @started, align 8
+  %%n = load atomic i64, ptr @started monotonic, align 8
   %%less = icmp ult i64 %%n, %%want
   br i1 %%less, label %%create, label %%end
 create:
@@ -460,7 +465,7 @@ count:
   br label %%next
 short:
   ; No more are tried; whoever runs the program says so.
-  store i64 %%number, ptr @capacity, align 8
+  store atomic i64 %%number, ptr @capacity monotonic, align 8
   %%lack = sub i64 %%want, %%n
   store atomic i64 %%lack, ptr @missing monotonic, align 8
   br label %%end
@@ -587,7 +592,7 @@ publish:
   %%p.progress = getelementptr i64, ptr %%program, i64 17
   store atomic i64 0, ptr %%p.progress monotonic, align 8
   %%p.want = getelementptr i64, ptr %%program, i64 19
-  store i64 %%want, ptr %%p.want, align 8
+  store atomic i64 %%want, ptr %%p.want monotonic, align 8
   %%epoch1 = load atomic i64, ptr %%p.epoch monotonic, align 8
   %%epoch = add i64 %%epoch1, 1
   store atomic i64 %%epoch, ptr %%p.epoch release, align 8
@@ -678,7 +683,7 @@ define internal i1 @own() {
 define internal i64 @gather(i64 %%useful) {
 entry:
   %%threads = load atomic i64, ptr @threads monotonic, align 8
-  %%capacity = load i64, ptr @capacity, align 8
+  %%capacity = load atomic i64, ptr @capacity monotonic, align 8
   %%m = call i64 @llvm.umin.i64(i64 %%threads, i64 %%capacity)
   %%want = call i64 @llvm.umin.i64(i64 %%m, i64 %%useful)
   %%others = sub i64 %%want, 1
@@ -768,7 +773,7 @@ short:
 team:
   %%p.team = getelementptr i64, ptr %%program, i64 3
   %%before = load i64, ptr %%p.team, align 8
-  %%capacity = load i64, ptr @capacity, align 8
+  %%capacity = load atomic i64, ptr @capacity monotonic, align 8
   %%most = call i64 @llvm.umin.i64(i64 %%threads, i64 %%capacity)
   %%ready = icmp eq i64 %%before, %%most
   br i1 %%ready, label %%together, label %%prepare
@@ -898,16 +903,16 @@ define i64 @graphc_set_threads(i64 %%n) {
   %%a = call i64 @llvm.smax.i64(i64 %%n, i64 1)
   %%b = call i64 @llvm.umin.i64(i64 %%a, i64 %(most)s)
   store atomic i64 %%b, ptr @threads monotonic, align 8
-  %%limit = load i64, ptr @limit, align 8
-  store i64 %%limit, ptr @capacity, align 8
+  %%limit = load atomic i64, ptr @limit monotonic, align 8
+  store atomic i64 %%limit, ptr @capacity monotonic, align 8
   ret i64 %%b
 }
 
 define i64 @graphc_set_limit(i64 %%n) {
   %%a = call i64 @llvm.smax.i64(i64 %%n, i64 1)
   %%b = call i64 @llvm.umin.i64(i64 %%a, i64 %(most)s)
-  store i64 %%b, ptr @limit, align 8
-  store i64 %%b, ptr @capacity, align 8
+  store atomic i64 %%b, ptr @limit monotonic, align 8
+  store atomic i64 %%b, ptr @capacity monotonic, align 8
   ret i64 %%b
 }
 
@@ -926,9 +931,9 @@ define i64 @graphc_missing() {
 define i64 @graphc_reset() {
   %%a = call i32 @pthread_mutex_init(ptr @mutex, ptr null)
   %%b = call i32 @pthread_cond_init(ptr @wakeup, ptr null)
-  store i64 0, ptr @started, align 8
-  %%limit = load i64, ptr @limit, align 8
-  store i64 %%limit, ptr @capacity, align 8
+  store atomic i64 0, ptr @started monotonic, align 8
+  %%limit = load atomic i64, ptr @limit monotonic, align 8
+  store atomic i64 %%limit, ptr @capacity monotonic, align 8
   store i64 0, ptr @missing, align 8
   store i64 0, ptr @stop, align 8
   store i64 0, ptr @permits, align 8
@@ -958,7 +963,7 @@ tell:
   br label %%head
 head:
   %%i = phi i64 [ 0, %%tell ], [ %%i1, %%body ]
-  %%n = load i64, ptr @started, align 8
+  %%n = load atomic i64, ptr @started monotonic, align 8
   %%more = icmp ult i64 %%i, %%n
   br i1 %%more, label %%body, label %%end
 body:
@@ -968,7 +973,7 @@ body:
   %%i1 = add i64 %%i, 1
   br label %%head
 end:
-  store i64 0, ptr @started, align 8
+  store atomic i64 0, ptr @started monotonic, align 8
   store i64 0, ptr @sleepers, align 8
   store i64 0, ptr @permits, align 8
   store atomic i64 0, ptr @stop seq_cst, align 8

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import itertools
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -379,3 +380,16 @@ assert r.get_threads() == 64 and (out == x + 1).all()
 assert r.workers() + 1 == min(64, max(CROWD, len(os.sched_getaffinity(0))))
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=os.getcwd(), timeout=60)
+
+
+def test_sleeping_and_entering_are_ordered_on_every_machine():
+    """Where a thread writes one word and then reads another's, both must be sequentially consistent: ARM reorders them else."""
+    functions = dict(re.findall(r"^define .*?@(\w+)\(.*?\{\n(.*?)^\}", runner_text(host_target()), re.M | re.S))
+    order = {"sleepers": ("worker", "walk"), "open": ("worker", "together"), "slot": ("worker",), "p": ("quiesce",)}
+    for word, places in order.items():
+        for place in places:
+            found = [line for line in functions[place].splitlines() if re.search(rf"atomic.* ptr [@%]{word}\b", line)]
+            kept = [line for line in found if " seq_cst" in line]
+            # A slot is left with a release.
+            assert kept and all("store atomic i64 0, ptr %slot release" in line for line in found if line not in kept)
+    assert "atomicrmw add ptr @ticket, i64 1 seq_cst" in functions["together"]
