@@ -115,7 +115,8 @@ def inference(layers: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Call
     def graphc() -> Any:
         import graphc as gc
 
-        return text(gc.nn.functional.linear, gc.nn.functional.relu, gc.asarray)
+        # Memory of NumPy arrays may change between calls; a model's weights have memory of their own.
+        return text(gc.nn.functional.linear, gc.nn.functional.relu, lambda a: gc.asarray(a, copy=True))
 
     def torch() -> Any:
         import torch

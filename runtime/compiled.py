@@ -28,6 +28,7 @@ from graphc.runtime.recorder import record
 from graphc.runtime.recording import Mismatch, Recording
 from graphc.runtime.replay import MISS, Arguments, Replay
 from graphc.runtime.structure import flatten, unflatten
+from graphc.runtime.turned import is_over
 from graphc.runtime.views import told_apart
 
 # After this many calls in a row that no recording served, a signature runs eagerly.
@@ -129,7 +130,8 @@ class Compiled:
                 family.misses = 0
                 self._last = recording.replay
                 if not recording.decisions:
-                    self._recent = [self._last, *(r for r in self._recent if r is not self._last)][:RECENT]
+                    kept = (r for r in self._recent if r is not self._last and not is_over(r))
+                    self._recent = [self._last, *kept][:RECENT]
                 return result
         return self._record(family, Arguments(key, objects), leaves)
 

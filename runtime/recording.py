@@ -27,7 +27,7 @@ from graphc.runtime.grad_mode import local, state
 from graphc.runtime.interop import item
 from graphc.runtime.memory import Block, Buffer
 from graphc.runtime.node import Backward, Node
-from graphc.runtime.replay import Arguments, Replay, replay_of, without_gradient
+from graphc.runtime.replay import Arguments, Replay, without_gradient
 from graphc.runtime.spec import Spec
 from graphc.runtime.structure import Structure, unflatten
 from graphc.runtime.trace import Decision
@@ -130,7 +130,9 @@ class Recording:
     # checking
 
     def _first_replay(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.replay = replay_of(self)
+        from graphc.runtime.turned import counted
+
+        self.replay = counted(self)
         return self.replay(args, kwargs)
 
     def looped(self) -> bool:
