@@ -4,8 +4,8 @@ The updates of an element are applied in ascending order of index position, what
 
 | form | when | who owns what, and how he finds his updates |
 | --- | --- | --- |
-| columns | few rows, or positions that vary over many lines | some columns of all rows; goes through all updates (scatter_columns.py) |
-| rows | few updates | some rows; looks at all updates |
+| columns | few updates of a small result, long rows, or positions that vary over many lines | some columns of all rows; goes through all updates (scatter_columns.py) |
+| rows | few updates of a large result | some rows; looks at all updates |
 | segments | else | some rows; his updates were sorted out for him (scatter_rows.py) |
 """
 
@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping
 
 from graphc.codegen.lower.lowered import Lowered
-from graphc.codegen.lower.scatter_columns import lower_columns
+from graphc.codegen.lower.scatter_columns import WIDTH, lower_columns
 from graphc.codegen.lower.scatter_rows import Segments, lower_rows, lower_segments
 from graphc.codegen.lower.scattering import Scattering
 from graphc.ir.function import Function
@@ -25,8 +25,8 @@ FEW_UPDATES = 1024  # which every owner of rows may look at
 WORTH_SORTING = 4096  # updates that pay for the kernels that sort them
 CHEAP = 1 << 15  # updates of an element or two that one thread applies as fast as several sort them
 SEVERAL = 4  # threads that sort, then apply, in less time than one takes to apply alone
-NEAR, FAR = 1 << 19, 1 << 25  # bytes of a result that stay near a core; that do not stay in any cache
-LONG = 512  # columns of rows that are better read in the order in which they lie
+NEAR, SHARED, FAR = 1 << 19, 1 << 23, 1 << 25  # bytes of a result that stay near a core, in a cache of all cores, in no cache
+LONG = 512  # columns of a row that is cut among threads in strips
 STRIP = 8  # vectors of a long row that one item has
 BUCKET = 1 << 17  # bytes of rows that an item of the sorted form works on
 PIECE = 256  # columns of a long row that one item applies: a row that most updates name is shared
@@ -57,6 +57,8 @@ def choose(s: Scattering, total: int, lines: int, rows: int, inner: int, threads
 
 def _pays(total: int, inner: int, held: int, threads: int) -> bool:
     """Whether it pays to sort updates."""
+    if held <= SHARED and inner >= 2 * threads * STRIP * WIDTH:
+        return False  # long rows are read fastest in the order in which they lie, and have columns for all threads
     if total < (WORTH_SORTING if inner >= 16 else CHEAP):
         return False
     if inner < LONG and held > (FAR if inner == 1 else NEAR):

@@ -113,6 +113,8 @@ def test_sizes_choose_the_form() -> None:
     tokens = (32768,)
     assert chosen((50257, 768), tokens, 2) == "segments 6 2048 256 16"
     assert chosen((50257, 768), tokens, 1) == "columns 8"
+    assert chosen((1000, 768), tokens, 2) == "columns 8"
+    assert chosen((1000, 768), tokens, 16) == "segments 5 2048 256 16"
     assert chosen((50257, 64), (64,), 2) == "rows 16"
     assert chosen((1000, 64), tokens, 2) == "segments 5 2048 0 16"
     assert chosen((1000, 64), tokens, 1) == "columns 1"
