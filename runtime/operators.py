@@ -16,6 +16,7 @@ from graphc.runtime.errors import here
 from graphc.runtime.grad_mode import local, state
 from graphc.runtime.node import record
 from graphc.runtime.ops_elementwise import OPS, astype
+from graphc.runtime.precision import setting
 
 
 def _binary(op: Op, reflected: bool = False) -> Callable[[Tensor, Any], Tensor]:
@@ -135,8 +136,18 @@ def _power(a: Tensor, b: Any) -> Any:
 
 
 def _matmul_operands(a: Tensor, b: Any) -> Tensor:
-    other = operand(b)
-    return NotImplemented if other is None else ops_linear.matmul(a, other)  # type: ignore[no-any-return]
+    # As in `_binary`: nothing but what a product of two plain matrices needs.
+    try:
+        entry = ops_linear._MATMUL.cache.get((setting.attrs, a._spec, b._spec))
+    except AttributeError:
+        entry = None
+    if entry is None or state.active or a._strides is not None or b._strides is not None:
+        other = operand(b)
+        return NotImplemented if other is None else ops_linear.matmul(a, other)  # type: ignore[no-any-return]
+    t = run_single(entry, a, b)
+    if (a._meta is not None or b._meta is not None) and local.grad:
+        record(entry, (a, b), (t,))
+    return t
 
 
 def _matmul_reflected(a: Tensor, b: Any) -> Tensor:

@@ -158,7 +158,7 @@ def test_weights_that_a_call_changes_or_returns_stay() -> None:
         assert np.array_equal(changes(x).numpy(), want)
     f = compiled(w, lambda w: w)
     for _ in range(CALLS + 3):
-        y, same = f(x)
+        _, same = f(x)
         assert same is w
     g = compiled(w, lambda w: w.sum())
     for _ in range(CALLS + 3):
