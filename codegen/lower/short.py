@@ -23,6 +23,8 @@ from graphc.ir.types import BOOL, I32, I64, Shape
 
 # Operations that are not worth a loop and an array of their own.
 CHEAP = 3
+# Rows of at most so many elements are read and written as whole vectors of them, whose elements are then put in order.
+TINY = 3
 
 
 class _Short(Columns):
@@ -193,7 +195,11 @@ class _Short(Columns):
             element = load(self.row.pull.buffers[p], self.at(j).flat, self.mask)
             return Store(self.staged[p], j * self.width + self.lane, element)
 
-        return self._turned(list(self.staged), square, single, self.width)
+        def ordered(p: Value, j: int) -> Stmt:
+            element = load(self.row.pull.buffers[p], self.origin + self.lane * self.n + j)
+            return Store(self.staged[p], self.lane + j * self.width, element)
+
+        return self._turned(list(self.staged), square, single, ordered, self.width)
 
     def turned_out(self, targets: Sequence[tuple[Value, Buffer]]) -> list[Stmt]:
         """Results of the full shape, turned back from their arrays."""
@@ -219,7 +225,12 @@ class _Short(Columns):
                 self.mask, (Store(buffers[v], self.at(j).flat, load(arrays[v], j * self.width + self.lane)),)
             )
 
-        return self._turned(list(buffers), square, single, max(1, self.width // 2))
+        def ordered(v: Value, k: int) -> Stmt:
+            at = self.lane + k * self.width
+            element = load(arrays[v], at % self.n * self.width + at // self.n)
+            return Store(buffers[v], self.origin + at, element)
+
+        return self._turned(list(buffers), square, single, ordered, max(1, self.width // 2))
 
     @property
     def origin(self) -> Expr:
@@ -231,12 +242,19 @@ class _Short(Columns):
         values: list[Value],
         square: Callable[[Value, Expr, int], Stmt],
         single: Callable[[Value, Expr], Stmt],
+        ordered: Callable[[Value, int], Stmt],
         side: int,
     ) -> list[Stmt]:
-        """Blocks of positions, as squares as far as they go; where there are fewer rows than lanes, element by element."""
+        """Blocks of positions, as squares as far as they go; tiny rows vector by vector; where there are fewer rows than lanes, element
+        by element."""
         if not values:
             return []
         j, k = self.row.names.fresh("j"), self.row.names.fresh("j")
+        one = For(k, index(0), index(self.n), tuple(single(v, k) for v in values), index(1))
+        few = Vector(self.lane, self.width, (one,))
+        if self.n <= TINY:
+            each = tuple(ordered(v, i) for v in values for i in range(self.n))
+            return [If(self.count >= self.width, (Vector(self.lane, self.width, each),), (few,))]
         whole = self.n // side * side
         rest = self.n - whole
         blocks: list[Stmt] = []
@@ -254,8 +272,7 @@ class _Short(Columns):
             # The last block reaches back, if it can, to be one of the sides that squares have.
             count = min(self.n, 1 << (rest - 1).bit_length())
             blocks += [square(v, index(self.n - count), count) for v in values]
-        one = For(k, index(0), index(self.n), tuple(single(v, k) for v in values), index(1))
-        return [If(self.count >= self.width, tuple(blocks), (Vector(self.lane, self.width, (one,)),))]
+        return [If(self.count >= self.width, tuple(blocks), (few,))]
 
 
 def lower_short(row: RowGroup, targets: list[tuple[Value, Buffer]], width: int) -> tuple[list[Stmt], Expr]:

@@ -204,19 +204,21 @@ def test_any_number_of_lanes_across_rows(width: int, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
 def test_short_rows_of_every_dtype(dtype: DType) -> None:
     s = Sums()
-    for n in (2, 5, 9, 20):
+    for n in (2, 3, 5, 9, 20):
         x = s.param(mixed(dtype, (35, n), n), dtype)
         for name in ("any", "all") if dtype is BOOL else ("sum", "prod", "max", "min"):
             s.add(name, x, axes=(1,))
         if dtype is not BOOL:
             s.add("argmax", x, axis=1)
+            s.results.append(s.b.mul(x, s.b.broadcast(s.results[-2], shape=(35, n), axes=(0,))))
+            s.labels.append(f"scaled rows of {n}")
             s.add("sum", s.b.add(x, s.b.broadcast(s.results[-3], shape=(35, n), axes=(0,))), axes=(1,))
     s.check()
 
 
 def test_short_rows_touch_nothing_beside_their_memory() -> None:
     """The last element of every operand and result lies in front of a page that is not there."""
-    for rows, n in ((3, 12), (16, 10), (20, 7), (36, 3), (33, 20), (64, 17)):
+    for rows, n in ((3, 12), (16, 10), (20, 7), (36, 3), (16, 3), (16, 2), (49, 2), (33, 20), (64, 17)):
         b = Builder("f")
         x = b.param(TensorType(F32, (rows, n)))
         top = b.broadcast(b.max(x, axes=(1,)), shape=(rows, n), axes=(0,))
