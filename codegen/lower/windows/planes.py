@@ -2,7 +2,8 @@
 
 A task is a plane: the channel of an example, for each of its output channels. Vectors of a line go down the image.
 The rows that the window covers stay in registers, a register for each of its positions, and each step reads only the rows
-that it did not have. Padding is what masked loads leave out, and rows that are not read.
+that it did not have. Padding is what masked loads leave out, and rows that are not read; so is what lies between the elements
+of a dilated x.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from graphc.codegen.expr import Expr, cast, const, index, select, var
+from graphc.codegen.expr import Expr, cast, const, equal, index, select, var
 from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Kernel, Let, Stmt, Vector
 from graphc.codegen.lower.affine import decided, logical_and, tidy
 from graphc.codegen.lower.contraction import Contraction, widened
@@ -36,7 +37,7 @@ def choose(
 ) -> PlaneSchedule | None:
     """The schedule, None where a convolution is none of single planes."""
     ranks = len(g.out) <= 2
-    plain = all(d == 1 for d in g.spread) and (len(g.out) < 2 or g.reach[0] == 1 or g.window[0] == 1)
+    plain = len(g.out) < 2 or g.reach[0] == 1 or g.window[0] == 1
     if g.channels > 1 or not ranks or not plain or g.positions > MOST_POSITIONS:
         return None
     width = max(1, vector_bits // dtype.bits)
@@ -58,6 +59,7 @@ class PlaneKernels(KernelBuilder):
         self.window, self.out = (*one, *g.window), (*one, *g.out)
         self.strides, self.reach = (*one, *g.strides), (*one, *g.reach)
         self.low, self.image = ((0,) if self.flat else ()) + g.low, (*one, *g.image)
+        self.spread = (*one, *g.spread)
 
     def build(self) -> tuple[tuple[Kernel, ...], tuple[Scratch, ...]]:
         """The kernel; there is no scratch memory."""
@@ -106,7 +108,7 @@ class PlaneKernels(KernelBuilder):
             column = (start + lane) * self.strides[1] + (k * self.reach[1] - self.low[1])
             mask = self.name("inside", BOOL)
             region.append(Let(mask, self._inside(1, column, k)))
-            columns.append((column, mask))
+            columns.append((column // self.spread[1] if self.spread[1] > 1 else column, mask))
         rows = [[self.name("x", self.dtype) for _ in range(across)] for _ in range(height)]
         region += [Declare(x, const(self.dtype, 0)) for row in rows for x in row]
         kept = max(0, height - self.strides[0])  # rows that the step before had read
@@ -144,6 +146,8 @@ class PlaneKernels(KernelBuilder):
         if self.c.root.attrs["batch_groups"] > 1:
             example = b * dim_expr(self.g.examples) + n
         valid = self._inside(0, row, j)
+        if self.spread[0] > 1:
+            row = row // self.spread[0]
         read: Body = []
         for register, (column, mask) in zip(registers, columns, strict=True):
             at = (example, channel, column) if self.flat else (example, channel, row, column)
@@ -163,6 +167,9 @@ class PlaneKernels(KernelBuilder):
         inside: Expr = const(BOOL, True)
         if first < 0:
             inside = logical_and(inside, decided(at >= 0))
-        if (steps - 1) * self.strides[d] + first >= self.image[d]:
-            inside = logical_and(inside, decided(at < self.image[d]))
+        covered = (self.image[d] - 1) * self.spread[d] + 1
+        if (steps - 1) * self.strides[d] + first >= covered:
+            inside = logical_and(inside, decided(at < covered))
+        if self.spread[d] > 1:
+            inside = logical_and(inside, equal(at % self.spread[d], 0))
         return inside
