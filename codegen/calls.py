@@ -40,9 +40,7 @@ def expanded(module: Module, grouping: Grouping, kind: object) -> Module:
 
     def launch(op: Operation, env: dict[Value, Value]) -> None:
         functions[op.attrs["function"].name] = op.attrs["function"]
-        made = Operation("call", [env[v] for v in op.operands], op.attrs, [Value(r.type) for r in op.results], b.loc)
-        b.append(made)
-        env.update(zip(op.results, made.results, strict=True))
+        b.copy(op, env)
 
     for op in module.entry.ops:
         b.loc = op.loc
@@ -127,7 +125,7 @@ def _named(module: Module, name: str) -> Module:
     env = {p: b.param(p.type) for p in entry.params}
     for op in entry.ops:
         group: Function = op.attrs["function"]
-        key = group.key()[2:]
+        key = group.structure()
         if key not in _groups:
             digest = hashlib.sha256(repr(key).encode()).hexdigest()[:8]
             _groups[key] = Function(f"{name}_{digest}", group.params, group.ops, group.results, group.param_names)

@@ -36,7 +36,6 @@ def _without_repetition(module: Module) -> Module:
         group: Function = op.attrs["function"]
         if len({o.name for o in group.ops}) < len(group.ops):  # else nothing is there twice
             group = cse(group)
-        made = b.emit_op(op.name, *[env[v] for v in op.operands], function=group)
-        env.update(zip(op.results, made.results, strict=True))
+        b.copy(op, env, group)
     entry = b.build([env[r] for r in module.entry.results])
     return Module([entry, *(op.attrs["function"] for op in entry.ops)])

@@ -69,8 +69,8 @@ def module_of(f: Function, groups: Sequence[Group], free: Free) -> Module:
         functions.append(body)
         locs = [op.loc for op in reversed(group.ops) if op.loc]
         entry.loc = locs[-1] if locs else None
-        call = entry.emit_op("call", *(env[v] for v in inputs), function=body)
-        env.update(zip(group.results, call.results, strict=True))
+        call = Operation("call", inputs, {"function": body, "noinline": False}, group.results)
+        entry.copy(call, env)
     return Module([entry.build([env[r] for r in f.results]), *functions])
 
 

@@ -33,8 +33,8 @@ def join(module: Module) -> Module:
         env[p] = b.param(p.type, name)
     for op in joiner.calls:
         b.loc = op.loc
-        made = b.emit_op(op.name, *(env[joiner.now(v)] for v in op.operands), **op.attrs)
-        env.update(zip(op.results, made.results, strict=True))
+        env.update({v: env[joiner.now(v)] for v in op.operands if v in joiner.results})
+        b.copy(op, env)
     functions = (op.attrs["function"] for op in joiner.calls)
     return Module([b.build([env[joiner.now(r)] for r in module.entry.results]), *functions])
 
@@ -161,7 +161,7 @@ class _Joiner:
                 if outer in used:
                     results.append((outer, env[inner]))
         function = cse(b.build([inner for _, inner in results]))
-        made = Operation("call", operands, {"function": function}, [Value(v.type) for v, _ in results], row.loc)
+        made = Operation("call", operands, {"function": function, "noinline": False}, [Value(v.type) for v, _ in results], row.loc)
         self.results.update(zip((v for v, _ in results), made.results, strict=True))
         return made
 

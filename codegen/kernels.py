@@ -127,6 +127,7 @@ def evaluate_size(text: str, sizes: Sizes) -> int:
 MOST_REMEMBERED = 8192
 _memory: dict[Any, CompiledGroup] = {}
 _canonical: dict[Any, Canonical] = {}
+_texts: dict[Any, Function] = {}
 _choices: dict[Any, str] = {}
 
 
@@ -178,12 +179,16 @@ def bind_groups(
 
 def _canonical_of(group: Function) -> Canonical:
     # Without the names: layers of one kind differ in nothing else.
-    key = group.key()[2:]
+    key = group.structure()
     found = _canonical.get(key)
     if found is None:
         if len(_canonical) >= MOST_REMEMBERED:
             _canonical.clear()
-        found = _canonical[key] = canonicalise(group)
+            _texts.clear()
+        made = canonicalise(group)
+        # One object for each text, so that equal keys are the same one.
+        function = _texts.setdefault(made.function.key(), made.function)
+        found = _canonical[key] = replace(made, function=function)
     return found
 
 

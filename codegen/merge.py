@@ -32,8 +32,8 @@ def merge(module: Module) -> Module:
 
     for op in merger.calls:
         b.loc = op.loc
-        made = b.emit_op(op.name, *(env[merger.now(v)] for v in op.operands), **op.attrs)
-        env.update(zip(op.results, made.results, strict=True))
+        env.update({v: env[merger.now(v)] for v in op.operands if v in merger.results})
+        b.copy(op, env)
     functions = (op.attrs["function"] for op in merger.calls)
     return Module([b.build([env[merger.now(r)] for r in module.entry.results]), *functions])
 
@@ -157,4 +157,4 @@ def _merged(first: Operation, second: Operation, now: Now) -> Operation:
             b.append(copy)
             env.update(zip(op.results, copy.results, strict=True))
         results += [env[r] for r in group.results]
-    return Operation("call", operands, {"function": b.build(results)}, [Value(r.type) for r in results], second.loc)
+    return Operation("call", operands, {"function": b.build(results), "noinline": False}, [Value(r.type) for r in results], second.loc)

@@ -92,6 +92,19 @@ class Value:
         return f"<value {self.type}>"
 
 
+class Key(tuple[Any, ...]):
+    """A deep key that is looked up often: it is hashed once."""
+
+    _hash: int
+
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            self._hash = super().__hash__()
+            return self._hash
+
+
 Attrs = Mapping[str, Any]
 
 
@@ -156,7 +169,7 @@ class Operation:
 class Function:
     """A named straight line of operations. `params` and `results` are values."""
 
-    __slots__ = ("_key", "name", "ops", "param_names", "params", "results")
+    __slots__ = ("_key", "_structure", "name", "ops", "param_names", "params", "results")
 
     def __init__(
         self,
@@ -173,6 +186,7 @@ class Function:
         names = tuple(param_names) if param_names is not None else ()
         self.param_names = names or tuple(f"p{i}" for i in range(len(self.params)))
         self._key: Any = None
+        self._structure: Any = None
 
     @property
     def param_types(self) -> tuple[TensorType, ...]:
@@ -194,14 +208,15 @@ class Function:
                 for r in op.results:
                     number[r] = len(number)
                 ops.append((op.name, operands, op.attrs.key(), tuple([r.type for r in op.results])))
-            self._key = (
-                self.name,
-                self.param_names,
-                self.param_types,
-                tuple(ops),
-                tuple(number[r] for r in self.results),
-            )
+            results = tuple([number[r] for r in self.results])
+            self._structure = Key((self.param_types, tuple(ops), results))
+            self._key = Key((self.name, self.param_names, self._structure))
         return self._key
+
+    def structure(self) -> Any:
+        """As `key`, without the names of the function and of its parameters."""
+        self.key()
+        return self._structure
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Function) and self.key() == other.key())
@@ -317,6 +332,16 @@ class Builder:
         """Append an existing operation object as it is (its operands must be in scope)."""
         self._ops.append(op)
         return op
+
+    def copy(self, op: Operation, env: dict[Value, Value], function: Function | None = None) -> None:
+        """Append `op` with the values of `env` for operands and results of its own, which join `env`; `b.loc` is its line.
+
+        function: what a call calls instead, of the same type.
+        """
+        attrs = op.attrs if function is None else Attributes({**op.attrs, "function": function})
+        made = Operation(op.name, [env[v] for v in op.operands], attrs, [Value(r.type) for r in op.results], self.loc)
+        self._ops.append(made)
+        env.update(zip(op.results, made.results, strict=True))
 
     def inline(self, function: Function, *args: Value) -> tuple[Value, ...]:
         """Copy the body of `function` applied to `args`; returns its results."""

@@ -136,7 +136,7 @@ class DimExpr:
         return int(self._hash)  # type: ignore[attr-defined]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, DimExpr) and self.terms == other.terms
+        return self is other or (isinstance(other, DimExpr) and self.terms == other.terms)
 
     def __add__(self, other: Dim) -> Dim:
         return _from_terms([*self.terms, *_terms(other)])
