@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # What a replaying function returns for a call that is not as recorded.
 MISS: Any = type("Miss", (), {"__slots__": (), "__repr__": lambda self: "MISS"})()
 # More inputs and outputs, or checks, than these are looped over.
-MOST_TENSORS, MOST_CHECKS = 64, 400
+MOST_TENSORS, MOST_CHECKS = 64, 1000
 
 Replay = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
