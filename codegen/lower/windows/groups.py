@@ -376,27 +376,19 @@ class GroupKernels(KernelBuilder):
             return singles(low, high)
         slope, place = across
 
-        def square(j0: Expr, half: int) -> Transpose:
+        def square(half: int) -> Transpose:
             source = normal(place + slope * half, levels)
             return Transpose(
                 target, normal(to + j * width + half, levels), index(width), e.data, source, slope, size
             )
 
-        def squares(low: Expr, high: Expr) -> Body:
-            parts = tuple(square(j, half) for half in range(0, width, size))
-            return [For(j, low, high, parts, index(size))]
-
+        # The last square reaches back over the one before.
+        step = self.name("step")
+        parts = tuple(square(half) for half in range(0, width, size))
+        squares = For(step, low, high, (Let(j, least_of(step, high - size)), *parts), index(size))
         if known is not None:
-            rest = low + known // size * size
-            tail = squares(high - size, high) if known % size else []
-            return [*squares(low, rest), *tail]
-        rest = self.name("rest")
-        some = If(high - low >= size, tuple(squares(high - size, high)), tuple(singles(low, high)))
-        return [
-            Let(rest, low + (high - low) // size * size),
-            *squares(low, rest),
-            If(rest < high, (some,)),
-        ]
+            return [squares]
+        return [If(high - low >= size, (squares,), tuple(singles(low, high)))]
 
     # The sums
 
