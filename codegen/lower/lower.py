@@ -47,7 +47,7 @@ def variant(
     if kind == "alone" and (op := attention.attention_of(group)) is not None:
         return attention.variant(op, hint)
     if kind == "alone" and not _scans(group):
-        return scatter.variant(group, hint)
+        return scatter.variant(group, hint, changing)
     return map_variant(group, hint, stream) if kind == "map" else kind
 
 

@@ -19,7 +19,7 @@ from graphc.codegen.lower.scatter_columns import WIDTH, lower_columns
 from graphc.codegen.lower.scatter_rows import Segments, lower_rows, lower_segments
 from graphc.codegen.lower.scattering import Scattering
 from graphc.ir.function import Function
-from graphc.ir.types import substitute
+from graphc.ir.types import dim_symbols, substitute
 
 FEW_UPDATES = 1024  # which every owner of rows may look at
 WORTH_SORTING = 4096  # updates that pay for the kernels that sort them
@@ -31,15 +31,22 @@ STRIP = 8  # vectors of a long row that one item has
 BUCKET = 1 << 17  # bytes of rows that an item of the sorted form works on
 PIECE = 256  # columns of a long row that one item applies: a row that most updates name is shared
 LEAST_BUCKETS, MOST_BUCKETS = 32, 1024
-LEAST_CHUNK, CHUNKS = 2048, 64
+CHUNK = 2048
 
 
-def variant(group: Function, hint: Mapping[str, int]) -> str:
-    """How a scattering group is done for extents like `hint`: "columns", "rows .." or "segments ..", with their numbers."""
+def variant(group: Function, hint: Mapping[str, int], changing: frozenset[str] = frozenset()) -> str:
+    """How a scattering group is done for extents like `hint`: "columns ..", "rows .." or "segments ..", with their numbers.
+
+    Buckets are made for a number of rows, which kernels by segments hold literal. changing: extents that they must not.
+    """
     s = Scattering(group)
     sizes = [substitute(d, hint) for d in (s.total, s.lines, s.rows, s.inner)]
     total, lines, rows, inner = (d if isinstance(d, int) else 0 for d in sizes)
-    return choose(s, total, lines, rows, inner, os.cpu_count() or 1)
+    choice = choose(s, total, lines, rows, inner, os.cpu_count() or 1)
+    named = sorted(dim_symbols(s.rows))
+    if not choice.startswith("segments") or not named:
+        return choice
+    return "columns 1" if changing & set(named) else f"{choice} literal={tuple((n, hint[n]) for n in named)}"
 
 
 def choose(s: Scattering, total: int, lines: int, rows: int, inner: int, threads: int) -> str:
@@ -51,7 +58,7 @@ def choose(s: Scattering, total: int, lines: int, rows: int, inner: int, threads
     if total <= FEW_UPDATES:
         return f"rows {width}" if held > NEAR and inner > 1 else "columns 1"
     if lines < max(2, threads) and _pays(total, inner, held, threads):
-        return str(_segments(s, total, rows, inner, width))
+        return str(_segments(s, rows, inner, width))
     return f"columns {STRIP if inner >= LONG else 1}"
 
 
@@ -66,16 +73,15 @@ def _pays(total: int, inner: int, held: int, threads: int) -> bool:
     return threads >= (2 if inner >= 16 else SEVERAL)
 
 
-def _segments(s: Scattering, total: int, rows: int, inner: int, width: int) -> Segments:
+def _segments(s: Scattering, rows: int, inner: int, width: int) -> Segments:
     size = max(1, min(BUCKET // (inner * s.wide.itemsize), rows // LEAST_BUCKETS))
     size = max(size, -(-rows // MOST_BUCKETS))
-    chunk = max(LEAST_CHUNK, -(-total // CHUNKS))
-    return Segments((size - 1).bit_length(), 1 << (chunk - 1).bit_length(), PIECE if inner >= LONG else 0, width)
+    return Segments((size - 1).bit_length(), CHUNK, PIECE if inner >= LONG else 0, width)
 
 
 def lower_scatter(group: Function, choice: str) -> Lowered:
     """The kernels of a group with one scattering operation, whose result is the group's only one."""
-    form, *numbers = choice.split()
+    form, *numbers = choice.partition(" literal=")[0].split()
     if form == "rows":
         return lower_rows(Scattering(group), int(numbers[0]))
     if form == "segments":

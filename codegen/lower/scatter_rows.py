@@ -19,6 +19,7 @@ from graphc.codegen.lower.scattering import Scattering, lanes
 from graphc.ir.types import I32, I64, Dim
 
 COUNTED = 16  # lanes over buckets
+CHUNKS = 64  # at most
 
 
 def lower_rows(s: Scattering, width: int) -> Lowered:
@@ -54,7 +55,7 @@ def lower_rows(s: Scattering, width: int) -> Lowered:
 
 @dataclass(frozen=True)
 class Segments:
-    """How updates are sorted. shift: a bucket has 1 << shift rows; chunk: updates that are sorted together;
+    """How updates are sorted. shift: a bucket has 1 << shift rows; chunk: updates that are sorted together, at least;
     piece: columns of an item that has part of its bucket's rows, or 0; width: lanes over columns."""
 
     shift: int
@@ -81,14 +82,16 @@ class _Sorted:
         self.total = dim_expr(s.total)
         size = 1 << by.shift
         buckets: Dim = (s.rows + (size - 1)) // size
-        chunks: Dim = (s.total + (by.chunk - 1)) // by.chunk
-        self.buckets, self.chunks = dim_expr(buckets), dim_expr(chunks)
+        self.buckets = dim_expr(buckets)
+        # Never many chunks, whatever the number of updates.
+        self.chunk = by.chunk * ceil_div(self.total + 1, by.chunk * CHUNKS)
+        self.chunks = (self.total + self.chunk - 1) // self.chunk
         self.single = s.inner == 1 and s.outer == 1
         self.counts, self.starts = Buffer("counts", I64, "scratch"), Buffer("starts", I64, "scratch")
         self.rows = Buffer("rows", I32, "scratch")
         self.moved = Buffer("moved", s.updates.type.dtype if self.single else I64, "scratch")
         self.scratch = (
-            Scratch(self.counts, I64, buckets * chunks),
+            Scratch(self.counts, I64, buckets * CHUNKS),
             Scratch(self.starts, I64, buckets + 1),
             Scratch(self.rows, I32, s.total),
             Scratch(self.moved, self.moved.dtype, s.total),
@@ -98,8 +101,8 @@ class _Sorted:
         return self.s.lowered([self.count(), self.place(), self.move(), self.apply()], self.scratch)
 
     def walk(self, chunk: Expr, u: Expr, body: list[Stmt]) -> For:
-        stop = minimum((chunk + 1) * self.by.chunk, self.total)
-        return For(u, chunk * self.by.chunk, stop, tuple(body), index(1))
+        stop = minimum((chunk + 1) * self.chunk, self.total)
+        return For(u, chunk * self.chunk, stop, tuple(body), index(1))
 
     def count(self) -> Kernel:
         s, names = self.s, self.s.names

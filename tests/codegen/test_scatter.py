@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from graphc.codegen import kernels
+from graphc.codegen.canonical import canonicalise
 from graphc.codegen.lower import scatter, scattering
 from graphc.codegen.program import compile_function
 from graphc.ir.function import Builder
@@ -130,3 +131,16 @@ def test_many_updates(count: int, rows: int, columns: int) -> None:
     check("scatter_add", (rows, columns), (count,), 0, F32, 5)
     with forced("segments 3 1024 0 8"):
         check("scatter_add", (rows, columns), (count,), 0, F32, 6)
+
+
+def test_segments_hold_the_number_of_rows() -> None:
+    """Else few rows' buckets of one row would be borrowed for many rows. Where rows change, columns serve any number."""
+    b = Builder("f")
+    x, where, u = b.param(TensorType(F32, (4096, 8))), b.param(TensorType(I64, (1 << 16,))), b.param(TensorType(F32, (1 << 16, 8)))
+    group = canonicalise(b.build([b.emit("scatter_add", x, where, u, axis=0)]))
+    hint = dict(group.extents)
+    (rows,) = [name for name, n in hint.items() if n == 4096]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.cpu_count", lambda: 8)
+        assert scatter.variant(group.function, hint) == f"segments 7 2048 0 8 literal=(('{rows}', 4096),)"
+        assert scatter.variant(group.function, hint, frozenset((rows,))) == "columns 1"
