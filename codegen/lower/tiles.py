@@ -221,6 +221,9 @@ def _cost(
         if lane_mode != "turned" and per_vector // 2 < lanes <= per_vector:
             # A load for every multiply-add, and one for its place.
             cost += tiles * s.depth * 0.4 * max(0, rows - POINTERS)
+        else:
+            # Many rows are as many streams, and as many pages.
+            cost += tiles * s.depth * 0.1 * max(0, rows - 8)
         # Lanes turned in registers take whole lines of each row at a time.
         few = rows == 1 or lane_mode == "turned"
         cost += tiles * s.depth * rows * (0.01 if few else _clash(s.depth * itemsize, rows))
@@ -258,11 +261,11 @@ def _tile_cost(
     if lane_mode == "streamed":
         step = max(multiply_adds, 2.2 * vectors) + 0.3 * multiply_adds + 0.4
         return s.depth * step + finish * (1 + s.depth / 256)
-    step = max(multiply_adds, lane_loads, 0.55 * (rows + vectors), 4.0) + 0.06 * (lane_loads + 0.5 * rows)
+    step = max(multiply_adds, lane_loads, 0.55 * (rows + vectors), 4.0) + 0.06 * (lane_loads + rows)
     if lane_mode == "direct":
         # Rows of the operand lie far apart: pages and cache sets are used badly, worst at powers of two.
         far = n * itemsize if s.depth >= 64 and strips > 1 else 0
-        apart = 0.1 if far < 2048 else 0.3 if far % 4096 == 0 else 0.08 if s.depth <= 512 else 0.25
+        apart = 0.03 if far < 2048 else 0.3 if far % 4096 == 0 else 0.08 if s.depth <= 512 else 0.25
         step += vectors * (apart if lanes_of.direct else 4.0)
         step += max(0.0, _cold_step(reach, n * itemsize, rows, vectors) - step) / strips
     return s.depth * step + finish
