@@ -81,8 +81,8 @@ class Snapshot:
         self._registries: set[int] = set()
         # Classes that were looked at: what they say of their objects, and how they make one.
         self._said: set[tuple[int, bool]] = set()
-        # Modules that were reached as values, with those names of theirs that were looked at, and all names in code.
-        self._modules: list[tuple[types.ModuleType, set[str]]] = []
+        # Modules and functions that were reached as values, with those of their names that were looked at, and all names in code.
+        self._spaces: list[tuple[dict[str, Any], set[str]]] = []
         self._names: set[str] = set()
         self._roots = list(roots)
         self._checks: list[Check] | None = None
@@ -91,7 +91,7 @@ class Snapshot:
         while pending and len(self._seen) < MANY:
             pending += self._visit(pending.pop())
             if not pending:
-                pending += self._of_modules()
+                pending += self._of_spaces()
         self.complete = self.complete and not pending
         self.used = uses.states(self._used)
 
@@ -119,6 +119,10 @@ class Snapshot:
         if kind in _EXACT or id(x) in self._seen:
             return []
         self._seen[id(x)] = x
+        if kind is dict:
+            return self._container(x, list(x), True)
+        if kind is list or kind is tuple:
+            return self._items(x)
         if isinstance(x, Tensor):
             hooks = None if x._meta is None else x._meta.hooks
             if hooks:
@@ -129,7 +133,7 @@ class Snapshot:
             return self._function(x)
         if isinstance(x, types.ModuleType):
             if not is_library(x):
-                self._modules.append((x, set()))
+                self._spaces.append((vars(x), set()))
             return []
         if isinstance(x, type):
             return [v for k in x.__mro__ for v in self._class(k, True)]
@@ -195,7 +199,10 @@ class Snapshot:
 
     def _class(self, x: type, makes: bool) -> list[Any]:
         """What a class says. makes: whether the function may make objects of it."""
+        if (id(x), makes) in self._said:
+            return []
         if x.__module__ == "builtins" or is_library(sys.modules.get(x.__module__)):
+            self._said.add((id(x), makes))
             return []
         body, reached = self._view(Body, x), []
         for making in (False, True)[: 1 + makes]:
@@ -221,7 +228,7 @@ class Snapshot:
         names = [n for n in names if getattr(f, n)]
         reached = self._container(self._view(Attributes, f), names, False)
         if vars(f):
-            reached.append(vars(f))
+            self._spaces.append((vars(f), set()))
         named, inner = globals_of(code), names_of(code)
         self._names.update(inner)
         for cell in f.__closure__ or ():
@@ -265,13 +272,13 @@ class Snapshot:
             return [os.environ] if module is os and not {"environ", "getenv"}.isdisjoint(names) else []
         return self._named(space, [*names, "__getattr__"], names, seen)
 
-    def _of_modules(self) -> list[Any]:
-        """What code may find in modules that were reached as values."""
+    def _of_spaces(self) -> list[Any]:
+        """What code may find in modules and functions that were reached as values."""
         reached = []
-        for module, looked in self._modules:
-            names = sorted((self._names & vars(module).keys()) - looked)
+        for space, looked in self._spaces:
+            names = sorted((self._names & space.keys()) - looked)
             looked.update(names)
-            reached += self._container(vars(module), names, False)
+            reached += self._container(space, names, False)
         return reached
 
     def _container(self, c: Any, keys: Iterable[Any], whole: bool) -> list[Any]:

@@ -142,8 +142,9 @@ def names_of(code: types.CodeType) -> tuple[str, ...]:
 
 
 def _quoted(code: types.CodeType) -> list[str]:
-    """The names in the strings of code."""
-    return [n for c in code.co_consts if c.__class__ is str for n in re.findall(r"[^\W\d]\w*", c[:1000])]
+    """The names in the strings of code, without its docstring."""
+    strings = [c for i, c in enumerate(code.co_consts) if c.__class__ is str and (i or " " not in c)]
+    return [n for c in strings for n in re.findall(r"[^\W\d]\w*", c[:1000])]
 
 
 @functools.lru_cache(4096)
