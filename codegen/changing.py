@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from graphc.codegen.donation import accepted
+from graphc.codegen.forks import free_in_child
 from graphc.codegen.general import Form, General, form, generalise
 from graphc.codegen.plan import Plan, make_plan
 from graphc.codegen.report import stage
@@ -53,7 +54,7 @@ class Found:
 
 
 _families: dict[Any, Family] = {}
-_lock = threading.Lock()
+_lock = free_in_child(threading.Lock())
 
 
 def find(f: Function, donate: Donate) -> Found | None:
