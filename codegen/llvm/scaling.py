@@ -18,7 +18,7 @@ LEAST_LANES = 16
 
 
 def scaling(e: Expr) -> tuple[Expr, Expr] | None:
-    """(value, n) if `e` is value * 2**n, n a float that is an integer within what is clamped; else None."""
+    """(value, n) if `e` is value * 2**n, n a float that is an integer and was clamped; else None."""
     if e.op != "mul" or e.dtype not in _FORMATS or e.args[1].op != "bitcast" or e.args[0].op != "mul":
         return None
     inner, second = e.args[0], e.args[1].args[0]
@@ -39,13 +39,15 @@ def scaling(e: Expr) -> tuple[Expr, Expr] | None:
 
 
 def _bounded(shifted: Expr, magic: float) -> bool:
-    """Whether it is a clamped value, or that by log2(e), with `magic` added."""
+    """Whether it is a clamped value, or that by log2(e), with `magic` added. Values that have no bound above are known not to be
+    positive (lower/rows.py, math/power.py)."""
     if shifted.op not in ("fma", "add") or shifted.args[-1] is not const(shifted.dtype, magic):
         return False
-    low = shifted.args[0]
-    if low.op != "select" or low.args[1].op != "const" or low.args[2].op != "select":
+    value = shifted.args[0]
+    if value.op != "select":
         return False
-    return low.args[2].args[1].op == "const"
+    cond, low, x = value.args
+    return cond.op == "lt" and cond.args[0] is x and cond.args[1] is low and low.op == "const"
 
 
 def scale(w: Writer, e: Expr, args: list[Value]) -> Value:

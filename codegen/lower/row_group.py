@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from graphc.codegen.elementwise import reduction
 from graphc.codegen.expr import Expr, cast, const, equal, index, load, not_equal, select
@@ -75,6 +75,7 @@ class RowGroup:
     shape: Shape  # the reduced operand's shape
     axes: tuple[int, ...]
     kept: tuple[Expr, ...] = ()  # coordinates of the current item, one a kept dimension
+    maxima: dict[Expr, Operation] = field(default_factory=dict)  # the name of each greatest element, once it is known
 
     def __post_init__(self) -> None:
         self.kept_dims = tuple(i for i in range(len(self.shape)) if i not in self.axes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphc.codegen.elementwise import reduction
-from graphc.codegen.expr import Expr, equal, index, load, make, select, var
+from graphc.codegen.expr import Expr, children_first, equal, index, load, make, select, var
 from graphc.codegen.loops import Assign, Buffer, Declare, For, If, Let, Stmt, Vector
 from graphc.codegen.lower.index import dim_expr
 from graphc.codegen.lower.nest import (
@@ -13,6 +13,7 @@ from graphc.codegen.lower.nest import (
     split_coords,
     take_reports,
 )
+from graphc.codegen.lower.rewrite import rewritten
 from graphc.codegen.lower.row_group import (
     CHUNK,
     EXPENSIVE,
@@ -73,7 +74,7 @@ def _full_stores(row: RowGroup, full: list[tuple[Value, Buffer]], added: Sequenc
     from graphc.codegen.lower.nest import sweep
 
     def body(i: Expr, lane: Expr) -> Sequence[Stmt]:
-        return within_segments(stores_at(row, full, i, added), lane, WIDTH)
+        return within_segments(without_bounds(row, stores_at(row, full, i, added), i), lane, WIDTH)
 
     return sweep(index(0), row.length, WIDTH, row.names, body)
 
@@ -105,7 +106,7 @@ def _row_level(
         for r, op in zip(registers, plain, strict=True):
             stmts.append(Assign(r, combine(op, r, row.element(op, i))))
         stores = stores_at(row, [*ready, *keep], i, added)
-        return (*take_reports(row.pull), *stmts, *stores)
+        return without_bounds(row, (*take_reports(row.pull), *stmts, *stores), i)
 
     if plain or ready or keep or added:
         i, main = names.fresh("i"), names.fresh("m")
@@ -121,9 +122,43 @@ def _row_level(
         out.append(For(chunk, index(0), row.length, body, index(CHUNK)))
     for t, op in zip(totals, plain, strict=True):
         row.bind(op, finish(op, t, row.length))
+        if op.name == "max" and t.dtype is op.operands[0].type.dtype:
+            row.maxima[t] = op
     for op in positional:
         out += _row_position(row, op)
     return out
+
+
+def without_bounds(row: RowGroup, body: Sequence[Stmt], i: Expr) -> tuple[Stmt, ...]:
+    """`body`, the statements at reduced position `i`, without upper bounds for what is negative anyway: elements less the greatest one
+    of their row, of which a softmax takes exponentials."""
+    if not row.maxima:
+        return tuple(body)
+    greatest = {total: row.element(op, i) for total, op in row.maxima.items()}
+    take_reports(row.pull)  # which the sweep that found the greatest has seen
+    done: dict[Expr, Expr] = {}
+
+    def rewrite(e: Expr) -> Expr:
+        for node in children_first((e,)):
+            if node in done:
+                continue
+            x = _bounded(node) if node.op == "select" else None
+            if x is not None and x.op == "sub" and greatest.get(x.args[1]) is x.args[0]:
+                done[node] = done[x]
+                continue
+            args = tuple(done[a] for a in node.args)
+            done[node] = node if args == node.args else make(node.op, node.dtype, args, node.data)
+        return done[e]
+
+    return rewritten(body, rewrite)
+
+
+def _bounded(e: Expr) -> Expr | None:
+    """x, if `e` is x or a positive number that is less; else None."""
+    cond, bound, x = e.args
+    if cond.op != "gt" or cond.args[0] is not x or cond.args[1] is not bound or bound.op != "const" or not x.dtype.is_float:
+        return None
+    return x if 0 < bound.data < 1 << x.dtype.bits - 1 else None
 
 
 def _row_position(row: RowGroup, op: Operation) -> list[Stmt]:
