@@ -168,6 +168,8 @@ class Canonical:
 
 # Attributes that hold dimensions and follow the shapes.
 _DIM_ATTRS = ("shape", "input_shape", "start", "limit", "size")
+# Attributes that change them.
+_STEPS = ("low", "high", "padding")
 
 
 def symbolise(group: Function) -> Canonical:
@@ -282,6 +284,16 @@ def _symbolise(group: Function, literal: set[Dim], structural: bool = False) -> 
             return False
         return key == "start" or d != op.operands[0].type.shape[i]
 
+    def followed(step: Any) -> Any:
+        """What an operation adds to a dimension, if that depends on symbols."""
+        if isinstance(step, tuple):
+            return tuple(map(followed, step))
+        if not isinstance(step, DimExpr):
+            return step
+        if not structural:
+            raise IRTypeError("a step that depends on symbols")
+        return substitute(step, {s: extent(symbol(s)) for s in sorted(step.symbols())})
+
     b = Builder("kernel")
     env: dict[Value, Value] = {}
     stands_for: dict[Dim, Dim] = {}
@@ -298,6 +310,9 @@ def _symbolise(group: Function, literal: set[Dim], structural: bool = False) -> 
                     if isinstance(attrs[key], tuple)
                     else extent(attrs[key])
                 )
+        for key in _STEPS:
+            if key in attrs:
+                attrs[key] = followed(attrs[key])
         emitted = b.emit_op(op.name, *(env[v] for v in op.operands), **attrs)
         for old, new in zip(op.results, emitted.results, strict=True):
             if new.type.rank != old.type.rank:

@@ -53,6 +53,8 @@ class Found:
     operations: int
 
 
+# A kernel or a pass may need a size that is left open here: the function is then planned as it is.
+_REFUSED = (AssertionError, TypeError, ValueError, NameError, KeyError)
 _families: dict[Any, Family] = {}
 _lock = free_in_child(threading.Lock())
 
@@ -69,9 +71,13 @@ def find(f: Function, donate: Donate) -> Found | None:
     if planned is None:
         return None
     general = planned.general
-    with stage("plan"):
-        donated = accepted(planned.module, donate) if donate else frozenset()
-        plan = make_plan(planned.module, donated=donated, hurry=True, sizes=sizes)
+    try:
+        with stage("plan"):
+            donated = accepted(planned.module, donate) if donate else frozenset()
+            plan = make_plan(planned.module, donated=donated, hurry=True, sizes=sizes)
+    except _REFUSED:
+        family.planned.remove(planned)
+        return None
     opened = general.function.params[len(f.params) :]
     numbers = [
         np.frombuffer(mine.numbers[i], p.type.dtype.numpy)
@@ -99,7 +105,10 @@ def _planned(f: Function, mine: Form, family: Family) -> tuple[Planned | None, d
         return None, {}
     from graphc.codegen.program import front
 
-    optimised, module, arrays = front(general.function)
+    try:
+        optimised, module, arrays = front(general.function)
+    except _REFUSED:
+        return None, {}
     made = Planned(general, len(optimised.ops), module, tuple(np.ascontiguousarray(a) for a in arrays))
     family.planned.append(made)
     return made, sizes

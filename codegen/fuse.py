@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 
 from graphc.codegen.groups import Group, module_of, own_results, without
+from graphc.codegen.likely import likely
 from graphc.codegen.positions import (
     Positions,
     Tokens,
@@ -59,7 +60,8 @@ _MOST_PIECES = 8
 
 
 def _at_most(d: Dim, limit: int, otherwise: bool) -> bool:
-    return d <= limit if isinstance(d, int) else otherwise
+    size = likely(d)
+    return size <= limit if size is not None else otherwise
 
 
 # Larger groups take long to compile, and long chains then repeat one kernel instead.

@@ -9,12 +9,14 @@ become parameters.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graphc.codegen.likely import name_of
 from graphc.ir.function import Builder, Function, Value
-from graphc.ir.types import Dim, TensorType, substitute, symbol
+from graphc.ir.types import Dim, DimExpr, TensorType, substitute, symbol
 
 # Attributes that hold sizes.
 OPEN = frozenset(("shape", "input_shape", "start", "limit", "size", "padding", "low", "high"))
@@ -81,14 +83,15 @@ class General:
     """A function for several sizes.
 
     function: with symbols; its last parameters are numbers, those at `numbers` in a form. expected: what a form has for sizes.
-    given: the value of each symbol for the function that came last. fixed: the numbers that are not parameters.
+    symbols: sizes that are a multiple of one symbol, with its name and how many times it. fixed: for each number of a form what it is, or the place of
+    that which it is the same as.
     """
 
     function: Function
     expected: tuple[Dim, ...]
     numbers: tuple[int, ...]
-    fixed: tuple[bytes | None, ...]
-    given: Mapping[str, int]
+    fixed: tuple[bytes | int, ...]
+    symbols: Mapping[DimExpr, tuple[str, int]]
 
     def sizes_of(self, form: Form) -> dict[str, int] | None:
         """The values of the symbols for a function of the same structure; None where it is none of this kind."""
@@ -97,27 +100,23 @@ class General:
         found: dict[str, int] = {}
         known: dict[Dim, int] = {}
         for d, n in zip(self.expected, form.sizes, strict=True):
-            if isinstance(d, int):
-                if d != n:
+            if isinstance(d, DimExpr):
+                value = known.get(d)
+                if value is None:
+                    name, step = self.symbols.get(d, ("", 1))
+                    if name and n % step == 0:
+                        found.setdefault(name, n // step)
+                    computed = substitute(d, found)
+                    if isinstance(computed, DimExpr):
+                        return None
+                    value = known[d] = computed
+                if value != n:
                     return None
-                continue
-            value = known.get(d)
-            if value is None:
-                if (
-                    len(d.terms) == 1
-                    and d.terms[0][1] == 1
-                    and len(d.terms[0][0]) == 1
-                    and isinstance(d.terms[0][0][0], str)
-                ):
-                    found.setdefault(d.terms[0][0][0], n)
-                computed = substitute(d, found)
-                if not isinstance(computed, int):
-                    return None
-                value = known[d] = computed
-            if value != n:
+            elif d != n:
                 return None
-        if any(a is not None and a != b for a, b in zip(self.fixed, form.numbers, strict=True)):
-            return None
+        for i, number in enumerate(self.fixed):
+            if form.numbers[i] != (number if isinstance(number, bytes) else form.numbers[number]):
+                return None
         return found
 
 
@@ -128,19 +127,21 @@ def generalise(f: Function, forms: Sequence[Form]) -> General | None:
     """
     if any(each.empty for each in forms):
         return None
-    for related in (False, True):
+    for related, whole in ((False, False), (True, False), (False, True)):
         try:
-            return _Writer(f, forms, related).general()
+            return _Writer(f, forms, related, whole).general()
         except (ValueError, TypeError):
             continue
     return None
 
 
 class _Writer:
-    """related: the sizes of parameters may follow from those of parameters before."""
+    """related: the sizes of parameters may follow from those of parameters before. whole: what all the sizes at a place are
+    multiples of is known, as that a side is even, which halves it without a remainder."""
 
-    def __init__(self, f: Function, forms: Sequence[Form], related: bool) -> None:
-        self.f, self.related = f, related
+    def __init__(self, f: Function, forms: Sequence[Form], related: bool, whole: bool) -> None:
+        self.f, self.related, self.whole = f, related, whole
+        self.symbols: dict[DimExpr, tuple[str, int]] = {}
         self.columns: Iterable[Column] = iter(zip(*(each.sizes for each in forms), strict=True))
         self.numbers = list(zip(*(each.numbers for each in forms), strict=True))
         self.expected: list[Dim] = []
@@ -154,16 +155,22 @@ class _Writer:
         for p, name in zip(f.params, f.param_names, strict=True):
             env[p] = b.param(p.type.with_shape([self._next(new=True) for _ in p.type.shape]), name)
         opened: list[int] = []
-        fixed: list[bytes | None] = []
+        parameters: dict[Any, tuple[Value, int]] = {}
+        fixed: list[bytes | int] = []
         for op in f.ops:
             b.loc = op.loc
             if op.name == "constant" and op.attrs["value"].array.ndim == 0:
                 values = self.numbers[len(fixed)]
-                same = len(set(values)) == 1
-                fixed.append(values[0] if same else None)
-                if not same:
-                    opened.append(len(fixed) - 1)
-                    env[op.result] = b.param(TensorType(op.result.type.dtype), f"number{len(opened)}")
+                if len(set(values)) == 1:
+                    fixed.append(values[0])
+                else:
+                    # One parameter for what is one number in each of the functions.
+                    number = (values, op.result.type.dtype)
+                    if number not in parameters:
+                        parameters[number] = b.param(op.result.type, f"number{len(opened)}"), len(fixed)
+                        opened.append(len(fixed))
+                    env[op.result], first = parameters[number]
+                    fixed.append(first)
                     continue
             attrs = {k: self._opened(v) if k in OPEN else v for k, v in op.attrs.items()}
             made = b.emit_op(op.name, *[env[v] for v in op.operands], **attrs)
@@ -171,7 +178,7 @@ class _Writer:
                 self._meet(old.type, new.type)
                 env[old] = new
         function = b.build([env[r] for r in f.results])
-        return General(function, tuple(self.expected), tuple(opened), tuple(fixed), self.values[-1])
+        return General(function, tuple(self.expected), tuple(opened), tuple(fixed), self.symbols)
 
     def _meet(self, old: TensorType, new: TensorType) -> None:
         """What the type of a result is for all the forms."""
@@ -194,9 +201,13 @@ class _Writer:
         if d is None and (self.related or not new):
             d = self._derived(column)
         if d is None and new:
-            d = symbol(f"n{len(self.values[0])}")
+            step = math.gcd(*column) if self.whole else 1
+            name = name_of(len(self.values[0]), column[0] // step)
+            d = symbol(name) * step
+            assert isinstance(d, DimExpr)
+            self.symbols[d] = name, step
             for values, n in zip(self.values, column, strict=True):
-                values[str(d)] = n
+                values[name] = n // step
         if d is None:
             raise ValueError("a size of unknown origin")
         if not isinstance(d, int):
@@ -212,6 +223,10 @@ class _Writer:
                 return d + steps.pop()
             if (times := _times(column, other)) is not None:
                 return d * times
+            # What is left of something.
+            wholes = {n + m for n, m in zip(column, other, strict=True)}
+            if len(wholes) == 1:
+                return wholes.pop() - d
         pairs = itertools.combinations_with_replacement(self.known.items(), 2)
         for (a, d), (b, e) in pairs:
             if (times := _times(column, tuple([n * m for n, m in zip(a, b, strict=True)]))) is not None:

@@ -7,6 +7,7 @@ summed into that of a bias. One kernel does both while a row lies in the cache (
 from __future__ import annotations
 
 from graphc.codegen.fuse import ALONE, CONTRACT, MOST_OPERATIONS, REDUCE
+from graphc.codegen.likely import likely
 from graphc.codegen.lower.row_group import LANES, domain_of, identity_of, is_columns, single_pass
 from graphc.codegen.merge import MOST_RESULTS
 from graphc.codegen.positions import Tokens, squeezed, step, tokens_of, units_out
@@ -177,13 +178,13 @@ def _complete(row: Operation, column: Operation) -> bool:
 
 
 def _reduced(op: Operation) -> Shape | None:
-    """The domain of a group that only reduces, of literal dimensions."""
+    """The domain of a group that only reduces, of dimensions that are about known."""
     group = op.attrs["function"]
     names = {o.name for o in group.ops}
     if not names & REDUCE or names & (CONTRACT | ALONE):
         return None
     shape = domain_of(group)[0]
-    return shape if all(isinstance(d, int) for d in shape) else None
+    return shape if all(likely(d) is not None for d in shape) else None
 
 
 def _is_row(op: Operation) -> bool:
@@ -204,7 +205,7 @@ def _is_column(op: Operation) -> bool:
     reductions = [o for o in group.ops if o.name in REDUCE]
     if any(o.name in ("argmax", "argmin") for o in reductions):
         return False
-    rows, columns = size_of(shape[: len(axes)]), size_of(shape[len(axes) :])
-    assert isinstance(rows, int) and isinstance(columns, int)
+    rows, columns = likely(size_of(shape[: len(axes)])), likely(size_of(shape[len(axes) :]))
+    assert rows is not None and columns is not None
     held = columns * sum(identity_of(o)[1].itemsize for o in reductions)
     return rows >= LEAST_ROWS and columns >= LEAST_COLUMNS and held <= ACCUMULATORS

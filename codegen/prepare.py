@@ -14,7 +14,7 @@ import numpy as np
 from graphc.codegen.constants import last_laid_out
 from graphc.ir.function import Builder, Function, Operation, Value
 from graphc.ir.registry import Array
-from graphc.ir.types import BF16, F16, F32
+from graphc.ir.types import BF16, F16, F32, size_of
 
 MOST_JOINED = 64
 REDUCTIONS = ("sum", "prod", "max", "min", "any", "all")
@@ -38,10 +38,30 @@ def _join(b: Builder, pieces: Sequence[Value], axis: int) -> Value:
     return pieces[0]
 
 
-def prepare(f: Function) -> tuple[Function, tuple[Array, ...]]:
-    """The prepared function, whose last parameters are the returned constant arrays."""
+def _counts(f: Function) -> set[float]:
+    """How many elements a sum over the first dimension and others adds up, and what statistics make of that number. Other batches
+    have others."""
+    found: set[float] = set()
+    for op in f.ops:
+        if op.name == "sum" and op.attrs["axes"][:1] == (0,):
+            count = size_of(op.operands[0].type.shape[a] for a in op.attrs["axes"])
+            if isinstance(count, int) and count > 2:
+                found |= {count, count - 1, *(float(t(n)) for t in (np.float32, np.float64) for n in (1 / count, count / (count - 1)))}
+    return found
+
+
+def prepare(f: Function, counts: bool = False) -> tuple[Function, tuple[Array, ...]]:
+    """The prepared function, whose last parameters are the returned constant arrays.
+
+    counts: floating-point numbers that are the size of a batch, such as the divisor of a mean, are parameters too, so that
+    kernels do not depend on them.
+    """
+    sizes = _counts(f) if counts else set()
     held: list[tuple[Value, Operation]] = [
-        (op.result, op) for op in f.ops if op.name == "constant" and op.attrs["value"].array.size != 1
+        (op.result, op)
+        for op in f.ops
+        if op.name == "constant"
+        and ((array := op.attrs["value"].array).size != 1 or (sizes and op.result.type.dtype.is_float and float(array) in sizes))
     ]
     split = any(op.name in REDUCTIONS and len(axis_groups(op.attrs["axes"])) > 1 for op in f.ops)
     split = split or any(op.name == "concat" and len(op.operands) > MOST_JOINED for op in f.ops)

@@ -283,7 +283,7 @@ def front(f: Function, optimise: bool = True, fused: bool = True) -> tuple[Funct
 
     optimised = run_pipeline(f, DEFAULT if optimise else ("inline",), stage=stage)
     with stage("prepare"):
-        prepared, constants = prepare(optimised)
+        prepared, constants = prepare(optimised, counts=True)
     with stage("fuse"):
         module = grouped(prepared) if fused else separate(prepared)
     return optimised, module, constants
@@ -327,7 +327,7 @@ def _planned(
 ) -> Program:
     """A program that is not on disk, where it goes under `key` unless it is borrowed."""
     from graphc.codegen import changing, stored
-    from graphc.ir.passes.inline import inline
+    from graphc.ir.passes import run_pipeline
 
     def own() -> Program:
         made = compile_function(f, donate, optimise, fused, grain, keep=bool(key))
@@ -336,8 +336,7 @@ def _planned(
     report = current()
     assert report is not None
     if hurry:
-        with stage("inline"):
-            flat = inline(f)
+        flat = run_pipeline(f, ("inline", "fold"), stage=stage)
         found = changing.find(flat, donate)
         if found is not None:
             report.optimised += found.operations

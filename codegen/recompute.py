@@ -8,9 +8,10 @@ them: the gradient of layer norm reads x again rather than x - mean and its quot
 from __future__ import annotations
 
 from graphc.codegen.fuse import ALONE, CONTRACT, FREE
+from graphc.codegen.likely import likely
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.registry import lookup
-from graphc.ir.types import DimExpr, Shape, size_of
+from graphc.ir.types import Shape, size_of
 
 # What an element may cost, in units of a plain operation. To store it and to read it again costs about as much.
 MOST_COST = 8
@@ -24,11 +25,11 @@ _SMALLER = 16  # times fewer elements: what is repeated along rows
 
 
 def recompute(f: Function, device: bool = False) -> Function:
-    """`f` with such values copied. Dimensions must be numbers; a function with symbols comes back as it is.
+    """`f` with such values copied. A function with sizes of which nothing is known comes back as it is.
 
     device: for a GPU, to which exp and log cost less than memory.
     """
-    if any(isinstance(d, DimExpr) for v in f.params for d in v.type.shape):
+    if any(likely(d) is None for v in f.params for d in v.type.shape):
         return f
     users: dict[Value, list[Operation]] = {}
     for op in f.ops:
@@ -69,9 +70,7 @@ def _sources(f: Function, dear: frozenset[str]) -> dict[Value, tuple[Value | Non
         shape = v.type.shape
         size = sizes.get(shape)
         if size is None:
-            product = size_of(shape)
-            assert isinstance(product, int)
-            size = sizes[shape] = product
+            size = sizes[shape] = likely(size_of(shape)) or 0
         return size
 
     def is_small(v: Value, size: int) -> bool:

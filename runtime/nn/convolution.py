@@ -94,7 +94,7 @@ def _check_weight(name: str, rank: int, weight: Tensor) -> None:
 
 def _finished(y: Tensor, bias: Tensor | None, rank: int, single: bool) -> Tensor:
     if bias is not None:
-        y = y + xp.reshape(bias, (1, bias.shape[0], *(1,) * rank))
+        y = y + xp.reshape(bias, (bias.shape[0], *(1,) * rank))
     return xp.squeeze(y, axis=0) if single else y
 
 

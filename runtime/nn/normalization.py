@@ -74,9 +74,9 @@ def batch_norm_training(
     axes = (0, *range(2, x.ndim))
     count = math.prod(x.shape[a] for a in axes)
     z = widened(x)
-    mean = xp.mean(z, axis=axes, keepdims=True)
+    mean = _channel(xp.mean(z, axis=axes), x)
     centred = z - mean
-    var = xp.mean(centred * centred, axis=axes, keepdims=True)
+    var = _channel(xp.mean(centred * centred, axis=axes), x)
     y = _affine(centred / xp.sqrt(var + eps), _channel(weight, x), _channel(bias, x))
     # Running statistics are measurements: no gradient flows through them.
     mean, var = xp.stop_gradient(mean), xp.stop_gradient(var)
@@ -145,8 +145,8 @@ def _affine(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 def _channel(parameter: Tensor | None, x: Tensor) -> Any:
-    """parameter[C] as [1, C, 1, ...], which broadcasts against `x`."""
-    return None if parameter is None else xp.reshape(parameter, (1, x.shape[1], *(1,) * (x.ndim - 2)))
+    """parameter[C] as [C, 1, ...], which broadcasts against `x`: along the batch too where that is 1."""
+    return None if parameter is None else xp.reshape(parameter, (x.shape[1], *(1,) * (x.ndim - 2)))
 
 
 def _last_axes(name: str, x: Tensor, normalized_shape: Any) -> tuple[int, ...]:
