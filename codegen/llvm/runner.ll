@@ -526,8 +526,8 @@ end:
   ret void
 }
 
-; How many parts each item has on so many threads: one if it is not worth two; else up to `finer` for each thread, so that a
-; thread that is late does not hold up the others, and as many for each.
+; How many parts each item has on so many threads: one if it is not worth two, or there is one thread; else up to `finer` for
+; each, so that a thread that is late does not hold up the others, and as many for each.
 define internal void @prepare(ptr %%program, i64 %%team) noinline {
 entry:
   call void @quiesce(ptr %%program)
@@ -536,7 +536,9 @@ entry:
   %%count = load i64, ptr %%p.count, align 8
   %%p.team = getelementptr i64, ptr %%program, i64 3
   store i64 %%team, ptr %%p.team, align 8
-  %%finest = mul i64 %%team, %(finer)s
+  %%alone = icmp eq i64 %%team, 1
+  %%most = mul i64 %%team, %(finer)s
+  %%finest = select i1 %%alone, i64 1, i64 %%most
   br label %%head
 head:
   %%i = phi i64 [ 0, %%entry ], [ %%i1, %%body ]
