@@ -127,7 +127,7 @@ def generalise(f: Function, forms: Sequence[Form]) -> General | None:
     """
     if any(each.empty for each in forms):
         return None
-    for related, whole in ((False, False), (True, False), (False, True)):
+    for related, whole in ((False, False), (True, False), (False, True), (True, True)):
         try:
             return _Writer(f, forms, related, whole).general()
         except (ValueError, TypeError):
@@ -223,6 +223,8 @@ class _Writer:
                 return d + steps.pop()
             if (times := _times(column, other)) is not None:
                 return d * times
+            if (times := _times(other, column)) is not None:
+                return d // times
             # What is left of something.
             wholes = {n + m for n, m in zip(column, other, strict=True)}
             if len(wholes) == 1:
