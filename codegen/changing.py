@@ -37,10 +37,11 @@ class Planned:
 
 @dataclass
 class Family:
-    """The functions of one structure that came, and general ones."""
+    """The functions of one structure that came, and general ones. closed: each is planned as it is from now on."""
 
     forms: list[Form] = field(default_factory=list)
     planned: list[Planned] = field(default_factory=list)
+    closed: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def find(f: Function, donate: Donate) -> Found | None:
             donated = accepted(planned.module, donate) if donate else frozenset()
             plan = make_plan(planned.module, donated=donated, hurry=True, sizes=sizes)
     except _REFUSED:
-        family.planned.remove(planned)
+        family.closed = True
         return None
     opened = general.function.params[len(f.params) :]
     numbers = [
@@ -87,6 +88,8 @@ def find(f: Function, donate: Donate) -> Found | None:
 
 
 def _planned(f: Function, mine: Form, family: Family) -> tuple[Planned | None, dict[str, int]]:
+    if family.closed:
+        return None, {}
     for known in family.planned:
         sizes = known.general.sizes_of(mine)
         if sizes is not None:
@@ -108,6 +111,7 @@ def _planned(f: Function, mine: Form, family: Family) -> tuple[Planned | None, d
     try:
         optimised, module, arrays = front(general.function)
     except _REFUSED:
+        family.closed = True
         return None, {}
     made = Planned(general, len(optimised.ops), module, tuple(np.ascontiguousarray(a) for a in arrays))
     family.planned.append(made)

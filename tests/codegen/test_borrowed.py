@@ -243,3 +243,18 @@ def test_a_borrowing_program_is_not_on_disk_and_that_which_follows_is() -> None:
     for _ in range(BORROWED_RUNS + 1):
         check(chain(31), program)
     assert stored()
+
+
+def test_a_structure_that_cannot_be_left_open_is_planned_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled(normalised(8, 9))
+    tried = []
+
+    def refuse(*args: object, **options: object) -> None:
+        tried.append(args)
+        raise AssertionError("a size must be known")
+
+    monkeypatch.setattr(changing, "make_plan", refuse)
+    for n in (5, 6):
+        program, _ = compiled(normalised(n, 9))
+        check(normalised(n, 9), program)
+    assert len(tried) == 1
