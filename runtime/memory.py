@@ -230,6 +230,8 @@ def obtain(nbytes: int) -> Block:
     try:
         if capacity <= SMALL:
             return _obtain_small(pool, capacity)
+        # Asked for now: a buffer may die when the interpreter has taken apart what finds out.
+        pool.bound()
         step = STAGGER if capacity < pages.HUGE else STAGGER + 4096
         memory = pages.take(capacity + (PLACES - 1) * step)
     except MemoryError:

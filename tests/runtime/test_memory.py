@@ -401,3 +401,17 @@ def test_memory_in_a_cycle_of_garbage_is_used_again_only_when_all_finalizers_are
     assert gc.memory.stats()[:2] == start[:2]
     gc.memory.empty_cache()
     assert gc.memory.stats().cached_bytes == 0 and memory._pool.small == gc.memory.stats().live_bytes - memory._pool.live
+
+
+def test_tensors_that_outlive_their_modules_say_nothing() -> None:
+    script = """
+import builtins
+import graphc as gc
+class Holder: pass
+held = Holder()
+held.me, held.large, held.small = held, gc.ones(1_000_000), gc.ones(3)
+builtins.kept = [held, gc.ones(2_000_000), gc.ones(7)]
+gc.Tensor.kept = gc.ones(3_000_000)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
