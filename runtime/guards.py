@@ -17,7 +17,7 @@ import threading
 import types
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from graphc.runtime import uses
@@ -169,7 +169,7 @@ class Snapshot:
             return list(x)
         if isinstance(x, (np.ndarray, *MEMORY)):
             # Python may have looked at its elements.
-            if (x.nbytes if isinstance(x, np.ndarray) else memoryview(x).nbytes) <= 8 * LONG:
+            if (x.nbytes if isinstance(x, np.ndarray) else memoryview(cast(Any, x)).nbytes) <= 8 * LONG:
                 self._container(self._view(Content, x), (0,), False)
                 return list(x.flat) if isinstance(x, np.ndarray) and x.dtype.hasobject else []
             return []
@@ -240,7 +240,7 @@ class Snapshot:
             reached += self._container(self._view(Cell, cell), (0,), False)
             if isinstance(content, types.ModuleType):
                 reached += self._module(content, inner, set())
-        builtins = f.__builtins__
+        builtins: dict[str, Any] = cast(Any, f).__builtins__
         absent = [n for n in named if n not in f.__globals__]
         reached += self._container(builtins, [n for n in absent if n in builtins], False)
         if absent:

@@ -24,7 +24,7 @@ MAKING = frozenset(
     ("__init__", "__new__", "__post_init__", "__init_subclass__", "__set_name__", "__class_getitem__")
 )
 # Views of dicts, methods of built-in objects, and functions that remember their results.
-_PROXIES = (types.MappingProxyType, type({}.keys()), type({}.values()), type({}.items()))
+_PROXIES: tuple[type, ...] = (types.MappingProxyType, type({}.keys()), type({}.values()), type({}.items()))
 _BOUND = (types.BuiltinMethodType, types.MethodWrapperType)
 _CACHED: Any = functools._lru_cache_wrapper
 

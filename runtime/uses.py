@@ -20,11 +20,12 @@ from graphc.runtime.core import Tensor
 _RANDOM = "the function draws random numbers from {}, not from graphc"
 _ITEMS = "the function takes what {} gives, which lies outside of it; pass that as an argument"
 # Iterators that tell where they stand by `__reduce__`, up to Python 3.13, or by what they show.
-_BUILT_IN = tuple(
-    type(x)
-    for x in (iter([]), iter(()), iter(""), iter(b""), iter(range(0)), iter(range(1 << 70)), iter({}), iter({}.values()), iter({}.items()),
-              iter(set()), reversed([]), enumerate([]), zip(), map(int, []), filter(None, []), reversed({}), reversed(()))
+_ITERATORS: tuple[Any, ...] = (
+    iter([]), iter(()), iter(""), iter(b""), iter(range(0)), iter(range(1 << 70)), iter({}), iter({}.values()),
+    iter({}.items()), iter(set()), reversed([]), enumerate([]), zip(), map(int, []), filter(None, []), reversed({}),
+    reversed(()),
 )  # fmt: skip
+_BUILT_IN = tuple(map(type, _ITERATORS))
 # How deep iterators over iterators are followed.
 _DEEP = 8
 
