@@ -118,8 +118,12 @@ class Compiled:
             # Recordings that looked at the same values first agree on what those are now.
             if not recording.agrees(known) or (miss is not None and recording is miss.recording):
                 continue
+            replay = recording.replay
             try:
-                result = recording.replay(args, kwargs)
+                result = replay(args, kwargs)
+                if result is MISS and recording.replay is not replay:
+                    # What it ran with is out of date, and it has another function now.
+                    result = recording.replay(args, kwargs)
             except Mismatch as other:
                 known = max(known, other.outcomes, key=len)
                 continue

@@ -227,3 +227,15 @@ def test_many_layers() -> None:
             assert f(x).numpy().tobytes() == run(x).numpy().tobytes()
         assert len(turned._copies) == 40
         layers[20][0][0] = 0.5
+
+
+def test_what_was_turned_for_many_signatures_serves_on_after_updates() -> None:
+    w = weight()
+    f = compiled(w)
+    examples = [example(rows) for rows in range(1, 8)]
+    for _ in range(3):
+        for x in examples:
+            settle(f, w, x)
+        w *= 2
+    # Those that were not called last notice it no later than when they are looked for.
+    assert [len(family.recordings) for family in f._families.values()] == [1] * len(examples)
