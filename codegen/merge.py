@@ -1,7 +1,8 @@
 """After fusion: reductions over the same dimensions that read the same memory share a kernel.
 
 The gradients of a layer's gain and bias are two sums down the columns of one cotangent; neither reads the other, so fusion,
-which follows values to their readers, leaves them apart. Nothing changes a bit.
+which follows values to their readers, leaves them apart. What one of them writes counts as well, if it does not wait for its
+reductions: the sums of batch norm's gradient read the cotangent of an activation while it is made. Nothing changes a bit.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from graphc.codegen.fuse import ALONE, CONTRACT, MOST_OPERATIONS, REDUCE
+from graphc.codegen.likely import likely
 from graphc.codegen.lower.row_group import domain_of, is_columns, single_pass
 from graphc.ir.function import Builder, Module, Operation, Value
-from graphc.ir.types import Shape
+from graphc.ir.types import Shape, size_of
 
 MOST_RESULTS = 8
+# Fewer rows than this may have to share the threads (lower/reduce.py), which they cannot while they write.
+FEW_ROWS = 16
 Now = Callable[[Value], Value]
 Domain = tuple[Shape, tuple[int, ...]]
 
@@ -50,9 +54,11 @@ class _Merger:
         self.first: dict[Value, Value] = {}  # what a result of a merged call was called at first
         self.maker = {r: op for op in self.calls for r in op.results}
         self.place = {op: k for k, op in enumerate(self.calls)}
-        # By domain, calls in their order; what each reads of the domain's shape, by its first name; others that read some of it.
+        # By domain, calls in their order; what each reads of the domain's shape, or writes before it has reduced anything, by its
+        # first name; others that read some of it.
         self.alike: dict[Domain, list[Operation]] = {}
         self.reads: dict[Operation, set[Value]] = {}
+        self.writes: dict[Operation, set[Value]] = {}
         self.partners: dict[Operation, set[Operation]] = {}
         for op in self.calls:
             domain = _domain(op)
@@ -73,16 +79,17 @@ class _Merger:
         alone = is_columns(*domain) and not single_pass(op.attrs["function"])
         shape = domain[0]
         self.reads[op] = set() if alone else {self.first.get(v, v) for v in op.operands if v.type.shape == shape}
+        self.writes[op] = {self.first.get(v, v) for v in _written_at_once(op, domain)}
         self.alike.setdefault(domain, []).append(op)
 
     def _match(self, domain: Domain, ops: list[Operation]) -> None:
         """Find the partners of `ops` in their domain."""
         readers: dict[Value, list[Operation]] = {}
         for op in self.alike[domain]:
-            for v in self.reads[op]:
+            for v in self.reads[op] | self.writes[op]:
                 readers.setdefault(v, []).append(op)
         for op in ops:
-            for other in (o for v in self.reads[op] for o in readers[v]):
+            for other in (o for v in self.reads[op] | self.writes[op] for o in readers[v]):
                 if other is not op and _fit(op, other):
                     self.partners[op].add(other)
                     self.partners[other].add(op)
@@ -95,11 +102,21 @@ class _Merger:
             for first in ops:
                 i = place[first]
                 for j, second in sorted((place[o], o) for o in self.partners[first] if place[o] > i):
-                    if all(self._made_before(v, i) for v in second.operands):
+                    # Of the first's results the second may read what is written at once.
+                    own = {v for v in second.operands if self.now(v) in first.results}
+                    if own and not self._reads_at_once(first, second, own):
+                        continue
+                    if all(v in own or self._made_before(v, i) for v in second.operands):
                         return first, second, domain, i
-                    if not any(self.now(v) in first.results for op in self.calls[i + 1 : j + 1] for v in op.operands):
+                    between = (v for op in self.calls[i + 1 : j] for v in op.operands)
+                    if not any(self.now(v) in first.results for v in between):
                         return first, second, domain, j
         return None
+
+    def _reads_at_once(self, first: Operation, second: Operation, own: set[Value]) -> bool:
+        """Whether one pass computes `own`, results of the first, and all that the second makes of them."""
+        written = self.writes[first]
+        return single_pass(second.attrs["function"]) and all(self.first.get(n := self.now(v), n) in written for v in own)
 
     def _made_before(self, v: Value, place: int) -> bool:
         maker = self.maker.get(self.now(v))
@@ -133,6 +150,20 @@ def _domain(op: Operation) -> Domain | None:
     return domain_of(group) if names & REDUCE and not names & (CONTRACT | ALONE) else None
 
 
+def _written_at_once(op: Operation, domain: Domain) -> list[Value]:
+    """The results of the domain's shape, if they do not wait for a reduction of the call; of rows that are one thread's anyway."""
+    shape, axes = domain
+    rows = likely(size_of(d for i, d in enumerate(shape) if i not in axes))
+    if is_columns(*domain) or rows is None or rows < FEW_ROWS:
+        return []
+    group = op.attrs["function"]
+    if not single_pass(group):
+        return []
+    made = {v for o in group.ops for v in o.results}
+    found = zip(op.results, group.results, strict=True)
+    return [v for v, inner in found if inner.type.shape == shape and inner in made]
+
+
 def _fit(first: Operation, second: Operation) -> bool:
     a, b = first.attrs["function"], second.attrs["function"]
     return len(a.ops) + len(b.ops) <= MOST_OPERATIONS and len(a.results) + len(b.results) <= MOST_RESULTS
@@ -146,7 +177,11 @@ def _merged(first: Operation, second: Operation, now: Now) -> Operation:
     results: list[Value] = []
     for call, group in ((first, a), (second, c)):
         env: dict[Value, Value] = {}
+        written = dict(zip(first.results, results, strict=True)) if call is second else {}
         for v, p in zip(map(now, call.operands), group.params, strict=True):
+            if v in written:
+                env[p] = written[v]
+                continue
             if v not in params:
                 params[v] = b.param(p.type)
                 operands.append(v)

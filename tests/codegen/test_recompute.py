@@ -87,6 +87,44 @@ def test_reductions_of_one_array_share_a_kernel() -> None:
         assert not difference(np.asarray(want), np.asarray(got))
 
 
+def batch_norm(shape: str, channels: int) -> Function:
+    """In training, under an activation."""
+    c = f"f32[{channels}]"
+    return traced(lambda x, w, b: functional.relu(functional.batch_norm(x, None, None, w, b, training=True)), shape, c, c)
+
+
+def test_reductions_of_what_another_one_writes_share_its_kernel() -> None:
+    """Batch norm under an activation reads x and dy once for all sums of its gradient, and once more for dx."""
+    f = recompute(prepared(vjp(batch_norm("f32[8, 4, 16, 16]", 4))))
+    large = [[v for v in (*op.operands, *op.results) if v.type.shape == (8, 4, 16, 16)] for op in merge(fuse(f)).entry.ops]
+    # The sum of x; sums of deviations; x to y; x and dy to the cotangent under the activation and three sums; x and that to dx.
+    assert [len(values) for values in large if values] == [1, 1, 2, 3, 3]
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(tuple(map(int, p.type.shape)), dtype=np.float32) for p in f.params]
+    for want, got in zip(interpret(f, inputs), interpret(merge(fuse(f)).entry, inputs), strict=True):
+        assert not difference(np.asarray(want), np.asarray(got))
+
+
+def test_what_another_one_writes_stays_apart() -> None:
+    """Few rows are shared by threads as long as they write nothing; columns keep to themselves; what waits for a sum is not ready."""
+    for shape, axes, same in (((64, 128), (1,), True), ((8, 65536), (1,), False), ((64, 128), (0,), False)):
+        b = Builder("pair")
+        x, y = (b.param(TensorType(F32, shape)) for _ in range(2))
+        first = b.mul(x, x)
+        total = b.sum(first, axes=axes)
+        g = b.build([first, total, b.sum(b.mul(first, y), axes=axes)])
+        apart = fuse(g)
+        assert len(merge(apart).entry.ops) == len(apart.entry.ops) - (same and len(apart.entry.ops) > 1), shape
+    b = Builder("waits")
+    x, y = (b.param(TensorType(F32, (64, 128))) for _ in range(2))
+    first = b.sub(x, b.broadcast(b.max(x, axes=(1,)), shape=(64, 128), axes=(0,)))
+    turned = b.flip(b.sum(first, axes=(1,)), axes=(0,))
+    last = b.sum(b.mul(first, b.mul(y, b.broadcast(turned, shape=(64, 128), axes=(0,)))), axes=(1,))
+    g = b.build([first, last])
+    for want, got in zip(interpret(g, v := [plain(F32, (64, 128), i) for i in (1, 2)]), interpret(merge(fuse(g)).entry, v), strict=True):
+        assert not difference(np.asarray(want), np.asarray(got))
+
+
 def test_masks_and_costly_values_are_kept() -> None:
     """Comparing again would store the compared value; sines cost more than memory."""
     f = prepared(traced(lambda x, y: ((x * y > 0).sum(0), (x * y > 0).sum(1)), "f32[64, 32]", "f32[64, 32]"))
