@@ -6,7 +6,7 @@ A caller *binds* the values that it computes itself (a reduction's result, an ac
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from graphc.codegen.elementwise import scalar
@@ -276,7 +276,7 @@ def _gather(pull: Pull, op: Operation, result: int, at: Position) -> Expr:
     where = pull.at(indices, Position(indices.type.shape, at.coords[axis : axis + rank]))
     row = pull.check(op, where, dim_expr(source.type.shape[axis]))
     coords = (*at.coords[:axis], row, *at.coords[axis + rank :])
-    return pull.at(source, Position(source.type.shape, coords))
+    return _picked(pull, source, axis, coords)
 
 
 def _take_along(pull: Pull, op: Operation, result: int, at: Position) -> Expr:
@@ -285,7 +285,13 @@ def _take_along(pull: Pull, op: Operation, result: int, at: Position) -> Expr:
     where = pull.at(indices, at)
     coords = list(at.coords)
     coords[axis] = pull.check(op, where, dim_expr(source.type.shape[axis]))
-    return pull.at(source, Position(source.type.shape, coords))
+    return _picked(pull, source, axis, coords)
+
+
+def _picked(pull: Pull, source: Value, axis: int, coords: Sequence[Expr]) -> Expr:
+    """The element at checked coordinates. Of an empty dimension there is none: every index was reported."""
+    shape = source.type.shape
+    return const(source.type.dtype, 0) if shape[axis] == 0 else pull.at(source, Position(shape, coords))
 
 
 def _check_index(pull: Pull, op: Operation, result: int, at: Position) -> Expr:

@@ -101,6 +101,19 @@ def test_an_index_out_of_range_is_named(dtype: DType, form: str) -> None:
             execute(program, args)
 
 
+@pytest.mark.parametrize("name", ["gather", "take_along"])
+def test_an_empty_dimension_has_no_row_to_read(name: str) -> None:
+    """Every index is out of range; the memory of row 0 is not there."""
+    b = Builder("f")
+    indices = (3,) if name == "gather" else (3, 40)
+    x, where = b.param(TensorType(F32, (0, 40))), b.param(TensorType(I64, indices))
+    program = compile_function(b.build([b.emit(name, x, where, axis=0)]))
+    at, out = np.zeros(indices, np.int64), np.zeros((3, 40), np.float32)
+    # A program that read from the first page of memory would end the process.
+    with pytest.raises(IndexError, match=f"{name}: index 0 is out of range for axis 0 of size 0"):
+        program.run([0, at.ctypes.data], [out.ctypes.data])
+
+
 def test_sizes_choose_the_form() -> None:
     def chosen(shape: Shape, indices: Shape, threads: int, name: str = "scatter_add") -> str:
         b = Builder("f")
