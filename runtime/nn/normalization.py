@@ -74,10 +74,20 @@ def batch_norm_training(
     axes = (0, *range(2, x.ndim))
     count = math.prod(x.shape[a] for a in axes)
     z = widened(x)
-    mean = _channel(xp.mean(z, axis=axes), x)
-    centred = z - mean
-    var = _channel(xp.mean(centred * centred, axis=axes), x)
-    y = _affine(centred / xp.sqrt(var + eps), _channel(weight, x), _channel(bias, x))
+    # Nothing depends on where deviations are measured from, so no gradient flows through it, and that of x needs no sum that waits
+    # for another. What their mean is by rounding is taken off again: the corrected two-pass algorithm (Chan, Golub & LeVeque 1983).
+    origin = xp.stop_gradient(_channel(xp.mean(z, axis=axes), x))
+    centred = z - origin
+    rest = _channel(xp.mean(centred, axis=axes), x)
+    var = _channel(xp.mean(centred * centred, axis=axes), x) - rest * rest
+    var = xp.where(var < 0, 0.0, var)  # where all of a channel is one large number
+    scale = 1 / xp.sqrt(var + eps)
+    if weight is not None:
+        scale = scale * _channel(weight, x)
+    y = (centred - rest) * scale
+    if bias is not None:
+        y = y + _channel(bias, x)
+    mean = origin + rest
     # Running statistics are measurements: no gradient flows through them.
     mean, var = xp.stop_gradient(mean), xp.stop_gradient(var)
     channels = (x.shape[1],)

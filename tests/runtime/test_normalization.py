@@ -88,6 +88,28 @@ def test_batch_norm(shape: tuple[int, ...]) -> None:
     )
 
 
+def test_batch_norm_far_from_zero() -> None:
+    """Deviations are small beside the mean; a channel of one large number has no variance, and no negative one."""
+    x = (rng.standard_normal((32, 3, 7, 5)) + 1000).astype(np.float32)
+    x[:, 1] = 123456789.0
+    layer = nn.BatchNorm2d(3, momentum=1.0)
+    y = layer(gc.asarray(x)).numpy()
+    wide = x.astype(np.float64)
+    mean, var = wide.mean((0, 2, 3), keepdims=True), wide.var((0, 2, 3), keepdims=True)
+    np.testing.assert_allclose(y[:, ::2], ((wide - mean) / np.sqrt(var + 1e-5))[:, ::2], atol=2e-6)
+    assert np.isfinite(y).all() and (layer.running_var.numpy() >= 0).all()
+
+
+def test_second_gradient_of_batch_norm() -> None:
+    """What deviations are measured from is constant to autodiff, and no derivative of any order may show it."""
+    x, d = rng.standard_normal((4, 2, 3)) + 2, gc.asarray(rng.standard_normal((4, 2, 3)))
+
+    def first(x: Any) -> Any:
+        return gc.grad(lambda v: (F.batch_norm(v, None, None, training=True) ** 3 * d).sum())(x)
+
+    check_gradients(lambda x: first(x) ** 2, x)
+
+
 def test_batch_norm_options_and_errors() -> None:
     average = nn.BatchNorm1d(2, momentum=None).to(gc.float64)
     batches = [rng.standard_normal((5, 2)) for _ in range(3)]
