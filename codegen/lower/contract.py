@@ -7,13 +7,13 @@ The kernels, in order (a schedule, see tiles.py, says which):
    where lanes are packed by the task itself). A finished tile goes through the epilogue.
 3. finish: only for split sums: the sums of the blocks of k are added in order, then the epilogue.
 
-Most convolutions have lanes over output pixels instead: windows/.
+Many small products have one kernel without tiles in memory (small.py), and most convolutions have lanes over output pixels (windows/).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Union
 
 from graphc.codegen.loops import Buffer
 from graphc.codegen.lower.contraction import Access, Contraction, access
@@ -22,6 +22,7 @@ from graphc.codegen.lower.dot import dot_contraction
 from graphc.codegen.lower.kernels import ContractionKernels
 from graphc.codegen.lower.lowered import Lowered
 from graphc.codegen.lower.pull import Pull
+from graphc.codegen.lower.small import SmallSchedule, lower_small, small_schedule
 from graphc.codegen.lower.tiles import Schedule, Sizes, choose
 from graphc.codegen.lower.windows.lower import WindowSchedules, lower_windows, windows_schedule
 from graphc.ir.function import Function, Operation, Value
@@ -29,6 +30,7 @@ from graphc.ir.types import Dim, Shape, size_of, substitute
 
 ROOTS = ("dot", "conv")
 Hint = Mapping[str, int]
+Schedules = Union[Schedule, SmallSchedule, WindowSchedules]
 
 
 def root_of(group: Function) -> Operation:
@@ -39,16 +41,16 @@ def root_of(group: Function) -> Operation:
     return roots[0]
 
 
-def variant(
-    group: Function, hint: Hint, vector_bits: int = 512, windows: bool = True
-) -> Schedule | WindowSchedules:
+def variant(group: Function, hint: Hint, vector_bits: int = 512, literal: bool = True) -> Schedules:
     """The schedule for extents of about these values; a kernel's key holds it.
 
-    windows: a convolution may have a schedule for one geometry only.
+    literal: the schedule may be for one geometry of windows, or one size of small products, only.
     """
     root = root_of(group)
-    if windows and root.name == "conv" and (found := windows_schedule(group, hint, vector_bits)) is not None:
-        return found
+    if literal:
+        found = (windows_schedule if root.name == "conv" else small_schedule)(group, hint, vector_bits)
+        if found is not None:
+            return found
     buffers = _params(group)
     if root.name == "dot":
         return _schedule(dot_contraction(group, root, Pull(group, buffers)), hint, vector_bits, False)
@@ -59,7 +61,7 @@ def variant(
 
 
 def lower_contraction(
-    group: Function, target: Any, hint: Hint | None = None, schedule: Schedule | WindowSchedules | None = None
+    group: Function, target: Any, hint: Hint | None = None, schedule: Schedules | None = None
 ) -> Lowered:
     """Kernels for a group of one dot or conv, layout operations before it and an epilogue after it.
 
@@ -68,6 +70,8 @@ def lower_contraction(
     root = root_of(group)
     if schedule is None:
         schedule = variant(group, hint or {}, target.vector_bits)
+    if isinstance(schedule, SmallSchedule):
+        return lower_small(group, schedule)
     if not isinstance(schedule, Schedule):
         return lower_windows(group, schedule)
     buffers = _params(group)
