@@ -59,7 +59,7 @@ class _Programs:
     """The programs of one optimizer, by the set of parameters: a recording, or None where there cannot be one."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, tuple[Recording | None, list[Tensor]]] = {}
+        self._known: dict[Any, tuple[Recording | None, list[Any]]] = {}
         self._met: dict[Any, None] = {}  # once, and has no program yet
 
     def of(self, optimizer: Optimizer, work: Work) -> Recording | None:
@@ -68,7 +68,7 @@ class _Programs:
         known = self._known.get(key)
         if known is not None:
             recording, expected = known
-            # Somebody may have put other tensors into the state, or given these other types.
+            # Somebody may have put other tensors into the state, given these other types, or changed the groups.
             same = len(held) == len(expected) and all(map(operator.is_, held, expected))
             if same and (recording is None or recording.stamp is state.stamp or recording.look()):
                 return recording
@@ -91,12 +91,15 @@ def _make_room(known: dict[Any, Any]) -> None:
         known.pop(next(iter(known)))
 
 
-def _held(optimizer: Optimizer, work: Work) -> list[Tensor]:
-    """The tensors that a step reads besides gradients."""
-    found = [t for group in optimizer.param_groups for t in group.tensors.values()]
+def _held(optimizer: Optimizer, work: Work) -> list[Any]:
+    """What a step reads besides gradients: tensors, the options of groups, and which group each parameter is in."""
+    found: list[Any] = []
+    for group in optimizer.param_groups:
+        found += group.tensors.values()
+        found += group.options.values()
     states = optimizer.state
-    for _, p, _ in work:
-        found.append(p)
+    for group, p, _ in work:
+        found += (group, p)
         found += states[p].values()
     return found
 

@@ -145,6 +145,25 @@ def test_state_that_is_replaced_is_what_counts() -> None:
     assert made[0] == made[1]
 
 
+def test_groups_that_change_are_what_counts() -> None:
+    params = [Parameter(gc.ones(3)) for _ in range(3)]
+    optimizer = gc.optim.SGD([{"params": params[:2], "lr": 1.0}, {"params": params[2:], "lr": 10.0}], lr=1.0)
+
+    def step() -> float:
+        for p in params:
+            p.grad = gc.ones(3)
+        before = params[1][0].item()
+        optimizer.step()
+        return params[1][0].item() - before
+
+    assert [step(), step()] == [-1.0, -1.0] and programs(optimizer) == 1
+    first, second = optimizer.param_groups
+    second.params.insert(0, first.params.pop())
+    assert [step(), step()] == [-10.0, -10.0]
+    second.options["maximize"] = True
+    assert [step(), step()] == [10.0, 10.0] and programs(optimizer) == 1
+
+
 def test_strided_gradients_and_parameters() -> None:
     made = []
     for kind in (gc.optim.SGD, one_by_one(gc.optim.SGD)):
