@@ -11,9 +11,22 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from graphc.codegen.expr import Expr, cast, children_first, const, index, var
-from graphc.codegen.loops import Assign, Buffer, Columns, Declare, For, If, Kernel, Let, Stmt, Store
-from graphc.codegen.lower.affine import Levels, least_of, normal, tidy
+from graphc.codegen.expr import Expr, cast, children_first, const, index, load, replace, var
+from graphc.codegen.loops import (
+    Alloc,
+    Assign,
+    Buffer,
+    Columns,
+    Declare,
+    For,
+    If,
+    Kernel,
+    Let,
+    Stmt,
+    Store,
+    Transpose,
+)
+from graphc.codegen.lower.affine import Levels, least_of, linear, normal, tidy
 from graphc.codegen.lower.contraction import BLOCK, Contraction, access, transposable, widened
 from graphc.codegen.lower.dot import dot_contraction
 from graphc.codegen.lower.index import Position, delinearise, dim_expr
@@ -31,13 +44,17 @@ Body = list[Stmt]
 # So many products at least: fewer are not worth a kernel for one size.
 LEAST = 16
 # Of a matrix: what the first level cache holds with the other one, and its strips of rows.
+MOST_TURNED = 3072  # that lie there twice
 MOST_ELEMENTS, MOST_ROWS, MOST_VECTORS = 4096, 128, 8
 # Multiply-adds that are written out, at most, if a term has fewer.
 UNROLLED = 32
+SIDE = 16  # of a block that is transposed at once, at most
 # Operations of an epilogue that are written out.
 EPILOGUE = 500
-# How far apart lanes of a vector may lie to be put together from whole vectors (llvm/pattern.py).
-REACH = 8
+# Vectors over which lanes may lie apart to be put together by shuffles (llvm/pattern.py).
+REACH = 4
+# Multiply-adds for a shuffle from which on squares are transposed for each strip.
+HALF = 0.5
 
 
 class SmallSchedule(NamedTuple):
@@ -46,7 +63,8 @@ class SmallSchedule(NamedTuple):
     literal: values of the extents that the kernel is made for; it serves no others.
     swap: lanes run along the left operand's free dimensions.
     rows, width: of a strip, and of its vectors.
-    turned: lanes are read along the depth, in squares that are transposed in registers.
+    turned: how lanes are read that are neighbours along the depth: "" by themselves (or as they are), "strip" in squares
+        that are transposed in registers for each strip of rows, "once" transposed into memory of the task's own.
     unroll: terms that are written out, a divisor of the depth.
     """
 
@@ -54,7 +72,7 @@ class SmallSchedule(NamedTuple):
     swap: bool
     rows: int
     width: int
-    turned: bool
+    turned: str
     unroll: int
 
 
@@ -113,23 +131,31 @@ def choose(
         return None
     most = max(1, vector_bits // c.accumulator.bits)
     width = _width(lanes, most)
-    turned = False
-    if not lanes_of.unit_free and lanes > 1:
-        along = lanes_of.transposed
-        if along is None:
-            return None
-        turned = not along.outer and depth % width == 0
-        if not turned and (min(width, lanes) - 1) * depth >= REACH * width:
-            return None
     vectors = -(-lanes // width)
     if vectors > MOST_VECTORS:
         return None
-    room = (24 if registers(vector_bits) == 32 else 12) - (width if turned else 0)
+    room = 24 if registers(vector_bits) == 32 else 12
     room = min(room, EPILOGUE // max(1, _epilogue(c)))
-    strips = -(-rows // max(1, room // vectors))
-    strip = -(-rows // strips)
-    unroll = width if turned else _divisor(depth, max(1, UNROLLED // (strip * vectors)))
+    strip = _strip_rows(rows, room // vectors)
+    turned = ""
+    if not lanes_of.unit_free and lanes > 1:
+        if lanes_of.transposed is None or lanes_of.transposed.outer:
+            return None
+        few = _strip_rows(rows, (room - width) // vectors)
+        # A square takes as many shuffles a row as it has halvings; the same square serves all rows of a strip.
+        if depth % width == 0 and (few == rows or few * HALF >= width.bit_length() - 1):
+            turned, strip = "strip", few
+        elif (min(width, lanes) - 1) * depth >= REACH * width:
+            if lanes * depth > MOST_TURNED:
+                return None
+            turned = "once"
+    unroll = width if turned == "strip" else _divisor(depth, max(1, UNROLLED // (strip * vectors)))
     return SmallSchedule(literal, swap, strip, width, turned, unroll)
+
+
+def _strip_rows(rows: int, most: int) -> int:
+    """Rows of a strip, so that all strips have about as many."""
+    return -(-rows // -(-rows // max(1, most)))
 
 
 def _epilogue(c: Contraction) -> int:
@@ -138,7 +164,9 @@ def _epilogue(c: Contraction) -> int:
     c.pull.bind(c.result, lambda _: var("total", c.result.type.dtype))
     found = [c.pull.at(v, at.reshaped(v.type.shape)) for v in c.group.results]
     c.pull.take_reports()
-    return len([e for e in children_first(tuple(found)) if e.op not in ("var", "const") and e.dtype is not I64])
+    return len(
+        [e for e in children_first(tuple(found)) if e.op not in ("var", "const") and e.dtype is not I64]
+    )
 
 
 def _width(lanes: int, most: int) -> int:
@@ -146,6 +174,16 @@ def _width(lanes: int, most: int) -> int:
     found = min(most, power_of_two(lanes))
     if found == most and most > 4 and -(-lanes // (most // 2)) < 2 * -(-lanes // most):
         return most // 2
+    return found
+
+
+def _pieces(n: int) -> list[tuple[int, int, int]]:
+    """Start, stop and step of steps over n elements, all powers of two; the last one reaches back."""
+    side = min(SIDE, 1 << (n.bit_length() - 1))
+    found = [(0, n - n % side, side)]
+    if n % side:
+        last = min(side, power_of_two(n % side))
+        found.append((n - last, n, last))
     return found
 
 
@@ -166,11 +204,16 @@ class SmallKernels:
         assert isinstance(rows, int) and isinstance(lanes, int) and isinstance(depth, int)
         self.count_rows, self.count_lanes, self.depth = rows, lanes, depth
         self._names = itertools.count()
+        # Lanes that were turned once: lane j of term k at k * pitch + j.
+        self.held: Buffer | None = None
+        self.pitch = -(-lanes // schedule.width) * schedule.width
 
     def build(self) -> Kernel:
         c, s, item, strip = self.c, self.s, var("item"), var("strip")
         count = dim_expr(size_of(c.batch))
         batch, inside = self._batch(item)
+        allocated, turning = self._turned_once(batch, item) if s.turned == "once" else ([], [])
+        inside += turning
         whole = self.count_rows // s.rows
         if whole > 1:
             m0 = self._name("m")
@@ -180,7 +223,7 @@ class SmallKernels:
             inside += self._strip(batch, index(0), s.rows, [item, *batch])
         if self.count_rows % s.rows:
             inside += self._strip(batch, index(whole * s.rows), self.count_rows % s.rows, [item, *batch])
-        loop = (For(item, var("begin"), var("end"), tuple(inside), index(1)),)
+        loop = (*allocated, For(item, var("begin"), var("end"), tuple(inside), index(1)))
         used = buffers_used(loop)
         buffers = [*c.pull.buffers.values(), *(b for _, _, b in self.results)]
         work = count * (self.count_rows * self.count_lanes * (2 * self.depth + 2))
@@ -212,7 +255,11 @@ class SmallKernels:
         at = self._name("k") if s.unroll < self.depth else index(0)
         loops = [*outer, at] if at.op == "var" else outer
         terms: Body = []
-        squares = [self._square(batch, first, lane, at, loops, terms) for first in starts] if s.turned else []
+        squares = (
+            [self._square(batch, first, lane, at, loops, terms) for first in starts]
+            if s.turned == "strip"
+            else []
+        )
         for j in range(s.unroll):
             right = [
                 squares[v][j] if squares else self._lanes(batch, first, lane, at + j, loops)
@@ -242,8 +289,11 @@ class SmallKernels:
         return tidy(widened(self.c, e), loops)
 
     def _lanes(self, batch: Sequence[Expr], first: int, lane: Expr, k: Expr, loops: list[Expr]) -> Expr:
-        e = self.lanes.at(batch, delinearise(lane + first, self.lanes.free), delinearise(k, self.c.depth))
         known = self._known(first, lane)
+        if self.held is not None:
+            at = k * self.pitch + lane + first
+            return load(self.held, at) if known is None else load(self.held, at, known)
+        e = self.lanes.at(batch, delinearise(lane + first, self.lanes.free), delinearise(k, self.c.depth))
         return self._element(e if known is None else guard_loads(e, known), [*loops, lane])
 
     def _square(
@@ -261,6 +311,31 @@ class SmallKernels:
         names = tuple(self._name("column", self.c.accumulator) for _ in range(self.s.width))
         body.append(Columns(lane, names, source.buffer, place))
         return names
+
+    def _turned_once(self, batch: Sequence[Expr], item: Expr) -> tuple[Body, Body]:
+        """The memory that lanes are turned into, and what turns them."""
+        source = transposable(self.c, self.lanes)
+        assert source is not None
+        self.held = held = Buffer("turned", self.c.accumulator, "local")
+        free = self._name("free")
+        body: Body = []
+        for first_k, stop_k, columns in _pieces(self.depth):
+            for first_j, stop_j, rows in _pieces(self.count_lanes):
+                k, j = self._name("k"), self._name("j")
+                levels = Levels([item, *batch, k, j])
+                at = source.position(batch, free, delinearise(k, self.c.depth))
+                found = linear(at, free, levels)
+                assert found is not None
+                start = normal(replace(at, {free: j}), levels)
+                to = k * self.pitch + j
+                square: Stmt = Transpose(
+                    held, to, index(self.pitch), source.buffer, start, found[0], rows, columns
+                )
+                if rows == columns == 1:
+                    square = Store(held, to, cast(load(source.buffer, start), held.dtype))
+                along = For(j, index(first_j), index(stop_j), (square,), index(rows))
+                body.append(For(k, index(first_k), index(stop_k), (along,), index(columns)))
+        return [Alloc(held, self.depth * self.pitch)], body
 
     def _finished(self, total: Expr, batch: Sequence[Expr], row: Expr, lane: Expr, loops: list[Expr]) -> Body:
         """The results of the element whose sum is `total`."""

@@ -70,8 +70,9 @@ def test_narrow_vectors() -> None:
 
 def test_what_schedules_are_chosen() -> None:
     """Lanes turned in registers where they lie along the depth; half vectors where they leave less empty; swapped for one column."""
-    assert checked(product("NT"), extents(8, 8, 8)).turned
-    assert not checked(product("NT"), extents(5, 5, 5)).turned
+    assert checked(product("NT"), extents(8, 8, 8)).turned == "strip"
+    assert checked(product("NT"), extents(3, 3, 3)).turned == ""
+    assert checked(product("NT"), extents(13, 12, 21)).turned == "once"
     wide = host_target().vector_bits // 32
     assert checked(product("NN"), extents(6, 3, wide + wide // 2)).width == max(wide // 2, 4)
     assert checked(product("NT"), extents(9, 8, 1)).swap
@@ -110,7 +111,7 @@ def test_operands_moved_and_one_for_all() -> None:
 
 
 def test_every_index_is_inside() -> None:
-    for layout, size in (("NN", (3, 3, 3)), ("NT", (5, 8, 6)), ("NT", (3, 5, 3)), ("TN", (30, 4, 5)), ("NN", (9, 8, 1))):
+    for layout, size in (("NN", (3, 3, 3)), ("NT", (5, 8, 6)), ("NT", (3, 5, 3)), ("NT", (4, 17, 5)), ("TN", (30, 4, 5)), ("NN", (9, 8, 1))):
         f, sizes = product(layout, bias=True), extents(*size, batch=LEAST)
         schedule = variant(f, sizes)
         assert isinstance(schedule, SmallSchedule)
