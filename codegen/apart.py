@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from graphc.codegen.literal import Place, changed_places, is_prefix, same_ends
 from graphc.ir.function import Builder, Function, Operation, Value
 from graphc.ir.registry import IRTypeError, lookup
 from graphc.ir.types import Dim
 
-Place = tuple[Value, int]
-# The first number that is given out. Sizes that are asked for whether they are small are not replaced.
+# The numbers that are given out are greater, in the order of the sizes. Sizes that are asked for whether they are small are not replaced.
 FIRST = (1 << 40) + 15
 
 
@@ -46,13 +46,6 @@ class Ties:
                     if d == e:
                         self.tie(first, i, v, i)
 
-    def tie_equal(self, a: Value, b: Value) -> None:
-        """All dimensions of equal size."""
-        for i, d in enumerate(a.type.shape):
-            for j, e in enumerate(b.type.shape):
-                if d == e:
-                    self.tie(a, i, b, j)
-
 
 def _tie(ties: Ties, op: Operation) -> bool:
     """What an operation ties together; False for one that is not known here."""
@@ -70,7 +63,11 @@ def _tie(ties: Ties, op: Operation) -> bool:
         for i, d in enumerate(a["axes"]):
             ties.tie(source, d, out, i)
     elif name == "reshape":
-        ties.tie_equal(source, out)
+        first, last = same_ends(op)
+        for i in range(first):
+            ties.tie(source, i, out, i)
+        for i in range(1, last + 1):
+            ties.tie(source, source.type.rank - i, out, out.type.rank - i)
     elif family == "reduce":
         axes = a["axes"] if "axes" in a else (a["axis"],)
         for i, d in enumerate(d for d in range(source.type.rank) if d not in axes):
@@ -90,17 +87,8 @@ def _tie(ties: Ties, op: Operation) -> bool:
         for d in range(source.type.rank):
             if d != axis:
                 ties.tie(source, d, picked, d if d < axis else d - 1 + rank)
-    elif family == "attention" and all(v.type.rank in (0, 3, 4) for v in op.operands):
-        # Of a mask, and of other sizes than the batch, what is equal is taken to be tied.
-        values = [v for v in (*op.operands, *op.results) if v.type.rank]
-        ties.tie_all([v for v in values if v.type.rank == 4])
-        for v in values:
-            ties.tie(values[0], 0, v, 0) if v.type.shape[0] == values[0].type.shape[0] else None
-            for u in values:
-                for i in range(1, v.type.rank):
-                    for j in range(1, u.type.rank):
-                        if v.type.shape[i] == u.type.shape[j]:
-                            ties.tie(v, i, u, j)
+    elif family == "attention":
+        _tie_attention(ties, op)
     else:
         return False
     return True
@@ -141,6 +129,25 @@ def _tie_dot(ties: Ties, op: Operation) -> None:
                 place += 1
 
 
+def _tie_attention(ties: Ties, op: Operation) -> None:
+    """Batches; of heads, of queries and keys, and of head sizes what is equal is taken to be tied."""
+    scored = [v for v in (*op.operands[:3], *op.operands[4:], *op.results) if v.type.rank]
+    mask = op.operands[_MASK[op.name]] if len(op.operands) > _MASK[op.name] else None
+    kinds: tuple[list[Place], ...] = ([], [], [], [])
+    for v in scored:
+        for i in range(v.type.rank):
+            kinds[min(i, 2) if v is mask else i].append((v, i))
+    for kind in kinds:
+        for n, (v, i) in enumerate(kind):
+            for u, j in kind[:n]:
+                if v.type.shape[i] == u.type.shape[j]:
+                    ties.tie(v, i, u, j)
+
+
+# Which operand of an operation is the mask, where there is one.
+_MASK = {"attention": 4, "attention_grad": 7}
+
+
 def _tie_conv(ties: Ties, op: Operation) -> None:
     (x, w), out, a = op.operands, op.result, op.attrs
     grouped, parts = a["groups"] > 1, a["batch_groups"] > 1
@@ -161,23 +168,8 @@ def _tie_conv(ties: Ties, op: Operation) -> None:
                 ties.tie(v, i, u, j)
 
 
-def _open(op: Operation) -> list[Place]:
-    """Dimensions that are never asked whether they are small, whatever sizes the operation holds literal."""
-    a, family = op.attrs, lookup(op.name).family
-    if op.name == "conv":
-        return (
-            [(op.operands[0], 0)]
-            if a["batch_groups"] == 1
-            else [(op.operands[0], 1)]
-            if a["groups"] == 1
-            else []
-        )
-    if family == "pool":
-        return [(op.operands[0], i) for i in range(op.operands[0].type.rank - len(a["window"]))]
-    if family == "reduce":
-        axes = a["axes"] if "axes" in a else (a["axis"],)
-        return [(op.operands[0], i) for i in range(op.operands[0].type.rank) if i not in axes]
-    return [(op.operands[0], 0)] if family == "attention" else []
+def _prefixes(group: Function) -> list[Operation]:
+    return [op for op in group.ops if op.name in ("slice", "pad") and is_prefix(op, 0)]
 
 
 @dataclass(frozen=True)
@@ -188,8 +180,8 @@ class Apart:
     sizes: dict[Dim, Dim]
 
 
-def told_apart(group: Function, literal: set[Dim]) -> Apart | None:
-    """The group with such numbers; None where there is nothing to tell apart. literal: sizes that stay what they are."""
+def told_apart(group: Function) -> Apart | None:
+    """The group with such numbers; None where there is nothing to tell apart."""
     values = [*group.params, *(r for op in group.ops for r in op.results)]
     often: dict[Dim, int] = {}
     for v in group.params:
@@ -208,21 +200,27 @@ def told_apart(group: Function, literal: set[Dim]) -> Apart | None:
         for u in swept[:i]:
             if u.type.shape == v.type.shape:
                 ties.tie_all((u, v))
-    # Of the dimensions of one size those that come first keep it, and those that are held literal.
-    free = {ties.find(place) for op in group.ops for place in _open(op)}
+    # Of the dimensions of one size those keep it that come first, unless others are held literal or asked whether they are small.
+    kept = {ties.find(place) for place in changed_places(group)}
     classes: dict[Dim, list[Place]] = {}
     for v in values:
         for i, d in enumerate(v.type.shape):
             root = ties.find((v, i))
             if isinstance(d, int) and d > 1 and root not in classes.setdefault(d, []):
                 classes[d].append(root)
-    numbers: dict[Place, int] = {}
+    renamed: list[tuple[int, Place]] = []
+    compared = {ties.find((v, 0)) for op in _prefixes(group) for v in (op.operands[0], op.result)}
+    alone: list[tuple[int, Place]] = []
     for d, roots in classes.items():
-        others = [r for r in roots if r in free] if d in literal else roots[1:]
-        if len(others) < len(roots):
-            numbers.update((r, FIRST + 2 * (len(numbers) + n)) for n, r in enumerate(others))
-    if not numbers:
+        assert isinstance(d, int)
+        others = [r for r in roots if r not in kept]
+        first = others[:1] if len(others) == len(roots) else []
+        renamed += [(d, r) for r in others[len(first) :]]
+        alone += [(d, r) for r in first if r in compared]
+    if not renamed:
         return None
+    # What is compared with another size is so with its number.
+    numbers = {r: FIRST + (d << 20) + 2 * n for n, (d, r) in enumerate((*renamed, *alone))}
     sizes: dict[Dim, Dim] = {}
 
     def at(v: Value) -> tuple[Dim, ...]:
@@ -246,6 +244,10 @@ def told_apart(group: Function, literal: set[Dim]) -> Apart | None:
             attrs["limit"] = tuple(
                 n if limit == d else limit for limit, d, n in zip(attrs["limit"], whole, new, strict=True)
             )
+            if is_prefix(op, 0):
+                attrs["limit"] = (at(op.result)[0], *attrs["limit"][1:])
+        elif op.name == "pad" and is_prefix(op, 0):
+            attrs["high"] = (at(op.result)[0] - at(op.operands[0])[0], *attrs["high"][1:])
         b.loc = op.loc
         try:
             made = b.emit_op(op.name, *[env[v] for v in op.operands], **attrs)

@@ -16,9 +16,10 @@ from typing import Any
 
 from graphc.codegen.apart import told_apart
 from graphc.codegen.boundaries import Boundaries, mark
+from graphc.codegen.literal import Place, changed_places, is_prefix, window_places
 from graphc.ir.function import Builder, Function, Operation, Value
 from graphc.ir.registry import IRTypeError, lookup
-from graphc.ir.types import Dim, DimExpr, Shape, TensorType, size_of, substitute, symbol
+from graphc.ir.types import Dim, DimExpr, TensorType, size_of, substitute, symbol
 
 
 def collapse(group: Function) -> Function:
@@ -174,14 +175,14 @@ _STEPS = ("low", "high", "padding")
 
 def symbolise(group: Function) -> Canonical:
     """`group` with dimensions replaced by extents, as far as its type rules allow."""
-    for keep in (_keep_windows, _keep_spatial):
+    for places in (window_places, changed_places):
         try:
-            return _symbolise(group, keep(group))
+            return _symbolise(group, _sizes(places(group)))
         except (IRTypeError, ValueError, TypeError):
             continue
     # Dimensions that depend on each other by arithmetic: only their symbols become extents.
     try:
-        return _symbolise(group, _keep_spatial(group), structural=True)
+        return _symbolise(group, _sizes(changed_places(group)), structural=True)
     except (IRTypeError, ValueError, TypeError):
         return _symbolise(group, {d for v in _all_values(group) for d in v.type.shape}, structural=True)
 
@@ -190,78 +191,8 @@ def _all_values(group: Function) -> list[Value]:
     return [*group.params, *(r for op in group.ops for r in op.results)]
 
 
-# Images of at most so many pixels a side keep their size in the kernel: a vector covers several lines.
-SMALL_IMAGE = 32
-# In pooling over images larger ones do too: which windows reach over the edge is then known, and how many vectors make up a line.
-POOLED_IMAGE = 128
-
-
-# Rows that are reduced stay literal up to so many elements: they are turned in registers; longer ones fill vectors of their own.
-SHORT_ROW = 64
-
-
-def short_length(shape: Shape, axes: tuple[int, ...]) -> int:
-    """The literal length of the rows of a domain, if they are short and its innermost dimension; else 0."""
-    long = [d for d in range(len(shape)) if shape[d] != 1]
-    reduced = [d for d in long if d in axes]
-    if len(long) < 2 or reduced != long[-1:]:
-        return 0
-    n = shape[reduced[0]]
-    return n if isinstance(n, int) and n <= SHORT_ROW else 0
-
-
-def _keep_windows(group: Function) -> set[Dim]:
-    """Kernel windows of convolutions stay literal: they are unrolled; so do small images in pooling, and head sizes."""
-    keep: set[Dim] = {0, 1}
-    for op in group.ops:
-        if op.name == "conv":
-            keep |= set(op.operands[1].type.shape[2:])
-        if lookup(op.name).family == "attention":
-            # Head sizes decide the registers and the memory that kernels need.
-            keep |= {op.operands[1].type.shape[3], op.operands[2].type.shape[3]}
-        if lookup(op.name).family == "reduce":
-            # Short rows are turned in registers.
-            keep |= {short_length(op.operands[0].type.shape, tuple(op.attrs["axes"] if "axes" in op.attrs else (op.attrs["axis"],)))}
-        if lookup(op.name).family in ("conv", "pool"):
-            count = len(op.attrs["window"] if "window" in op.attrs else op.attrs["strides"])
-            sides = [d for v in (*op.operands, *op.results) for d in v.type.shape[-count:]]
-            most = POOLED_IMAGE if count > 1 and lookup(op.name).family == "pool" else SMALL_IMAGE
-            if all(not isinstance(d, DimExpr) and d <= most for d in sides):
-                keep |= set(sides)
-    return keep
-
-
-def _keep_spatial(group: Function) -> set[Dim]:
-    """Every dimension that an operation changes by arithmetic stays literal."""
-    keep = _keep_windows(group)
-    for op in group.ops:
-        family = lookup(op.name).family
-        if family == "conv":
-            for v in (*op.operands, *op.results):
-                keep |= set(v.type.shape[2:])
-            if op.attrs["groups"] != 1 or op.attrs["batch_groups"] != 1:
-                x, w = op.operands
-                keep |= {w.type.shape[0], op.result.type.shape[1]}
-                keep |= {x.type.shape[0], op.result.type.shape[0]} if op.attrs["batch_groups"] != 1 else set()
-                keep |= {x.type.shape[1], w.type.shape[1]} if op.attrs["groups"] != 1 else set()
-        elif family == "pool":
-            for v in (*op.operands, *op.results):
-                keep |= set(v.type.shape[-len(op.attrs["window"]) :])
-        elif op.name in ("slice", "pad", "concat"):
-            for v in (*op.operands, op.result):
-                if v.type.rank == op.result.type.rank:
-                    keep |= {
-                        d
-                        for d, e in zip(v.type.shape, op.result.type.shape, strict=True)
-                        if d != e or op.name == "concat"
-                    }
-            keep |= {
-                d for d, e in zip(op.result.type.shape, op.operands[0].type.shape, strict=True) if d != e
-            }
-        elif op.name == "reshape":
-            a, b = op.operands[0].type.shape, op.result.type.shape
-            keep |= (set(a) | set(b)) - (set(a) & set(b))
-    return keep
+def _sizes(places: set[Place]) -> set[Dim]:
+    return {0, 1, *(v.type.shape[i] for v, i in places)}
 
 
 def _symbolise(group: Function, literal: set[Dim], structural: bool = False) -> Canonical:
@@ -280,7 +211,7 @@ def _symbolise(group: Function, literal: set[Dim], structural: bool = False) -> 
     def fixed(op: Operation, key: str, i: int) -> bool:
         """Whether a bound of a slice is a number of its own, not the size of what is sliced."""
         d = op.attrs[key][i]
-        if key not in ("start", "limit") or isinstance(d, DimExpr):
+        if key not in ("start", "limit") or isinstance(d, DimExpr) or (key == "limit" and is_prefix(op, i)):
             return False
         return key == "start" or d != op.operands[0].type.shape[i]
 
@@ -311,7 +242,11 @@ def _symbolise(group: Function, literal: set[Dim], structural: bool = False) -> 
                     else extent(attrs[key])
                 )
         for key in _STEPS:
-            if key in attrs:
+            if key == "high" and op.name == "pad" and is_prefix(op, 0):
+                # What is added is what is missing.
+                more = extent(op.result.type.shape[0]) - extent(op.operands[0].type.shape[0])
+                attrs[key] = (more, *followed(attrs[key][1:]))
+            elif key in attrs:
                 attrs[key] = followed(attrs[key])
         emitted = b.emit_op(op.name, *(env[v] for v in op.operands), **attrs)
         for old, new in zip(op.results, emitted.results, strict=True):
@@ -329,7 +264,7 @@ def _symbolise(group: Function, literal: set[Dim], structural: bool = False) -> 
 def canonicalise(group: Function) -> Canonical:
     """The canonical form of a group function."""
     group = collapse(group)
-    apart = told_apart(group, _keep_spatial(group))
+    apart = told_apart(group)
     if apart is not None:
         found = symbolise(apart.group)
         if not _literals(found.function) & apart.sizes.keys():

@@ -8,11 +8,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from graphc.codegen.constants import last_laid_out
-from graphc.ir.function import Builder, Function, Operation, Value
+from graphc.ir.function import Builder, DenseArray, Function, Operation, Value
+from graphc.ir.passes.dce import dce
 from graphc.ir.registry import Array
 from graphc.ir.types import BF16, F16, F32, size_of
 
@@ -50,6 +52,46 @@ def _counts(f: Function) -> set[float]:
     return found
 
 
+def _divided(f: Function, sizes: set[float]) -> Function:
+    """`f` where statistics are divided by a count again: that it is a power of two, so that they could be multiplied, is chance, and
+    for another batch kernels would be others."""
+    made = {op.result: op for op in f.ops if op.name in ("constant", "full")}
+
+    def count_of(v: Value) -> Operation | None:
+        """The constant of which `v` consists, if it is one divided by such a count."""
+        op = made.get(v)
+        op = made.get(op.operands[0]) if op is not None and op.name == "full" else op
+        if op is None or op.name != "constant" or not v.type.dtype.is_float or op.attrs["value"].array.size != 1:
+            return None
+        x = float(op.attrs["value"].array.reshape(()))
+        return op if 0 < x < 1 and math.frexp(x)[0] == 0.5 and 1 / x in sizes else None
+
+    # As many as there are channels: where it is done for every element it should not take longer.
+    found = {
+        op: held
+        for op in f.ops
+        if op.name == "mul"
+        and sum(d != 1 for d in op.result.type.shape) <= 1
+        and (held := count_of(op.operands[1])) is not None
+    }
+    if not found:
+        return f
+    b = Builder(f.name)
+    env = {p: b.param(p.type, name) for p, name in zip(f.params, f.param_names, strict=True)}
+    for op in f.ops:
+        b.loc = op.loc
+        if op not in found:
+            b.copy(op, env)
+            continue
+        array = found[op].attrs["value"].array
+        count = b.emit("constant", value=DenseArray((1 / array).astype(array.dtype).reshape(())))
+        x = env[op.operands[0]]
+        if x.type.shape:
+            count = b.emit("full", count, shape=x.type.shape)
+        env[op.result] = b.emit("div", x, count)
+    return dce(b.build([env[r] for r in f.results]))
+
+
 def prepare(f: Function, counts: bool = False) -> tuple[Function, tuple[Array, ...]]:
     """The prepared function, whose last parameters are the returned constant arrays.
 
@@ -57,6 +99,7 @@ def prepare(f: Function, counts: bool = False) -> tuple[Function, tuple[Array, .
     kernels do not depend on them.
     """
     sizes = _counts(f) if counts else set()
+    f = _divided(f, sizes) if sizes else f
     held: list[tuple[Value, Operation]] = [
         (op.result, op)
         for op in f.ops

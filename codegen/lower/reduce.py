@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graphc.codegen.canonical import short_length
+from graphc.codegen.literal import short_length
 from graphc.codegen.loops import Kernel
 from graphc.codegen.lower.columns import LEVELS, Blocking, lower_columns
 from graphc.codegen.lower.index import dim_expr

@@ -235,5 +235,5 @@ def test_one_kernel_serves_all_lengths() -> None:
 
 def test_stages_are_printed() -> None:
     f = Case((2, 2, 2, 70, 70, 8, 8), causal=True).function(True)
-    assert "= attention_grad(j < e1 in blocks of 64, j <= i2: sum(d < 8: " in stage_text(f, "loops")
+    assert "= attention_grad(j < e2 in blocks of 64, j <= i2: sum(d < 8: " in stage_text(f, "loops")
     assert "kernel @attention_grad" in stage_text(f, "scheduled")

@@ -21,6 +21,7 @@ from graphc.ir.text import parse_function
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No kernels in memory or on disk."""
     monkeypatch.setenv("GRAPHC_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("GRAPHC_COSTS", "default")  # measuring them would compile too
     for module, name in ((kernels, "_memory"), (kernels, "_linked"), (borrow, "_loaded"), (changing, "_families")):
         monkeypatch.setattr(module, name, {})
     cache.forget()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from graphc.codegen import kernels
-from graphc.codegen.canonical import SHORT_ROW
+from graphc.codegen.literal import SHORT_ROW
 from graphc.codegen.program import compile_function
 from graphc.ir.function import Builder, Function, Loc, Value
 from graphc.ir.registry import lookup
