@@ -303,6 +303,7 @@ def _choice(canonical: Function, hint: dict[str, int], stream: bool, changing: f
     if family(canonical) != "contract":
         return variant(canonical, target, hint, stream, changing)
     among = f" changing {sorted(changing)}" if changing else ""
+    among += "" if stream else " unaligned"
     key = cache.key(kernel_text(canonical, f"schedule for {sorted(hint.items())}{among}"), target.key())
     known = cache.get(key)
     if known is not None:
@@ -428,7 +429,7 @@ def _written(m: _Missing, key: str) -> tuple[bytes, str]:
         ordinal.append([op.name, same.index(op)])
     head: dict[str, Any] = {
         "launches": launches,
-        "streams": m.choice.startswith("map stream"),
+        "streams": m.choice.startswith("map stream") or "past=True" in m.choice,
         "scratch": [[s.dtype.name, str(s.size)] for s in lowered.scratch],
         "sites": ordinal,
     }

@@ -59,7 +59,8 @@ def _places(body: Sequence[Stmt]) -> Iterator[tuple[Buffer, Expr, bool]]:
             values.append(s.value)
         elif isinstance(s, Store):
             values.append(s.value)
-            yield s.buffer, s.index, True
+            if not s.stream:
+                yield s.buffer, s.index, True
     for e in children_first(tuple(values)):
         if (
             e.op == "load"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -27,7 +28,16 @@ from graphc.codegen.loops import (
     Transpose,
     Vector,
 )
-from graphc.codegen.lower.affine import Levels, ceil_div, decided, greatest_of, least_of, normal, tidy
+from graphc.codegen.lower.affine import (
+    Levels,
+    ceil_div,
+    decided,
+    greatest_of,
+    least_of,
+    logical_and,
+    normal,
+    tidy,
+)
 from graphc.codegen.lower.ahead import fetch_ahead
 from graphc.codegen.lower.blocks import Blocks
 from graphc.codegen.lower.contraction import (
@@ -56,6 +66,7 @@ from graphc.codegen.lower.microkernel import (
 )
 from graphc.codegen.lower.nest import group_extents
 from graphc.codegen.lower.packing import lane_coords, pack_kernel, small_index
+from graphc.codegen.lower.past import LINE
 from graphc.codegen.lower.pull import guard_loads
 from graphc.codegen.lower.stream import StreamKernels
 from graphc.codegen.lower.tiles import UNROLL, Schedule, power_of_two
@@ -354,9 +365,14 @@ class ContractionKernels:
         if tile.lanes == 1:
             body = inner
         else:
+            inside = n0 + tile.lanes <= stop
+            if s.past:
+                # Stores past the caches take whole vectors that begin at multiples of 64 bytes.
+                inside = logical_and(decided(inside), equal(self.count_lanes % LINE, 0))
             body = self.choose(
-                n0 + tile.lanes <= stop,
-                lambda masked: region(lane, tile.lanes, where(n0 + lane < stop, inner, masked)),
+                inside,
+                lambda masked: region(lane, tile.lanes, where(n0 + lane < stop, inner if masked else past(inner, s.past), masked)),
+                hot=s.past,
             )
         return [For(i, index(0), rows, tuple(body), index(1))]
 
@@ -430,6 +446,11 @@ def moved(at: Position, layout: Sequence[Operation]) -> Position:
         else:
             at = Position(op.result.type.shape, [at.coords[axis] for axis in op.attrs["axes"]])
     return at
+
+
+def past(body: Body, wanted: bool) -> Body:
+    """Statements of an epilogue, their stores past the caches if that is wanted."""
+    return [dataclasses.replace(x, stream=True) if wanted and isinstance(x, Store) else x for x in body]
 
 
 def where(cond: Expr, body: Body, masked: bool) -> Body:

@@ -41,6 +41,10 @@ def variant(
         schedule = _schedule(group, target, at)
         if any(name in changing for name, _ in getattr(schedule, "literal", ())):
             schedule = _schedule(group, target, at, windows=False)
+        if stream:
+            from graphc.codegen.lower.past import past_caches
+
+            schedule = past_caches(group, schedule, hint)
         return f"contract {schedule}"
     if kind == "row":
         return str(schedule_of(group, hint, target.vector_bits))
@@ -74,6 +78,8 @@ def _lowered(group: Function, target: Target, hint: dict[str, int], choice: str,
 
         # A variant that is a product may be one of a convolution that has windows as well.
         schedule = _schedule(group, target, tuple(sorted(hint.items())), not choice.startswith("contract Schedule("))
+        if "past=True" in choice:
+            schedule = schedule._replace(past=True)
         return lower_contraction(group, target, hint, schedule)
     if kind == "row":
         return lower_reduce(group, schedule_of(group, hint, target.vector_bits))

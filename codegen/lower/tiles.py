@@ -48,6 +48,7 @@ class Schedule(NamedTuple):
     per_example: conv only: the examples are a batch dimension.
     tail: lanes of the tiles that take what whole tiles leave of a block, less than `lanes`; 0: whole ones do.
     ahead: what a tile's epilogue reads and writes is asked for before the tile is summed up.
+    past: results go past the caches (past.py); they are aligned to 64 bytes.
     near: packing takes the first contracted dimension last: a convolution's channels, on which padding
         does not depend; for images so small that those of all channels stay in the cache.
     """
@@ -65,6 +66,7 @@ class Schedule(NamedTuple):
     near: bool
     tail: int = 0
     ahead: bool = False
+    past: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -99,7 +100,11 @@ class Native:
 
 
 def poisoned(shape: Sequence[Any], dtype: Any) -> Array:
-    out = np.empty(shape, dtype)
+    """Memory as programs have it, aligned to 64 bytes, full of what must not be read."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    block = np.empty(size + 64, np.uint8)
+    start = -block.ctypes.data % 64
+    out = block[start : start + size].view(dtype).reshape(shape)
     out.view(np.uint8).fill(0xFF if out.dtype.itemsize > 1 else 1) if out.ndim else out.fill(1)
     return out
 
