@@ -10,6 +10,7 @@ over these, once, for all emitters.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import threading
 import weakref
@@ -163,9 +164,23 @@ class _Held(weakref.ref[Expr]):
     key: Any
 
 
+# What died while another thread had the lock, and may be in `_interned` still.
+_gone: list[_Held] = []
+
+
 def _forget(held: _Held) -> None:
-    if _interned.get(held.key) is held:
-        del _interned[held.key]
+    """Take out what is gone; where another thread puts something in just now, `make` does it later.
+
+    Nobody waits here: this is called wherever an object dies, with any locks held.
+    """
+    if not _lock.acquire(blocking=False):
+        _gone.append(held)
+        return
+    try:
+        if _interned.get(held.key) is held:
+            del _interned[held.key]
+    finally:
+        _lock.release()
 
 
 def make(op: str, dtype: DType, args: tuple[Expr, ...] = (), data: Any = None) -> Expr:
@@ -183,6 +198,10 @@ def make(op: str, dtype: DType, args: tuple[Expr, ...] = (), data: Any = None) -
                 node.op, node.dtype, node.args, node.data = op, dtype, args, data
                 _interned[key] = held = _Held(node, _forget)
                 held.key = key
+                if _gone:
+                    with contextlib.suppress(IndexError):
+                        while True:
+                            _forget(_gone.pop())
     return node
 
 
