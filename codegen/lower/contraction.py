@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from graphc.codegen.expr import Expr, cast, children_first, index, replace, var
 from graphc.codegen.loops import Buffer
 from graphc.codegen.lower.affine import Levels, depends, linear, tidy
-from graphc.codegen.lower.index import delinearise, dim_expr
+from graphc.codegen.lower.index import Position, delinearise, dim_expr
 from graphc.codegen.lower.pull import Pull
 from graphc.ir.function import Function, Operation, Value
-from graphc.ir.types import F32, I32, U32, Dim, DType, Shape, size_of
+from graphc.ir.types import F32, I32, I64, U32, Dim, DType, Shape, size_of
 
 BLOCK = 256  # k of a chain of fused multiply-adds (docs/architecture.md, the bit contract)
 LEAST_RUN = 8
@@ -214,6 +214,17 @@ def _position(c: Contraction, side: Operand) -> Callable[[Sequence[Expr], Expr, 
 
 def _is_one(found: tuple[Expr, Expr] | None) -> bool:
     return found is not None and found[0].op == "const" and found[0].data == 1
+
+
+def epilogue_operations(c: Contraction) -> int:
+    """The number of operations that follow the root for one element, positions not counted."""
+    at = Position(c.result.type.shape, [var(f"i{d}") for d in range(c.result.type.rank)])
+    c.pull.bind(c.result, lambda _: var("total", c.result.type.dtype))
+    found = [c.pull.at(v, at.reshaped(v.type.shape)) for v in c.group.results]
+    c.pull.take_reports()
+    return len(
+        [e for e in children_first(tuple(found)) if e.op not in ("var", "const") and e.dtype is not I64]
+    )
 
 
 def total(shape: Shape) -> Expr:

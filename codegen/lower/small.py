@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from graphc.codegen.expr import Expr, cast, children_first, const, index, load, replace, var
+from graphc.codegen.expr import Expr, cast, const, index, load, replace, var
 from graphc.codegen.loops import (
     Alloc,
     Assign,
@@ -27,7 +27,14 @@ from graphc.codegen.loops import (
     Transpose,
 )
 from graphc.codegen.lower.affine import Levels, least_of, linear, normal, tidy
-from graphc.codegen.lower.contraction import BLOCK, Contraction, access, transposable, widened
+from graphc.codegen.lower.contraction import (
+    BLOCK,
+    Contraction,
+    access,
+    epilogue_operations,
+    transposable,
+    widened,
+)
 from graphc.codegen.lower.dot import dot_contraction
 from graphc.codegen.lower.index import Position, delinearise, dim_expr
 from graphc.codegen.lower.kernels import buffers_used, layout_of, moved
@@ -38,7 +45,7 @@ from graphc.codegen.lower.pull import Pull, guard_loads
 from graphc.codegen.lower.tiles import power_of_two, registers
 from graphc.ir.function import Function, Operation, Value
 from graphc.ir.interpret import specialize
-from graphc.ir.types import I64, DType, dim_symbols, size_of, substitute
+from graphc.ir.types import DType, dim_symbols, size_of, substitute
 
 Body = list[Stmt]
 # So many products at least: fewer are not worth a kernel for one size.
@@ -135,7 +142,7 @@ def choose(
     if vectors > MOST_VECTORS:
         return None
     room = 24 if registers(vector_bits) == 32 else 12
-    room = min(room, EPILOGUE // max(1, _epilogue(c)))
+    room = min(room, EPILOGUE // max(1, epilogue_operations(c)))
     strip = _strip_rows(rows, room // vectors)
     turned = ""
     if not lanes_of.unit_free and lanes > 1:
@@ -156,17 +163,6 @@ def choose(
 def _strip_rows(rows: int, most: int) -> int:
     """Rows of a strip, so that all strips have about as many."""
     return -(-rows // -(-rows // max(1, most)))
-
-
-def _epilogue(c: Contraction) -> int:
-    """The number of operations of the epilogue of one element."""
-    at = Position(c.result.type.shape, [var(f"i{d}") for d in range(c.result.type.rank)])
-    c.pull.bind(c.result, lambda _: var("total", c.result.type.dtype))
-    found = [c.pull.at(v, at.reshaped(v.type.shape)) for v in c.group.results]
-    c.pull.take_reports()
-    return len(
-        [e for e in children_first(tuple(found)) if e.op not in ("var", "const") and e.dtype is not I64]
-    )
 
 
 def _width(lanes: int, most: int) -> int:

@@ -2,8 +2,8 @@
 
 1. pack: the weights into strips [k][rows], and the table of offsets of k in a segment (geometry.py).
 2. contract: a task makes the padded copy of its part of the input, then meets all output channels. A tile is
-   rows (output channels) times vectors (of pixels); for each k one load a vector and one broadcast a row. Its blocks
-   of 256 k are added up in memory, then the epilogue follows.
+   rows (output channels) times vectors (of pixels); for each k one load a vector and one broadcast a row. A single block
+   of at most 256 k is finished in registers, if what follows is short; several are added up in memory, then the epilogue follows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from graphc.codegen.loops import (
     Vector,
 )
 from graphc.codegen.lower.affine import Levels, greatest_of, least_of, normal, tidy
-from graphc.codegen.lower.contraction import BLOCK, Contraction, widened
+from graphc.codegen.lower.contraction import BLOCK, Contraction, epilogue_operations, widened
 from graphc.codegen.lower.index import delinearise, dim_expr, linearise
 from graphc.codegen.lower.lowered import Scratch
 from graphc.codegen.lower.microkernel import multiply_add
@@ -34,9 +34,14 @@ from graphc.codegen.lower.windows.geometry import Geometry
 from graphc.codegen.lower.windows.schedule import WindowSchedule, copy_elements, segment
 from graphc.ir.types import I64
 
+# Operations of an epilogue that are written out, for all sums of a tile.
+DIRECT = 600
+
 
 class WindowKernels(KernelBuilder):
     """Builds the kernels of a contraction whose root is a `conv`, by example."""
+
+    registers = True  # sums of one block of k may be finished in registers
 
     def __init__(
         self, c: Contraction, g: Geometry, schedule: WindowSchedule, results: Sequence[Buffer]
@@ -54,6 +59,7 @@ class WindowKernels(KernelBuilder):
         self.offsets = self.new_scratch("offsets", g.depth, I64)
         self.copied = Buffer("copied", self.dtype, "local")
         self.tile = Buffer("tile", self.dtype, "local")
+        self._direct_known: bool | None = None
 
     def build(self) -> tuple[tuple[Kernel, ...], tuple[Scratch, ...]]:
         """The kernels in launch order, and their scratch memory."""
@@ -116,7 +122,7 @@ class WindowKernels(KernelBuilder):
         task = self.name("task")
         whole: Body = [
             Alloc(self.copied, self.copy_size),
-            Alloc(self.tile, s.rows * s.vectors * s.width),
+            *([] if self._direct() else [Alloc(self.tile, s.rows * s.vectors * s.width)]),
             For(task, var("begin"), var("end"), tuple(self.task(task)), index(1)),
         ]
         return self.kernel("contract", self.tasks, self._work, whole)
@@ -200,8 +206,36 @@ class WindowKernels(KernelBuilder):
                 Let(at, self._vector_place(least_of(t + v, count - 1) if s.images > 1 and v else t + v, skip))
             )
             bases.append(at)
+        if self._direct():
+            start, lane, k = self.name("weights"), self.name("lane"), self.name("k")
+            sums = [[self.name("sum", self.dtype) for _ in bases] for _ in range(s.rows)]
+            step = self._step(start, bases, sums, k, lane)
+            region: Body = [
+                *(Declare(total, const(self.dtype, 0)) for row_sums in sums for total in row_sums),
+                For(k, index(0), index(g.depth), tuple(step), index(1)),
+                *self._finished_sums(sums, lane, b, strip, t, n0, first, count, [*loops, strip, t]),
+            ]
+            weights = Let(start, (b * self.strips + strip) * (g.depth * s.rows))
+            return [*lets, weights, Vector(lane, s.width, tuple(region))]
         summed = self._sum(b * self.strips + strip, bases)
         return [*lets, *summed, *self._epilogue(b, strip, t, n0, first, count, [*loops, strip, t])]
+
+    def _direct(self) -> bool:
+        """Whether sums are finished where they are, in registers, and never meet the tile."""
+        if self._direct_known is None:
+            written = self.s.rows * self.s.vectors * epilogue_operations(self.c)
+            self._direct_known = self.registers and self.g.depth <= BLOCK and written <= DIRECT
+        return self._direct_known
+
+    def _step(self, start: Expr, bases: list[Expr], sums: list[list[Expr]], k: Expr, lane: Expr) -> Body:
+        """The term k of all sums; the strip's weights are at `start`."""
+        offset = load(self.offsets, k)
+        xs = [load(self.copied, base + offset + lane) for base in bases]
+        step: Body = []
+        for i, row in enumerate(sums):
+            a = load(self.weights, start + k * self.s.rows + i)
+            step += [Assign(total, multiply_add(a, x, total)) for total, x in zip(row, xs, strict=True)]
+        return step
 
     def _sum(self, strip: Expr, bases: list[Expr]) -> Body:
         """The sums over all k of a strip and of vectors at `bases` of the copy, into the tile."""
@@ -211,12 +245,7 @@ class WindowKernels(KernelBuilder):
         lane = self.name("lane")
         sums = [[self.name("sum", self.dtype) for _ in bases] for _ in range(s.rows)]
         block, stop, k = self.name("block"), self.name("stop"), self.name("k")
-        offset = load(self.offsets, k)
-        step: Body = []
-        xs = [load(self.copied, base + offset + lane) for base in bases]
-        for i in range(s.rows):
-            a = load(self.weights, start + k * s.rows + i)
-            step += [Assign(total, multiply_add(a, x, total)) for total, x in zip(sums[i], xs, strict=True)]
+        step = self._step(start, bases, sums, k, lane)
         flat = [(i, v, total) for i, row_sums in enumerate(sums) for v, total in enumerate(row_sums)]
         places = [(index((i * s.vectors + v) * s.width) + lane, total) for i, v, total in flat]
         region: Body = [Declare(total, const(self.dtype, 0)) for _, _, total in flat]
@@ -236,6 +265,32 @@ class WindowKernels(KernelBuilder):
             ]
             summed = [For(block, index(0), index(g.depth), tuple(turn), index(BLOCK))]
         return [*lets, *summed]
+
+    def _finished_sums(
+        self, sums: list[list[Expr]], lane: Expr, b: Expr, strip: Expr, t: Expr, n0: Expr, first: Expr, count: Expr,
+        loops: list[Expr],
+    ) -> Body:  # fmt: skip
+        """The results of a tile whose sums are in registers."""
+        g, s = self.g, self.s
+        body: Body = []
+        for v in range(s.vectors):
+            image, pixel = self.name("image"), self.name("p")
+            mine: Body = [
+                Let(image, (t + v) // self.vectors if s.images > 1 else index(0)),
+                Let(pixel, first + (t + v - image * self.vectors) * s.width),
+            ]
+            there = self._there(pixel + lane)
+            for i, row in enumerate(sums):
+                o = strip * s.rows + i
+                order = [*loops, image, pixel, lane]
+                inner = self.finished((b, n0 + image), o, self._position(pixel + lane), row[v], order)
+                if there is not None:
+                    inner = [If(there, tuple(inner))]
+                if g.outputs % s.rows and i >= g.outputs % s.rows:
+                    inner = [If(o < g.outputs, tuple(inner))]
+                mine += inner
+            body += [If(t + v < count, tuple(mine))] if v else mine
+        return body
 
     def _vector_place(self, number: Expr, skip: Expr) -> Expr:
         """Where the first pixel of a task's vector is in the first segment of its image."""

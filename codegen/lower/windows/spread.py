@@ -109,6 +109,8 @@ def choose(
 class SpreadKernels(WindowKernels):
     """Builds the kernels: one that packs weights and writes tables, and the main one."""
 
+    registers = False  # its sums are of several lists of terms
+
     def __init__(
         self, c: Contraction, g: Geometry, schedule: SpreadSchedule, results: Sequence[Buffer]
     ) -> None:
