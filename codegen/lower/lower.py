@@ -76,8 +76,11 @@ def _lowered(group: Function, target: Target, hint: dict[str, int], choice: str,
     if kind == "contract":
         from graphc.codegen.lower.contract import lower_contraction
 
-        # A variant that is a product may be one of a convolution that has windows as well.
-        schedule = _schedule(group, target, tuple(sorted(hint.items())), not choice.startswith("contract Schedule("))
+        at = tuple(sorted(hint.items()))
+        schedule = _schedule(group, target, at)
+        if choice.startswith("contract Schedule(") and not str(schedule).startswith("Schedule("):
+            # A product, of a convolution that has windows as well, or of one size as well.
+            schedule = _schedule(group, target, at, windows=False)
         if "past=True" in choice:
             schedule = schedule._replace(past=True)
         return lower_contraction(group, target, hint, schedule)

@@ -123,6 +123,9 @@ def choose(
                         continue
                     if lane_mode == "streamed" and not _streamed(sizes, lanes_of, rows, r, lanes, n, per_vector, dtype.bits // 8):
                         continue
+                    tiles = _tiles_cost(sizes, r, n, rows, lanes, lane_mode, lanes_of, per_vector, dtype.bits // 8)
+                    if best is not None and tiles >= best[0]:
+                        continue  # whatever else it costs
                     for row_mode in ("direct", "packed", "table"):
                         if row_mode == "direct" and not rows_of.direct and (rows_of.run is None or lane_mode in WHOLE_RUNS):
                             continue
@@ -130,7 +133,7 @@ def choose(
                             continue
                         cost = _cost(
                             sizes, r, n, rb, lb, run, rows, lanes, lane_mode, row_mode, rows_of, lanes_of,
-                            per_vector, swap, dtype.bits // 8,
+                            per_vector, swap, dtype.bits // 8, tiles,
                         )  # fmt: skip
                         if best is not None and cost >= best[0]:
                             continue
@@ -188,19 +191,12 @@ def _copy_cost(a: Access, run: int, per_vector: int, local: bool) -> float:
 
 def _cost(
     s: Sizes, r: int, n: int, rb: int, lb: int, run: int, rows: int, lanes: int, lane_mode: str, row_mode: str,
-    rows_of: Access, lanes_of: Access, per_vector: int, swap: bool, itemsize: int,
+    rows_of: Access, lanes_of: Access, per_vector: int, swap: bool, itemsize: int, cost: float,
 ) -> float:  # fmt: skip
-    """Cycles of one thread, by a model fitted to measurements on Zen 4."""
+    """Cycles of one thread, by a model fitted to measurements on Zen 4. cost: of the tiles, to which everything else is added."""
     vectors, row_run = -(-lanes // per_vector), s.right_run if swap else s.left_run
     chunk = _chunk(s, -(-r // rows), lane_mode, row_mode, rows_of)
     strips, panels = -(-r // rows), -(-n // lanes)
-    tail = tail_of(n, lanes, per_vector, lane_mode) if strips * panels < MANY_TILES else 0
-    tiles = s.batch * strips * (n // lanes if tail else panels)
-    cost = tiles * _tile_cost(s, r, n, rows, lanes, lane_mode, lanes_of, per_vector, itemsize)
-    if tail:
-        narrow = _tile_cost(s, r, n, rows, tail, lane_mode, lanes_of, per_vector, itemsize)
-        # A second loop is more code to make, and to fetch.
-        cost += s.batch * strips * -(-(n % lanes) // tail) * narrow + 100
     tiles = s.batch * strips * panels
     if lane_mode == "packed":
         copied = lb * s.depth * panels * lanes
@@ -241,6 +237,21 @@ def _cost(
     # Tiles are turned before they are written where lanes are not neighbours in memory.
     scattered = swap and lanes > 1
     return cost + s.batch * r * n * (0.4 if scattered else 0.1)
+
+
+def _tiles_cost(
+    s: Sizes, r: int, n: int, rows: int, lanes: int, lane_mode: str, lanes_of: Access, per_vector: int, itemsize: int
+) -> float:
+    """Cycles of all tiles, rows read for nothing."""
+    strips, panels = -(-r // rows), -(-n // lanes)
+    tail = tail_of(n, lanes, per_vector, lane_mode) if strips * panels < MANY_TILES else 0
+    tiles = s.batch * strips * (n // lanes if tail else panels)
+    cost = tiles * _tile_cost(s, r, n, rows, lanes, lane_mode, lanes_of, per_vector, itemsize)
+    if tail:
+        narrow = _tile_cost(s, r, n, rows, tail, lane_mode, lanes_of, per_vector, itemsize)
+        # A second loop is more code to make, and to fetch.
+        cost += s.batch * strips * -(-(n % lanes) // tail) * narrow + 100
+    return cost
 
 
 def _tile_cost(
