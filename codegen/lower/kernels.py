@@ -70,6 +70,7 @@ from graphc.codegen.lower.past import LINE
 from graphc.codegen.lower.pull import guard_loads
 from graphc.codegen.lower.stream import StreamKernels
 from graphc.codegen.lower.tiles import UNROLL, Schedule, power_of_two
+from graphc.codegen.positions import Tokens, squeezed, step, tokens_of, with_units
 from graphc.ir.function import Operation, Value
 from graphc.ir.types import BOOL, I64, Dim, DType, size_of
 
@@ -422,9 +423,9 @@ class ContractionKernels:
 
 
 def layout_of(c: Contraction, v: Value) -> tuple[Value, list[Operation]]:
-    """A result as a value and the reshapes and permutations of it that follow, in order."""
+    """A result as a value that is read where the sum is, and the reshapes and permutations of it that follow, in order."""
     whole, ops = v, list[Operation]()
-    while v is not c.result and v in c.pull.producer:
+    while v is not c.result and v in c.pull.producer and not _reads_in_place(c, v):
         op, _ = c.pull.producer[v]
         if op.name not in ("reshape", "permute"):
             break
@@ -436,6 +437,25 @@ def layout_of(c: Contraction, v: Value) -> tuple[Value, list[Operation]]:
             f"{c.root.name}, but {whole.type} does not follow {c.result.type} element by element"
         )
     return v, ops
+
+
+def _reads_in_place(c: Contraction, v: Value) -> bool:
+    """Whether each element of `v` reads the sum at its own position: permutations on the way undo each other."""
+    shape = c.result.type.shape
+    if squeezed(v.type.shape) != squeezed(shape):
+        return False
+    here = tokens_of(shape)
+    stack, seen = [(v, with_units(here, shape, v.type.shape))], set[tuple[Value, Tokens]]()
+    while stack:
+        at = stack.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        if at[0] is c.result and at[1] != here:
+            return False
+        if at[0] is not c.result and at[0] in c.pull.producer:
+            stack += step(c.pull.producer[at[0]][0], at[1])
+    return True
 
 
 def moved(at: Position, layout: Sequence[Operation]) -> Position:

@@ -13,7 +13,7 @@ from graphc.codegen.lower.tiles import LANES, ROWS, Schedule, registers, tile_fi
 from graphc.ir.function import Builder
 from graphc.ir.types import TensorType
 
-from tests.codegen.contractions import arguments, biased, check, check_by_oracle, dot_group
+from tests.codegen.contractions import arguments, biased, check, check_by_oracle, conv_group, dot_group
 from tests.codegen.run_kernels import Native, evaluate
 
 LAYOUTS = {
@@ -326,6 +326,28 @@ def test_epilogues(dtype: str) -> None:
     f = dot_group(f"{dtype}[12, 300]", f"{dtype}[300, 20]", (1,), (0,), epilogue=epilogue)
     for schedule in (None, SCHEDULES["packed"], SCHEDULES["split"], SCHEDULES["swapped"]):
         check(f, schedule=schedule)
+
+
+@pytest.mark.parametrize("schedule", [None, "packed", "split", "swapped"])
+def test_an_epilogue_that_is_turned_there_and_back(schedule: str | None) -> None:
+    """What is computed between two permutations that undo each other reads the product where it is, not where its own elements are."""
+
+    def epilogue(b, root):
+        turned = b.permute(root, axes=(1, 0))
+        scaled = b.mul(turned, b.permute(b.param(TensorType.parse("f32[12, 20]")), axes=(1, 0)))
+        return [b.permute(scaled, axes=(1, 0)), b.permute(b.neg(b.mul(root, root)), axes=(1, 0))]
+
+    f = dot_group("f32[12, 300]", "f32[300, 20]", (1,), (0,), epilogue=epilogue)
+    check(f, schedule=SCHEDULES[schedule] if schedule else None)
+
+
+def test_an_epilogue_of_windows_that_is_turned_there_and_back() -> None:
+    def epilogue(b, root):
+        last = b.permute(root, axes=(0, 2, 3, 1))
+        bias = b.broadcast(b.param(TensorType.parse("f32[5]")), shape=last.type.shape, axes=(3,))
+        return [b.permute(b.add(last, bias), axes=(0, 3, 1, 2))]
+
+    check(conv_group("f32[2, 3, 9, 8]", "f32[5, 3, 3, 3]", epilogue))
 
 
 def test_epilogue_of_a_reshaped_product() -> None:
