@@ -78,6 +78,17 @@ def test_what_schedules_are_chosen() -> None:
     assert checked(product("NT"), extents(9, 8, 1)).swap
 
 
+def test_long_epilogues_are_written_out_for_few_rows() -> None:
+    def chain(b: Builder, root: Value) -> list[Value]:
+        y = root
+        for _ in range(30):
+            y = b.emit("sqrt", b.emit("abs", b.emit("sub", y, b.emit("square", y))))
+        return [y]
+
+    f = dot_group("f32[e0, e1, e2]", "f32[e0, e2, e3]", (2,), (1,), batch=1, epilogue=chain)
+    assert checked(f, extents(8, 8, 8)).rows < 8
+
+
 def test_what_is_left_to_tiles() -> None:
     for size in ((300, 8, 8), (8, 257, 8), (64, 128, 64), (8, 8, 300)):
         assert isinstance(variant(product("NN"), extents(*size)), Schedule), size
