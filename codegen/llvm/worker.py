@@ -34,9 +34,12 @@ def machine(llvm: Any, triple: str, cpu: str, features: str) -> Any:
 def parse(llvm: Any, text: str, context: Any = None) -> Any:
     """The module of a text, in a context of its own: types and constants go away with it. Raises `RuntimeError` on invalid text."""
     try:
-        return llvm.parse_assembly(text, context or llvm.create_context())
+        module = llvm.parse_assembly(text, context or llvm.create_context())
     except RuntimeError as error:
         raise RuntimeError(f"LLVM refused generated code: {error}") from None
+    # It goes with its context. After an interrupt Python's collector finds both, and may finalise the context first.
+    module._owned = True
+    return module
 
 
 def without_strength_reduction(llvm: Any, off: bool) -> None:

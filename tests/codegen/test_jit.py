@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from graphc.codegen.llvm import jit
@@ -43,3 +46,18 @@ def test_invalid_text_is_refused():
 def test_old_cpu_is_refused_with_the_cure():
     with pytest.raises(RuntimeError, match="x86-64-v3"):
         make_target("x86-64-v2")
+
+
+def test_modules_go_with_their_contexts_in_whatever_order_they_are_finalised() -> None:
+    """As Python's collector may after an interrupt; in a process of its own, which would crash."""
+    program = """
+from graphc.codegen.llvm import worker
+from graphc.codegen.llvm.target import llvm_binding
+text = "".join(f"define i64 @f{i}(i64 %x) {{ ret i64 %x }}\\n" for i in range(100))
+for _ in range(20):
+    module = worker.parse(llvm_binding(), text)
+    context = module._context
+    context.close()
+    module.close()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
