@@ -9,7 +9,7 @@ from __future__ import annotations
 from graphc.codegen.fuse import ALONE, CONTRACT, MOST_OPERATIONS, REDUCE
 from graphc.codegen.likely import likely
 from graphc.codegen.lower.row_group import LANES, domain_of, identity_of, is_columns, single_pass
-from graphc.codegen.merge import MOST_RESULTS
+from graphc.codegen.merge import MOST_RESULTS, with_calls
 from graphc.codegen.positions import Tokens, squeezed, step, tokens_of, units_out
 from graphc.ir.function import Builder, Module, Operation, Value
 from graphc.ir.passes.cse import cse
@@ -26,18 +26,7 @@ def join(module: Module) -> Module:
     joiner = _Joiner(module)
     for column in joiner.columns:
         joiner.place(column)
-    if not joiner.results:
-        return module
-    b = Builder(module.entry.name)
-    env: dict[Value, Value] = {}
-    for p, name in zip(module.entry.params, module.entry.param_names, strict=True):
-        env[p] = b.param(p.type, name)
-    for op in joiner.calls:
-        b.loc = op.loc
-        env.update({v: env[joiner.now(v)] for v in op.operands if v in joiner.results})
-        b.copy(op, env)
-    functions = (op.attrs["function"] for op in joiner.calls)
-    return Module([b.build([env[joiner.now(r)] for r in module.entry.results]), *functions])
+    return with_calls(module, joiner.calls, joiner.now) if joiner.results else module
 
 
 class _Joiner:

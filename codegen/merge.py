@@ -7,7 +7,7 @@ reductions: the sums of batch norm's gradient read the cotangent of an activatio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from graphc.codegen.fuse import ALONE, CONTRACT, MOST_OPERATIONS, REDUCE
 from graphc.codegen.likely import likely
@@ -27,19 +27,21 @@ def merge(module: Module) -> Module:
     merger = _Merger(module)
     while (pair := merger.pair()) is not None:
         merger.merge(*pair)
-    if not merger.results:
-        return module
+    return with_calls(module, merger.calls, merger.now) if merger.results else module
+
+
+def with_calls(module: Module, calls: Sequence[Operation], now: Now) -> Module:
+    """`module` with other calls. now: what stands for a value that they or the results name."""
     b = Builder(module.entry.name)
     env: dict[Value, Value] = {}
     for p, name in zip(module.entry.params, module.entry.param_names, strict=True):
         env[p] = b.param(p.type, name)
-
-    for op in merger.calls:
+    for op in calls:
         b.loc = op.loc
-        env.update({v: env[merger.now(v)] for v in op.operands if v in merger.results})
+        env.update({v: env[now(v)] for v in op.operands})
         b.copy(op, env)
-    functions = (op.attrs["function"] for op in merger.calls)
-    return Module([b.build([env[merger.now(r)] for r in module.entry.results]), *functions])
+    functions = (op.attrs["function"] for op in calls)
+    return Module([b.build([env[now(r)] for r in module.entry.results]), *functions])
 
 
 class _Merger:
